@@ -1,4 +1,4 @@
-"""What a benchmark is: named tasks, how an answer is scored, and what an episode over it may use."""
+"""What a benchmark is: named tasks, how an answer is scored, what an episode may use."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class Score(NamedTuple):
 
 
 Scorer = Callable[[str, Task], Score]
-"""The text between the answer tags, and its task -> the score. Bounded in time and safe in any thread."""
+"""The text between the answer tags, and its task -> the score. Bounded in time, thread-safe."""
 
 
 class Passage(NamedTuple):

@@ -1,0 +1,148 @@
+"""Turns rows into tasks: duplicates, training slices, the overlap check.
+
+What the fields of a row mean is said in the families' files.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import overload
+
+from benchmarks.benchmark import Split, Task
+from benchmarks.catalog import EVALUATED, Evaluated
+from benchmarks.sources import (
+    DataUnavailable,
+    Fetch,
+    HubTable,
+    Row,
+    fetch_from_hub,
+    local_rows,
+    question_key,
+)
+
+
+@dataclass(frozen=True)
+class TaskList(Sequence[Task]):
+    """Tasks, and what happened to the rows that are not among them."""
+
+    tasks: tuple[Task, ...]
+    counts: tuple[tuple[str, int], ...] = ()
+    """(what, rows): read, left out and why, repaired, overlaps removed, sets not compared."""
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    @overload
+    def __getitem__(self, index: int) -> Task: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Task]: ...
+    def __getitem__(self, index: int | slice) -> Task | Sequence[Task]:
+        return self.tasks[index]
+
+
+class LeftOut(Exception):
+    """A row mapping raises it for a row that is no task; counted under its text."""
+
+
+RowToTask = Callable[[Row, Counter[str]], Task]
+"""A row -> its task. May count repairs; raises LeftOut for a row that cannot be posed."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """Where training and validation rows come from."""
+
+    stem: str
+    """`<data_dir>/train/<stem>.*`."""
+    hub: HubTable
+    to_task: RowToTask
+    validation: int
+    """So many of the last rows, by order in the file, are held out of training."""
+
+
+@dataclass(frozen=True)
+class TableLoad:
+    """A `Load` over tables."""
+
+    evaluated: Evaluated
+    to_task: RowToTask
+    training: Training
+    fetch: Fetch = fetch_from_hub
+
+    def __call__(self, split: Split, data_dir: Path | None) -> TaskList:
+        """See `benchmarks.benchmark.Load`."""
+        if split == "test":
+            stem, hub = f"benchmarks/{self.evaluated.folder}/test", self.evaluated.hub
+            counts: Counter[str] = Counter()
+            return _collect(self._rows(stem, hub, data_dir), self.to_task, counts)
+        if split not in ("train", "validation"):
+            raise ValueError(f"split {split!r}: expected train, validation or test")
+        return self._load_training(split, data_dir)
+
+    def _load_training(self, split: Split, data_dir: Path | None) -> TaskList:
+        counts: Counter[str] = Counter()
+        source = self.training
+        rows = self._rows(f"train/{source.stem}", source.hub, data_dir)
+        every = _collect(rows, source.to_task, counts).tasks
+        cut = len(every) - source.validation
+        if cut <= 0:
+            raise DataUnavailable(
+                f"train/{source.stem} has {len(every)} usable rows, and {source.validation} of "
+                "them are kept for validation"
+            )
+        seen = self._evaluated_keys(data_dir, counts)
+        held_out = {question_key(task.question) for task in every[cut:]}
+        chosen = []
+        for task in every[cut:] if split == "validation" else every[:cut]:
+            key = question_key(task.question)
+            if key in seen:
+                counts["overlap with an evaluated set, removed"] += 1
+            elif split == "train" and key in held_out:
+                counts["overlap with validation, removed"] += 1
+            else:
+                chosen.append(task)
+        return TaskList(tuple(chosen), tuple(counts.items()))
+
+    def _rows(self, stem: str, hub: HubTable, data_dir: Path | None) -> Iterable[Row]:
+        return local_rows(data_dir, stem) if data_dir is not None else self.fetch(hub)
+
+    def _evaluated_keys(self, data_dir: Path | None, counts: Counter[str]) -> set[str]:
+        keys: set[str] = set()
+        for name, other in EVALUATED.items():
+            try:
+                rows = self._rows(f"benchmarks/{other.folder}/test", other.hub, data_dir)
+                keys.update(question_key(other.question(row)) for row in rows)
+            except DataUnavailable:
+                counts[f"{name} not at hand, overlap not checked"] += 1
+        return keys
+
+
+def _collect(rows: Iterable[Row], to_task: RowToTask, counts: Counter[str]) -> TaskList:
+    tasks: dict[str, Task] = {}
+    for row in _counted(rows, counts):
+        try:
+            task = to_task(row, counts)
+        except LeftOut as reason:
+            counts[f"left out: {reason}"] += 1
+            continue
+        if not any(task.answers):
+            counts["left out: no answer"] += 1
+        elif task.id in tasks:
+            if tasks[task.id].question != task.question:
+                raise DataUnavailable(f"two different questions have the id {task.id}")
+            counts["left out: duplicate"] += 1
+        else:
+            tasks[task.id] = task
+    return TaskList(tuple(tasks.values()), tuple(counts.items()))
+
+
+def _counted(rows: Iterable[Row], counts: Counter[str]) -> Iterator[Row]:
+    rows = iter(rows)
+    first = next(rows, None)
+    if first is None:
+        raise DataUnavailable("the table is empty")
+    for row in chain([first], rows):
+        counts["rows read"] += 1
+        yield row

@@ -1,0 +1,154 @@
+"""Reads raw rows: from JSONL or Parquet files, or from the Hugging Face hub at a pinned revision.
+
+What a row means is not known here; `datasets` and `pyarrow` are imported only when needed.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+Row = Mapping[str, object]
+
+
+class DataUnavailable(RuntimeError):
+    """Rows cannot be had; the message says what was asked for and what to do."""
+
+
+@dataclass(frozen=True)
+class HubTable:
+    """One table of a public data set."""
+
+    path: str
+    """owner/name on the hub."""
+    revision: str
+    """A commit, so that the rows cannot change under a published number."""
+    split: str
+    configs: tuple[str | None, ...] = (None,)
+    """Read one after the other; None is the only configuration."""
+    data_files: str | None = None
+    """The one file to read, where the data set holds several of different shapes."""
+    drop: tuple[str, ...] = ()
+    """Columns left unread: pictures that would have to be decoded."""
+    gated: bool = False
+    """True where the owner asks every reader to accept terms."""
+
+    @property
+    def page(self) -> str:
+        """Where the terms of a gated set are accepted."""
+        return f"https://huggingface.co/datasets/{self.path}"
+
+
+Fetch = Callable[[HubTable], Iterable[Row]]
+"""Reads a table; raises DataUnavailable. Tests pass their own."""
+
+
+def fetch_from_hub(table: HubTable) -> Iterator[Row]:
+    """The rows of a hub table, through `datasets` and its cache.
+
+    Raises:
+        DataUnavailable: not reachable, not found, or gated and not accepted.
+    """
+    import datasets
+    from huggingface_hub.errors import HfHubHTTPError
+
+    failures = (OSError, ValueError, RuntimeError, HfHubHTTPError)
+    for config in table.configs:
+        try:
+            rows = datasets.load_dataset(
+                table.path,
+                config,
+                split=table.split,
+                revision=table.revision,
+                data_files=table.data_files,
+            )
+        except failures as error:
+            raise DataUnavailable(hub_failure(table, error)) from error
+        yield from rows.remove_columns([c for c in table.drop if c in rows.column_names])
+
+
+def hub_failure(table: HubTable, error: BaseException) -> str:
+    """What to tell someone whose hub read failed."""
+    message = (
+        f"could not read {table.path} (split {table.split}, revision {table.revision[:12]}) from "
+        f"the Hugging Face hub: {type(error).__name__}: {str(error)[:200]}. "
+    )
+    if table.gated:
+        message += (
+            f"The set is gated: accept its terms at {table.page} and put a token of the same "
+            "account into the environment variable HF_TOKEN. "
+        )
+    return message + "Or read local files, layout in the README: --data-dir FOLDER."
+
+
+def local_rows(data_dir: Path, stem: str) -> Iterator[Row]:
+    """The rows of `data_dir/stem.jsonl` or `data_dir/stem.parquet`.
+
+    Raises:
+        DataUnavailable: neither is there, or the file cannot be read.
+    """
+    jsonl, parquet = data_dir / f"{stem}.jsonl", data_dir / f"{stem}.parquet"
+    if jsonl.is_file():
+        return _jsonl_rows(jsonl)
+    if parquet.is_file():
+        return _parquet_rows(parquet)
+    raise DataUnavailable(
+        f"no rows for {stem} under --data-dir {data_dir}: expected {stem}.jsonl or {stem}.parquet "
+        "there, in the original field names. Without --data-dir the public data set is read."
+    )
+
+
+def _jsonl_rows(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataUnavailable(f"{path}, line {number} is not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise DataUnavailable(f"{path}, line {number} is not a JSON object")
+            yield row
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                yield from batch.to_pylist()
+    except pyarrow.ArrowInvalid as error:
+        raise DataUnavailable(f"{path} is not a Parquet file: {error}") from error
+
+
+def field(row: Row, *names: str) -> object:
+    """The first of `names` that the row has a value for.
+
+    Raises:
+        DataUnavailable: it has none of them.
+    """
+    for name in names:
+        if row.get(name) is not None:
+            return row[name]
+    raise DataUnavailable(
+        f"a row has none of the fields {', '.join(names)}; it has {', '.join(sorted(row))}"
+    )
+
+
+def text_field(row: Row, *names: str) -> str:
+    """`field` as stripped text."""
+    return str(field(row, *names)).strip()
+
+
+def question_id(question: str) -> str:
+    """The id of a row that brings none: 12 hex digits of the question's sha256."""
+    return hashlib.sha256(question.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+
+
+def question_key(question: str) -> str:
+    """Equal for questions that differ only in case, blanks and punctuation."""
+    return question_id("".join(filter(str.isalnum, question.casefold())))
