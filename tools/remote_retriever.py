@@ -1,0 +1,82 @@
+"""A retriever on another machine that speaks the `/retrieve` schema of Search-R1.
+
+`tools.retrieval_server` is such a machine; so are the servers of Search-R1.
+"""
+
+import json
+from functools import partial
+from urllib.parse import urlsplit
+
+from tools.faults import Fault, Guard, Limits
+from tools.http_client import HttpClient, Reply, failure
+from tools.retrievers import Hit
+
+REMOTE_LIMITS = Limits()
+"""A service of our own: not paced, 64 calls in flight."""
+
+
+class RemoteRetriever:
+    """Asks a retrieval service. Thread-safe; survives a fork. Mutated by its connections only."""
+
+    def __init__(
+        self, url: str, limits: Limits = REMOTE_LIMITS, max_bytes: int = 8 << 20, seed: int = 0
+    ) -> None:
+        """A client; nothing is opened yet.
+
+        Args:
+            url: of the service, `http://host:8000` or with its path.
+            limits: pace, retries, deadline.
+            max_bytes: of one response; a longer one is a fault.
+            seed: draws the pauses between attempts.
+        """
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"{url!r} is no http or https address of a retrieval service")
+        self._url = url if parts.path.strip("/") else url.rstrip("/") + "/retrieve"
+        self._host, self._max_bytes = parts.netloc.rpartition("@")[2], max_bytes
+        self._guard, self._client = Guard(limits, seed), HttpClient()
+
+    def search(self, query: str, k: int) -> list[Hit]:
+        """At most `k` hits, as the service ranks them."""
+        return self._guard.call(self._host, partial(self._ask, query, k))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def _ask(self, query: str, k: int, seconds: float) -> list[Hit]:
+        # Search-R1 fails without return_scores, so it is always sent.
+        wanted = {"queries": [query], "topk": k, "return_scores": True}
+        reply = self._client.send(
+            "POST",
+            self._url,
+            seconds=seconds,
+            max_bytes=self._max_bytes,
+            headers={"Content-Type": "application/json", "Accept": "application/json"},
+            content=json.dumps(wanted).encode(),
+        )
+        fault = failure(reply)
+        if fault is not None:
+            raise fault
+        return _hits(reply)[:k]
+
+
+def _hits(reply: Reply) -> list[Hit]:
+    if not reply.whole:
+        raise Fault(f"the response is longer than {len(reply.body)} bytes")
+    try:
+        found = json.loads(reply.body)["result"][0]
+        return [_hit(item) for item in found]
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+        start = reply.body[:80]
+        raise Fault(f"status {reply.status}, not the /retrieve schema: {start!r}") from error
+
+
+def _hit(item: dict[str, object]) -> Hit:
+    document, score = item.get("document", item), item.get("score", 0.0)
+    if not isinstance(document, dict) or not isinstance(score, int | float):
+        raise TypeError("neither a document nor a scored document")
+    if "text" in document:
+        return Hit(str(document.get("title", "")), str(document["text"]), float(score))
+    title, _, text = str(document["contents"]).partition("\n")
+    return Hit(title.strip().strip('"'), text, float(score))
