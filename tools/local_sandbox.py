@@ -1,0 +1,137 @@
+"""The local sandbox: sandlock (Landlock and seccomp), no root, no daemon. Linux 6.12 or later for all of it.
+
+The hub is a process of its own beside the learner, outside the sandbox; only the processes that run cells are inside.
+"""
+
+import contextlib
+import os
+import platform
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+
+from tools.sandbox import (
+    WARM,
+    HubSandbox,
+    Limits,
+    boot_code,
+    boot_message,
+    environment,
+)
+from tools.tool import ToolUnavailable
+
+DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
+
+
+class LocalTransport:
+    """A hub as a child process, over a socket pair."""
+
+    name = "local"
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._process = subprocess.Popen(
+            [sys.executable, "-s", "-c", boot_code()],
+            stdin=theirs.fileno(),
+            stdout=theirs.fileno(),
+            stderr=self._errors,
+            cwd="/",
+            env={"PATH": os.environ.get("PATH", ""), "LANG": "C.UTF-8"},
+            start_new_session=True,
+        )
+        theirs.close()
+        self.inside = 0
+        self._ended: str | None = None
+
+    def send(self, data: bytes) -> None:
+        self._socket.sendall(data)
+
+    def receive(self) -> bytes:
+        return self._socket.recv(1 << 20)
+
+    def kill(self) -> str:
+        """Let the hub end its processes; if it cannot, end them from here."""
+        if self._ended is not None:
+            return self._ended
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        try:
+            self._process.wait(3)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self.inside and self._process.returncode:
+            end_group(self.inside)
+        self._errors.seek(0)
+        self._ended = self._errors.read()[-2000:].decode("utf-8", "replace").strip()
+        self._errors.close()
+        self._socket.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return self._ended
+
+
+def end_group(leader: int) -> None:
+    """Kill the process group of a sandbox whose hub is gone."""
+    with contextlib.suppress(OSError):
+        os.killpg(leader, signal.SIGKILL)
+
+
+def readable() -> list[str]:
+    """What cells may read of this machine: the interpreter, its packages, system libraries. No home, no data."""
+    wanted = ["/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/localtime", "/proc"]
+    for prefix in (sys.prefix, sys.base_prefix):
+        wanted += [os.path.join(prefix, part) for part in ("bin", "lib", "lib64", "pyvenv.cfg")]
+    wanted += [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    found = [path for path in dict.fromkeys(wanted) if os.path.exists(path)]
+    real = [os.path.realpath(path) for path in found]
+    return list(dict.fromkeys([*found, *real]))
+
+
+def open_local(limits: Limits) -> HubSandbox:
+    """Start the local sandbox.
+
+    Raises:
+        ToolUnavailable: not on Linux, sandlock missing, or its kernel features missing.
+        SandboxLost: it started and ended; the text says what it complained of.
+    """
+    if sys.platform != "linux":
+        raise ToolUnavailable(
+            f"the local sandbox needs Linux, this is {platform.system()}; install Docker and use sandbox='docker'"
+        )
+    try:
+        import sandlock
+    except ImportError as error:
+        raise ToolUnavailable(
+            f"the package sandlock is missing ({error}); pip install sandlock"
+        ) from None
+    version = sandlock.landlock_abi_version()
+    if version < sandlock.min_landlock_abi():
+        raise ToolUnavailable(
+            f"this kernel ({platform.release()}) has Landlock version {version}, sandlock needs"
+            f" {sandlock.min_landlock_abi()} (Linux 6.12); install Docker and use sandbox='docker'"
+        )
+    folder = tempfile.mkdtemp(prefix="appo-sandbox-")
+    settings = {
+        "folder": folder,
+        "python": sys.executable,
+        "env": environment(folder),
+        "degraded": [],
+    }
+    state = {
+        "folder": folder,
+        "roots": readable(),
+        "devices": [path for path in DEVICES if os.path.exists(path)],
+        "landlock": version,
+        "warm": list(WARM),
+    }
+    transport = LocalTransport(folder)
+    message = boot_message("sandbox_jail", settings, state, limits)
+    sandbox = HubSandbox(transport, message, limits)
+    transport.inside = sandbox.pid
+    return sandbox

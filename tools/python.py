@@ -1,0 +1,238 @@
+"""PythonTool: cells of Python whose names live on, and whose state forks at any moment.
+
+The state is a value: the context of the episode and the cells run so far, each with the digest of what it printed. A live
+interpreter is only a cache of it, found by the value and rebuilt by replay when it is gone.
+"""
+
+import base64
+import hashlib
+import logging
+import os
+import re
+import threading
+import time
+import weakref
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+
+from tools.sandbox import Limits, Reply, Sandbox, SandboxLost, open_sandbox
+from tools.tool import ToolContext, ToolResult, ToolUnavailable
+
+log = logging.getLogger(__name__)
+
+PythonState = tuple[tuple[int, tuple[tuple[str, str], ...]], tuple[tuple[str, str], ...]]
+"""((seed, ((attachment, digest), ...)), ((cell, digest of its output), ...))."""
+
+LONGEST_CELL = 100_000
+"""Characters of one cell."""
+ATTEMPTS = 3
+"""Sandboxes tried for one call before the tool counts as unavailable."""
+
+
+class PythonTool:
+    """Runs Python in a sandbox. Thread-safe; opens nothing before the first `run`; a forked process opens its own."""
+
+    name = "python"
+    description = "Runs Python; variables and files stay for the next call, the value of the last line is shown."
+
+    def __init__(
+        self,
+        sandbox: str = "auto",
+        limits: Limits | None = None,
+        docker: Mapping[str, object] | None = None,
+    ) -> None:
+        """Choose the sandbox (auto, local or docker), its limits, and keyword arguments of the docker one."""
+        if sandbox not in ("auto", "local", "docker"):
+            raise ValueError(f"sandbox {sandbox!r}: expected auto, local or docker")
+        self._kind = sandbox
+        self._limits = limits or Limits()
+        self._docker = dict(docker or {})
+        self.replays = 0
+        self.mismatches = 0
+        self._forget()
+        _forget_after_fork(self)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (PythonTool, (self._kind, self._limits, self._docker))
+
+    def _forget(self) -> None:
+        """Start without a sandbox: what a forked process does, whose parent keeps the one there was."""
+        self._lock = threading.RLock()
+        self._sandbox: Sandbox | None = None
+        self._live: OrderedDict[PythonState, int] = OrderedDict()
+
+    def initial_state(self, context: ToolContext) -> PythonState:
+        attachments = tuple((path, _file_digest(path)) for path in context.attachments)
+        return ((context.seed, attachments), ())
+
+    def run(self, state: PythonState, argument: str) -> tuple[PythonState, ToolResult]:
+        begun = time.perf_counter()
+        if len(argument) > LONGEST_CELL:
+            text = f"The cell was not run: it has {len(argument)} characters, {LONGEST_CELL} are allowed."
+            return state, ToolResult(text, False, time.perf_counter() - begun)
+        for _attempt in range(ATTEMPTS):
+            sandbox = self._opened()
+            try:
+                reply = self._run(sandbox, state, argument)
+            except SandboxLost as error:
+                why = str(error)
+                self._discard(sandbox, why)
+                continue
+            if reply.why in ("gone", "fault"):
+                why = f"the process of the state is gone ({reply.why})"
+                continue
+            return self._result(sandbox, state, argument, reply, begun)
+        raise ToolUnavailable(f"Python could not be run, {ATTEMPTS} times in a row: {why}")
+
+    def close(self) -> None:
+        with self._lock:
+            sandbox = self._sandbox
+            self._sandbox = None
+            self._live.clear()
+        if sandbox is not None:
+            sandbox.close()
+
+    def status(self) -> Mapping[str, int]:
+        """Counters of the sandbox, and of replays; opens the sandbox."""
+        counters = dict(self._opened().status())
+        return {**counters, "replays": self.replays, "mismatches": self.mismatches}
+
+    @property
+    def sandbox_name(self) -> str:
+        """Which sandbox was taken; opens it."""
+        return self._opened().name
+
+    def _opened(self) -> Sandbox:
+        with self._lock:
+            if self._sandbox is None:
+                self._sandbox = open_sandbox(self._kind, self._limits, self._docker)
+            return self._sandbox
+
+    def _discard(self, sandbox: Sandbox, why: str) -> None:
+        with self._lock:
+            if self._sandbox is sandbox:
+                log.warning("the sandbox is lost and will be replaced: %s", why)
+                self._sandbox = None
+                self._live.clear()
+        sandbox.close()
+
+    def _run(self, sandbox: Sandbox, state: PythonState, cell: str) -> Reply:
+        """Run from the live state, or from a rebuilt one."""
+        with self._lock:
+            handle = self._live.get(state) if self._sandbox is sandbox else None
+            if handle is not None:
+                self._live.move_to_end(state)
+        if handle is not None:
+            reply = sandbox.run(handle, [cell])
+            if reply.why not in ("gone", "deep"):
+                return reply
+        handle = self._rebuild(sandbox, state)
+        return sandbox.run(handle, [cell]) if handle is not None else Reply(None, (), "gone")
+
+    def _rebuild(self, sandbox: Sandbox, state: PythonState) -> int | None:
+        """Make a state live again by running its cells in one fresh process."""
+        (seed, attachments), history = state
+        session_key: PythonState = ((seed, attachments), ())
+        with self._lock:
+            session = self._live.get(session_key) if self._sandbox is sandbox else None
+        if session is None or not history:
+            reply = sandbox.open(seed, [_attached(path, digest) for path, digest in attachments])
+            session = self._keep(sandbox, session_key, reply.state)
+        if not history or session is None:
+            return session
+        self.replays += 1
+        reply = sandbox.run(session, [cell for cell, _digest in history])
+        if reply.why == "gone":
+            with self._lock:
+                self._live.pop(session_key, None)
+            return None
+        self._compare(state, reply)
+        return self._keep(sandbox, state, reply.state)
+
+    def _compare(self, state: PythonState, reply: Reply) -> None:
+        for number, (_cell, digest) in enumerate(state[1]):
+            same = number < len(reply.results) and _digest(reply.results[number].text) == digest
+            if not same or reply.state is None:
+                self.mismatches += 1
+                raise ToolUnavailable(
+                    f"the state could not be rebuilt: cell {number + 1} of {len(state[1])} answered"
+                    " otherwise than when it was recorded (does it read a clock or the system's"
+                    " randomness?)"
+                )
+
+    def _keep(self, sandbox: Sandbox, state: PythonState, handle: int | None) -> int | None:
+        """Remember where a state lives; forget the longest unused."""
+        if handle is None:
+            return None
+        with self._lock:
+            if self._sandbox is not sandbox:
+                return handle
+            old = self._live.pop(state, None)
+            self._live[state] = handle
+            dropped = [] if old is None or old == handle else [old]
+            while len(self._live) > self._limits.live_states:
+                dropped.append(self._live.popitem(last=False)[1])
+        if dropped:
+            sandbox.drop(dropped)
+        return handle
+
+    def _result(
+        self, sandbox: Sandbox, state: PythonState, cell: str, reply: Reply, begun: float
+    ) -> tuple[PythonState, ToolResult]:
+        result = reply.results[-1]
+        seconds = time.perf_counter() - begun
+        if reply.state is None:
+            text = _join(result.text, _explain(result.status, result.code, self._limits))
+            return state, ToolResult(text, False, seconds)
+        following: PythonState = (state[0], (*state[1], (cell, _digest(result.text))))
+        self._keep(sandbox, following, reply.state)
+        return following, ToolResult(result.text, result.status == "ok", seconds)
+
+
+def _forget_after_fork(tool: PythonTool) -> None:
+    reference = weakref.ref(tool)
+
+    def forget() -> None:
+        alive = reference()
+        if alive is not None:
+            alive._forget()
+
+    os.register_at_fork(after_in_child=forget)
+
+
+def _digest(text: str) -> str:
+    """Of an output, with what may differ between two runs blanked: addresses and the work folder."""
+    blank = re.sub(r"0x[0-9a-fA-F]+", "0x", text)
+    blank = re.sub(r"(/[^\s/'\"]+)*(/\.~[0-9a-f]+)+", "/work", blank)
+    return hashlib.sha256(blank.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _file_digest(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+
+
+def _attached(path: str, digest: str) -> tuple[str, str]:
+    content = Path(path).read_bytes()
+    if hashlib.sha256(content).hexdigest()[:16] != digest:
+        raise ToolUnavailable(f"{path} is not the file that the episode began with")
+    return Path(path).name, base64.b64encode(content).decode()
+
+
+def _join(text: str, note: str) -> str:
+    return f"{text}\n{note}" if text and not text.endswith("\n") else text + note
+
+
+def _explain(status: str, code: int | None, limits: Limits) -> str:
+    """What stopped a cell, for the model."""
+    reasons = {
+        "cpu": f"the cell used more than {limits.cpu:g} s of CPU time",
+        "wall": f"the cell took longer than {limits.wall:g} s",
+        "memory": f"the cell used more than {limits.memory >> 20} MiB of memory",
+        "processes": f"the cell had more than {limits.processes} processes",
+        "output": f"the cell wrote more than {limits.output >> 20} MiB of output",
+        "disk": f"the work folder held more than {limits.disk >> 20} MiB or {limits.files} files",
+    }
+    how = "" if code is None else f" (signal {-code})" if code < 0 else f" (exit code {code})"
+    reason = reasons.get(status, f"the Python process ended{how}")
+    return f"[stopped: {reason}. Variables and files are as they were before this cell.]"

@@ -1,0 +1,120 @@
+"""Running one cell the way a Python prompt would: echo of the last expression, tracebacks with the cell's lines.
+
+Runs in any python3 with the standard library alone. What it prints goes to the file descriptors 1 and 2.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import io
+import linecache
+import os
+import sys
+import types
+from typing import Any
+
+OK, ERROR = "ok", "error"
+
+
+class Prompt:
+    """The names that cells define, and how a cell is run among them. Mutates `sys.modules["__main__"]`."""
+
+    def __init__(self) -> None:
+        self.module = types.ModuleType("__main__")
+        self.module.__dict__["__builtins__"] = builtins
+        self.count = 0
+
+    def install(self) -> None:
+        """Make this the program: `__main__`, standard streams, `input`."""
+        sys.modules["__main__"] = self.module
+        sys.argv = [""]
+        builtins.input = _no_input
+        sys.stdin = open(os.devnull)  # noqa: SIM115 - stands for the process's standard input until it ends
+        renew_streams()
+
+    def run(self, source: str) -> str:
+        """Run `source`; OK or ERROR. Whatever it raises is printed, never raised."""
+        self.count += 1
+        name = f"<cell {self.count}>"
+        if sys.stdout is None or getattr(sys.stdout, "closed", False):
+            renew_streams()
+        status = ERROR
+        try:
+            body, last = self._compile(source, name)
+            if body is not None:
+                exec(body, self.module.__dict__)
+            if last is not None:
+                self._echo(eval(last, self.module.__dict__))
+            status = OK
+        except SystemExit as end:
+            status = _tell_exit(end)
+        except BaseException as error:
+            _tell_error(error)
+        _flush()
+        return status
+
+    def _compile(
+        self, source: str, name: str
+    ) -> tuple[types.CodeType | None, types.CodeType | None]:
+        tree = ast.parse(source, name)
+        linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+        last = None
+        if tree.body and isinstance(tree.body[-1], ast.Expr) and not _ends_quietly(source):
+            expression = tree.body.pop()
+            assert isinstance(expression, ast.Expr)
+            last = compile(ast.Expression(expression.value), name, "eval")
+        return (compile(tree, name, "exec") if tree.body else None), last
+
+    def _echo(self, value: object) -> None:
+        if value is not None:
+            self.module.__dict__["_"] = value
+
+
+def renew_streams() -> None:
+    """One stream for output and errors, so that they interleave as written."""
+    raw = io.FileIO(1, "w", closefd=False)
+    stream = io.TextIOWrapper(
+        io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=True
+    )
+    sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = stream  # type: ignore[misc]
+
+
+def _ends_quietly(source: str) -> bool:
+    """A last line that ends in a semicolon asks for no echo."""
+    return source.rstrip().endswith(";")
+
+
+def _no_input(prompt: Any = "", /) -> str:
+    raise EOFError(
+        "input() cannot be answered here: nobody is at the keyboard; write values into the code"
+    )
+
+
+def _tell_exit(end: SystemExit) -> str:
+    code = end.code
+    if isinstance(code, str):
+        pass
+    calm = code is None or code == 0
+    return OK if calm else ERROR
+
+
+def _tell_error(error: BaseException) -> None:
+    """Print the traceback without the frames of this file; survive errors that cannot be printed."""
+    try:
+        trace = error.__traceback__
+        while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+            trace = trace.tb_next
+    except BaseException:
+        try:
+            pass
+        except BaseException:
+            os.write(1, b"an error that could not be printed\n")
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BaseException:
+            renew_streams()

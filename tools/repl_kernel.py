@@ -1,0 +1,207 @@
+"""What the kernel is asked for inside the sandbox: capabilities, system call filter, Landlock layers, limits.
+
+Runs in any python3 on Linux with the standard library alone. Everything here takes rights away; nothing gives any.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import resource
+import struct
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP = 1, 4, 22, 24
+PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
+
+# Landlock file system rights, by bit.
+EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+READ = EXECUTE | READ_FILE | READ_DIR
+REFER, TRUNCATE, IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
+SCOPE_SOCKET_AND_SIGNAL = 3
+SYS_LANDLOCK_CREATE, SYS_LANDLOCK_ADD, SYS_LANDLOCK_RESTRICT = 444, 445, 446
+
+# System calls that no cell needs and that attacks begin with, by machine: (AUDIT_ARCH, number of socket, others).
+# setsid and setpgid are refused so that the whole sandbox stays one process group, killable in one call.
+_FILTERED = {
+    "x86_64": (
+        0xC000003E,
+        41,
+        # ptrace, setpgid, setsid, shmget, semget, msgget, process_vm_readv/writev, kcmp, perf_event_open, userfaultfd,
+        # io_uring x3, add_key, request_key, keyctl, bpf, unshare, setns, mount, pidfd_getfd, memfd_secret
+        (
+            101,
+            109,
+            112,
+            29,
+            64,
+            68,
+            310,
+            311,
+            312,
+            298,
+            323,
+            425,
+            426,
+            427,
+            248,
+            249,
+            250,
+            321,
+            272,
+            308,
+            165,
+            438,
+            447,
+        ),
+    ),
+    "aarch64": (
+        0xC00000B7,
+        198,
+        (
+            117,
+            154,
+            157,
+            194,
+            190,
+            186,
+            270,
+            271,
+            272,
+            241,
+            282,
+            425,
+            426,
+            427,
+            217,
+            218,
+            219,
+            280,
+            97,
+            268,
+            40,
+            438,
+            447,
+        ),
+    ),
+}
+
+
+def prctl(option: int, argument: int) -> None:
+    """Call prctl(2); OSError if it is refused."""
+    if LIBC.prctl(option, ctypes.c_ulong(argument), 0, 0, 0) < 0:
+        raise OSError(ctypes.get_errno(), f"prctl {option} refused")
+
+
+def drop_capabilities() -> None:
+    """Give up every capability for good: root keeps only what its user id owns."""
+    LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    for capability in range(64):
+        LIBC.prctl(PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0)
+    header = struct.pack("Ii", 0x20080522, 0)
+    if LIBC.capset(header, struct.pack("6I", 0, 0, 0, 0, 0, 0)) < 0:
+        raise OSError(ctypes.get_errno(), "capset refused")
+
+
+def filter_system_calls() -> bool:
+    """Refuse sockets but unix ones and the calls in the table; False on a machine that has no table."""
+    known = _FILTERED.get(platform.machine())
+    if known is None:
+        return False
+    arch, socket_number, refused = known
+
+    def step(code: int, yes: int, no: int, k: int) -> bytes:
+        return struct.pack("HBBI", code, yes, no, k)
+
+    load, equal, give = 0x20, 0x15, 0x06
+    allow, refuse = 0x7FFF0000, 0x00050000 | 1
+    program = [
+        step(load, 0, 0, 4),
+        step(equal, 1, 0, arch),
+        step(give, 0, 0, 0x80000000),
+        step(load, 0, 0, 0),
+        step(0x35, 0, 1, 0x40000000),
+        step(give, 0, 0, refuse),
+    ]
+    for number in refused:
+        program += [step(equal, 0, 1, number), step(give, 0, 0, refuse)]
+    program += [
+        step(equal, 0, 3, socket_number),
+        step(load, 0, 0, 16),
+        step(equal, 1, 0, 1),
+        step(give, 0, 0, refuse),
+        step(give, 0, 0, allow),
+    ]
+    body = ctypes.create_string_buffer(b"".join(program))
+    head = ctypes.create_string_buffer(
+        struct.pack("HxxxxxxP", len(program), ctypes.addressof(body))
+    )
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+    if LIBC.prctl(PR_SET_SECCOMP, 2, head, 0, 0) < 0:
+        raise OSError(ctypes.get_errno(), "seccomp filter refused")
+    return True
+
+
+def landlock_abi() -> int:
+    """Version of Landlock that this kernel offers here; 0 when there is none."""
+    return max(0, int(LIBC.syscall(SYS_LANDLOCK_CREATE, None, 0, 1)))
+
+
+class Walls:
+    """The Landlock layer that each state adds around itself: reads from `roots`, writes in one folder, signals inside."""
+
+    def __init__(self, roots: list[str], devices: list[str], abi: int) -> None:
+        self.abi = abi
+        self.rights = (1 << 13) - 1
+        self.rights |= (REFER if abi >= 2 else 0) | (TRUNCATE if abi >= 3 else 0)
+        self.rights |= IOCTL_DEV if abi >= 5 else 0
+        self.rules: list[tuple[int, int]] = []
+        for path in roots if abi else []:
+            fd = os.open(path, os.O_PATH)
+            self.rules.append((fd, READ if os.path.isdir(path) else EXECUTE | READ_FILE))
+        for path in devices if abi else []:
+            self.rules.append((os.open(path, os.O_PATH), READ_FILE | WRITE_FILE))
+
+    def enclose(self, folder: str) -> None:
+        """Confine this process for good to writing under `folder` and signalling its own descendants."""
+        if not self.abi:
+            return
+        size = 24 if self.abi >= 6 else 8
+        scope = SCOPE_SOCKET_AND_SIGNAL if self.abi >= 6 else 0
+        attributes = struct.pack("QQQ", self.rights, 0, scope)
+        ruleset = LIBC.syscall(SYS_LANDLOCK_CREATE, attributes, ctypes.c_size_t(size), 0)
+        if ruleset < 0:
+            raise OSError(ctypes.get_errno(), "landlock_create_ruleset refused")
+        own = os.open(folder, os.O_PATH)
+        try:
+            for fd, rights in [*self.rules, (own, self.rights)]:
+                rule = struct.pack("=Qi", rights, fd)
+                if LIBC.syscall(SYS_LANDLOCK_ADD, ruleset, 1, rule, 0) < 0:
+                    raise OSError(ctypes.get_errno(), "landlock_add_rule refused")
+            if LIBC.syscall(SYS_LANDLOCK_RESTRICT, ruleset, 0) < 0:
+                raise OSError(ctypes.get_errno(), "landlock_restrict_self refused")
+        finally:
+            os.close(own)
+            os.close(ruleset)
+
+
+def set_limits(memory: int, file_size: int, files: int, cpu: int) -> None:
+    """Limits per process that children inherit; `memory` counts from what the process holds now."""
+    with open("/proc/self/statm") as statm:
+        pages = [int(field) for field in statm.read().split()]
+    page = resource.getpagesize()
+    wanted = {
+        resource.RLIMIT_DATA: pages[5] * page + memory,
+        resource.RLIMIT_AS: pages[0] * page + memory * 2,
+        resource.RLIMIT_FSIZE: file_size,
+        resource.RLIMIT_NOFILE: files,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_MEMLOCK: 0,
+        resource.RLIMIT_CPU: cpu,
+    }
+    for kind, value in wanted.items():
+        hard = resource.getrlimit(kind)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (value, value))

@@ -1,0 +1,121 @@
+"""What processes and folders use, read from /proc by the hub; nothing here trusts what a cell says of itself.
+
+Runs in any python3 on Linux with the standard library alone.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import NamedTuple
+
+TICK = os.sysconf("SC_CLK_TCK")
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Usage(NamedTuple):
+    """A cell's processes together: seconds of CPU, bytes resident, processes, bytes in files without a name."""
+
+    cpu: float
+    resident: int
+    processes: int
+    nameless: int
+
+
+def children(pid: int) -> list[int]:
+    """Direct children of every thread of `pid`; empty when it is gone."""
+    found: list[int] = []
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/children") as file:
+                found += [int(child) for child in file.read().split()]
+    except OSError:
+        pass
+    return found
+
+
+def family(pid: int, most: int = 100_000) -> list[int]:
+    """`pid` and its descendants, at most `most` of them."""
+    found = [pid]
+    for member in found:
+        if len(found) > most:
+            break
+        found += children(member)
+    return found
+
+
+def fields(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the third on (index 0 is the state letter); empty when it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].decode().split()
+    except OSError:
+        return []
+
+
+def exit_code(pid: int) -> int | None:
+    """How a dying or dead process ended: its exit code, or minus the signal; None when nobody can tell."""
+    values = fields(pid)
+    if len(values) < 50:
+        return None
+    return os.waitstatus_to_exitcode(int(values[49]))
+
+
+def usage(pid: int, most: int) -> Usage:
+    """Sum over `pid` and its descendants."""
+    cpu, resident, nameless = 0.0, 0, 0
+    members = family(pid, most)
+    for member in members:
+        values = fields(member)
+        if values:
+            cpu += sum(int(value) for value in values[11:15]) / TICK
+            resident += int(values[21]) * PAGE
+            nameless += nameless_bytes(member)
+    return Usage(cpu, resident, len(members), nameless)
+
+
+def nameless_bytes(pid: int) -> int:
+    """Bytes in open files that no folder lists: deleted files and memory files."""
+    total = 0
+    try:
+        names = os.listdir(f"/proc/{pid}/fd")
+        for name in names if len(names) > 8 else [name for name in names if int(name) > 2]:
+            about = os.stat(f"/proc/{pid}/fd/{name}")
+            if about.st_nlink == 0 and stat.S_ISREG(about.st_mode):
+                total += about.st_blocks * 512
+    except OSError:
+        pass
+    return total
+
+
+def proportional(pid: int) -> int:
+    """Bytes of memory held by `pid`, each shared page divided among those who share it (PSS); 0 when it is gone."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+            for line in file:
+                if line.startswith(b"Pss:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
+
+
+def folder_size(path: str, most: int) -> tuple[int, int]:
+    """(bytes, entries) of a state's folder without other states' folders; stops counting past `most` entries."""
+    size, entries, pending = 0, 0, [path]
+    while pending and entries <= most:
+        try:
+            with os.scandir(pending.pop()) as found:
+                for entry in found:
+                    if entry.name.startswith(".~"):
+                        continue
+                    entries += 1
+                    if entries > most:
+                        break
+                    about = entry.stat(follow_symlinks=False)
+                    size += about.st_blocks * 512
+                    if stat.S_ISDIR(about.st_mode):
+                        pending.append(entry.path)
+        except OSError:
+            continue
+    return size, entries
