@@ -53,6 +53,22 @@ class Passage(NamedTuple):
     text: str
 
 
+class Step(NamedTuple):
+    """One turn of a scripted episode: a thought, then one act."""
+
+    thought: str
+    act: str
+    """A tool's name, or "answer"."""
+    argument: str
+
+
+class Demonstration(NamedTuple):
+    """A scripted episode for a cold start; playing it through an environment yields the results."""
+
+    task: Task
+    steps: tuple[Step, ...]
+
+
 class Load(Protocol):
     """Reads the tasks of a split; called once per environment, at its first reset."""
 
@@ -87,5 +103,9 @@ class Benchmark:
     max_response_tokens: int = 4096
     revision: str = "0"
     """Changes when the rows change; part of every stored state."""
+    demonstrations: Callable[[Path | None], Sequence[Demonstration]] | None = None
+    """Scripted episodes over training rows, where the benchmark can make them."""
     corpus: Callable[[Split, Path | None], Sequence[Passage]] | None = None
-    """Passages that hold the evidence, where the benchmark brings its own."""
+    """Passages that hold the evidence, where the benchmark brings its own; may return none."""
+    instructions: str = ""
+    """What the prompt must say for the official scorer to be fair: how to write an answer."""

@@ -1,12 +1,40 @@
-"""GSM8K and the competition sets: what their rows mean."""
+"""AIME24, AIME25, MATH500, MATH and GSM8K: what their rows mean and how they are scored."""
 
 from collections import Counter
 
-from benchmarks import catalog
-from benchmarks.benchmark import Benchmark, Task
-from benchmarks.loading import TableLoad, Training
-from benchmarks.scoring import score_number
+from benchmarks.benchmark import AnswerType, Benchmark, Task
+from benchmarks.catalog import EVALUATED, GSM8K_TRAIN
+from benchmarks.loading import LeftOut, RowToTask, TableLoad, Training
+from benchmarks.mixtures import MATH_ROWS
+from benchmarks.scoring import score_math
 from benchmarks.sources import DataUnavailable, Row, question_id, text_field
+from benchmarks.text import last_boxed
+
+_KEPT = ("level", "type", "subject")
+
+
+def _problem(row: Row, answer_type: AnswerType) -> Task:
+    """{problem | question, answer | solution}; without an answer the solution's last box is it."""
+    question = text_field(row, "question", "problem")
+    answer = row.get("answer")
+    if answer is None or not str(answer).strip():
+        answer = last_boxed(text_field(row, "solution"))
+        if not answer:
+            raise LeftOut("no boxed answer in the solution")
+    own = row.get("id")
+    kept = tuple((name, str(row[name])) for name in _KEPT if row.get(name) is not None)
+    identity = question_id(question) if own is None else str(own)
+    return Task(identity, question, (str(answer).strip(),), answer_type, metadata=kept)
+
+
+def aime_task(row: Row, counts: Counter[str]) -> Task:
+    """The answer is an integer from 0 to 999."""
+    return _problem(row, "number")
+
+
+def math_task(row: Row, counts: Counter[str]) -> Task:
+    """The answer is LaTeX."""
+    return _problem(row, "latex")
 
 
 def gsm8k_task(row: Row, counts: Counter[str]) -> Task:
@@ -19,15 +47,25 @@ def gsm8k_task(row: Row, counts: Counter[str]) -> Task:
     return Task(question_id(question), question, (gold,), "number")
 
 
-GSM8K = Benchmark(
-    name="GSM8K",
-    load=TableLoad(
-        catalog.GSM8K,
-        gsm8k_task,
-        Training("gsm8k_train", catalog.GSM8K_TRAIN, gsm8k_task, validation=500),
-    ),
-    score=score_number,
-    training_score=score_number,
-    train_source="GSM8K's own train split; its last 500 rows are validation",
-    revision=catalog.GSM8K.hub.revision,
+def _benchmark(name: str, to_task: RowToTask, training: Training, train_source: str) -> Benchmark:
+    return Benchmark(
+        name=name,
+        load=TableLoad(EVALUATED[name], to_task, training),
+        score=score_math,
+        training_score=score_math,
+        train_source=train_source,
+        revision=EVALUATED[name].hub.revision[:12],
+    )
+
+
+_MIXTURE = "the mathematics rows of ARPO's train_10k; the last 500 are validation"
+AIME24 = _benchmark("AIME24", aime_task, MATH_ROWS, _MIXTURE)
+AIME25 = _benchmark("AIME25", aime_task, MATH_ROWS, _MIXTURE)
+MATH500 = _benchmark("MATH500", math_task, MATH_ROWS, _MIXTURE)
+MATH = _benchmark("MATH", math_task, MATH_ROWS, _MIXTURE)
+GSM8K = _benchmark(
+    "GSM8K",
+    gsm8k_task,
+    Training("gsm8k_train", GSM8K_TRAIN, gsm8k_task, validation=500),
+    "GSM8K's own train split; its last 500 rows are validation",
 )

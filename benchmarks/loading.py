@@ -5,7 +5,7 @@ What the fields of a row mean is said in the families' files.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import overload
@@ -17,6 +17,7 @@ from benchmarks.sources import (
     Fetch,
     HubTable,
     Row,
+    fetch_file,
     fetch_from_hub,
     local_rows,
     question_key,
@@ -70,13 +71,18 @@ class TableLoad:
     to_task: RowToTask
     training: Training
     fetch: Fetch = fetch_from_hub
+    fetch_file: Callable[[HubTable, str], Path] = fetch_file
 
     def __call__(self, split: Split, data_dir: Path | None) -> TaskList:
         """See `benchmarks.benchmark.Load`."""
         if split == "test":
             stem, hub = f"benchmarks/{self.evaluated.folder}/test", self.evaluated.hub
             counts: Counter[str] = Counter()
-            return _collect(self._rows(stem, hub, data_dir), self.to_task, counts)
+
+            def to_task(row: Row, counts: Counter[str]) -> Task:
+                return self._with_files(self.to_task(row, counts), data_dir)
+
+            return _collect(self._rows(stem, hub, data_dir), to_task, counts)
         if split not in ("train", "validation"):
             raise ValueError(f"split {split!r}: expected train, validation or test")
         return self._load_training(split, data_dir)
@@ -104,6 +110,20 @@ class TableLoad:
             else:
                 chosen.append(task)
         return TaskList(tuple(chosen), tuple(counts.items()))
+
+    def _with_files(self, task: Task, data_dir: Path | None) -> Task:
+        """Attachments as paths of files that are there."""
+        paths = []
+        for name in task.attachments:
+            if data_dir is None:
+                path = self.fetch_file(self.evaluated.hub, name)
+            else:
+                folder = (data_dir / "benchmarks" / self.evaluated.folder).resolve()
+                path = (folder / name).resolve()
+                if not path.is_file() or not path.is_relative_to(folder):
+                    raise LeftOut("its attachment is not at hand")
+            paths.append(str(path))
+        return replace(task, attachments=tuple(paths))
 
     def _rows(self, stem: str, hub: HubTable, data_dir: Path | None) -> Iterable[Row]:
         return local_rows(data_dir, stem) if data_dir is not None else self.fetch(hub)

@@ -1,68 +1,137 @@
-"""Scores of an answer by text alone: boxed content, numbers, exact match, token F1.
+"""The scorers: the text between the answer tags and its task -> a Score, and names others use.
 
-Symbolic mathematics is in `benchmarks.equality`, a model's verdicts in `benchmarks.judge`.
+Whatever the model wrote, a scorer answers: it raises only where the machine fails
+(`GraderUnavailable`, `JudgeUnavailable`), and it takes under a second of processor time.
 """
 
 import re
-import string
-from collections import Counter
+import unicodedata
 
+from benchmarks.arpo import ArpoReward, arpo_reward
 from benchmarks.benchmark import Score, Task
+from benchmarks.equality import math_equal, spelling
+from benchmarks.gaia import gaia_correct
 from benchmarks.numerals import the_number
+from benchmarks.text import (
+    LONGEST_ANSWER,
+    best_f1,
+    exact_match,
+    last_boxed,
+    normalize_answer,
+    token_f1,
+)
 
-LONGEST_ANSWER = 20_000
-"""Characters; of a longer answer only the end is read."""
+__all__ = [
+    "ArpoReward",
+    "arpo_reward",
+    "extract",
+    "last_boxed",
+    "normalize_answer",
+    "score_choice",
+    "score_em",
+    "score_exact",
+    "score_f1",
+    "score_gaia",
+    "score_math",
+    "token_f1",
+]
 
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=[^\s\w]|\d|\s)")
-_BRACE = re.compile(r"\\\\|\\[{}]|[{}]")
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_ONE_WORD = frozenset({"yes", "no", "noanswer"})
+LONGEST_SPAN = 2_000
+"""Characters of a text answer that are compared; longer ones are no spans."""
 
-
-def last_boxed(text: str) -> str | None:
-    r"""Content of the last balanced \boxed{...}; None where there is none.
-
-    Escaped braces do not count, \fbox and \boxed 5 are read too. Linear in the text.
-    """
-    text = text[-LONGEST_ANSWER:]
-    ends: dict[int, int] = {}
-    opened: list[int] = []
-    for match in _BRACE.finditer(text):
-        if match.group() == "{":
-            opened.append(match.start())
-        elif match.group() == "}" and opened:
-            ends[opened.pop()] = match.start()
-    for match in reversed(list(_BOX.finditer(text))):
-        start = match.end()
-        if text[start : start + 1] != "{":
-            bare = re.match(r"[^\s$\\{}]+", text[start:])
-            if bare is not None:
-                return bare.group().rstrip(".,;")
-        elif start in ends:
-            return text[start + 1 : ends[start]].strip()
-    return None
-
-
-def normalize_answer(text: str) -> str:
-    """SQuAD's normalisation: lower case, no ASCII punctuation, no articles, single blanks."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
+_WRAPPED = re.compile(r"^\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}$")
+_LETTER = re.compile(
+    r"^(?:(?:the )?(?:correct |final )?(?:answer|option|choice)(?: is)?:?\s+)*"
+    r"[(\[]?([A-Z])(?:[)\].:]+(?!\s*[(\[]?[A-Z][)\].:])(?:\s.*)?|\s*)$",
+    re.I | re.S,
+)
+_OPTION = re.compile(r"^\s*\(?([A-Z])[).:]\s+(.+?)\s*$", re.M)
 
 
-def token_f1(prediction: str, gold: str) -> float:
-    """HotpotQA's F1 over words; 0 where either side is yes, no or noanswer and they differ."""
-    left, right = normalize_answer(prediction), normalize_answer(gold)
-    if left != right and (left in _ONE_WORD or right in _ONE_WORD):
-        return 0.0
-    ours, theirs = left.split(), right.split()
-    shared = sum((Counter(ours) & Counter(theirs)).values())
-    return 2 * shared / (len(ours) + len(theirs)) if shared else 0.0
-
-
-def score_number(answer: str, task: Task) -> Score:
-    """1 where the boxed content, or an unboxed answer, holds one number and it is the reference."""
+def extract(answer: str) -> str:
+    r"""The part that is compared: the last \boxed{...}, else what follows ####, else everything."""
     boxed = last_boxed(answer)
-    extracted = answer[-LONGEST_ANSWER:].rpartition("####")[2].strip() if boxed is None else boxed
-    ours = the_number(extracted)
-    right = ours is not None and any(ours == the_number(gold) for gold in task.answers)
-    return Score(float(right), "number", extracted[:200])
+    if boxed is None:
+        return answer[-LONGEST_ANSWER:].rpartition("####")[2].strip()
+    wrapped = _WRAPPED.match(boxed)
+    return wrapped.group(1).strip() if wrapped else boxed
+
+
+def _score(right: bool | float, method: str, extracted: str) -> Score:
+    return Score(float(right), method, extracted[:200])
+
+
+def score_math(answer: str, task: Task) -> Score:
+    """Mathematical equality with any reference.
+
+    An unboxed sentence counts if it holds a single number: listing candidates does not pay.
+    """
+    extracted = extract(answer)
+    method = "empty"
+    for gold in task.answers:
+        equal, method = math_equal(extracted, gold)
+        if equal:
+            return _score(True, method, extracted)
+    if last_boxed(answer) is None:
+        number = the_number(extracted)
+        right = number is not None and any(_plain(gold) == number for gold in task.answers)
+        return _score(right, "only number" if right else method, extracted)
+    return _score(False, method, extracted)
+
+
+def _plain(gold: str) -> object:
+    """The number a reference is, if it is nothing else."""
+    return the_number(gold) if re.fullmatch(r"[-+$\d.,\s]+", spelling(gold)) else None
+
+
+def score_em(answer: str, task: Task) -> Score:
+    """Exact match after SQuAD's normalisation, with any accepted answer."""
+    extracted = extract(answer)[:LONGEST_SPAN]
+    return _score(any(exact_match(extracted, gold) for gold in task.answers), "em", extracted)
+
+
+def score_f1(answer: str, task: Task) -> Score:
+    """Best token F1 over the accepted answers."""
+    extracted = extract(answer)[:LONGEST_SPAN]
+    return _score(best_f1(extracted, task.answers, task.language), "f1", extracted)
+
+
+def score_gaia(answer: str, task: Task) -> Score:
+    """GAIA's own quasi exact match."""
+    extracted = extract(answer)[:LONGEST_SPAN]
+    right = any(gaia_correct(extracted, gold) for gold in task.answers) and bool(extracted)
+    return _score(right, "gaia", extracted)
+
+
+def score_exact(answer: str, task: Task) -> Score:
+    """1 for the reference's own words; for anything else a judge is needed."""
+    extracted = extract(answer)[:LONGEST_SPAN]
+    if not extracted:
+        return _score(False, "empty", extracted)
+    if any(_folded(extracted) == _folded(gold) for gold in task.answers):
+        return _score(True, "exact", extracted)
+    return Score(0.0, "not judged", extracted[:200], judged=False)
+
+
+def score_choice(answer: str, task: Task) -> Score:
+    """The option's letter, or the option's own words; for anything else a judge is needed."""
+    if task.answer_type != "choice":
+        return score_exact(answer, task)
+    extracted = extract(answer)[:LONGEST_SPAN]
+    if not extracted:
+        return _score(False, "empty", extracted)
+    letter = _LETTER.match(extracted)
+    if letter is not None:
+        chosen = {letter.group(1).upper()}
+    else:
+        options = _OPTION.findall(task.question)
+        chosen = {name for name, words in options if _folded(words) == _folded(extracted)}
+    if len(chosen) == 1:
+        golds = {match.group(1).upper() for match in map(_LETTER.match, task.answers) if match}
+        return _score(bool(chosen & golds), "choice", extracted)
+    return Score(0.0, "not judged", extracted[:200], judged=False)
+
+
+def _folded(text: str) -> str:
+    text = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(text.split()).strip(" .\u3002")

@@ -28,7 +28,7 @@ class HubTable:
     configs: tuple[str | None, ...] = (None,)
     """Read one after the other; None is the only configuration."""
     data_files: str | None = None
-    """The one file to read, where the data set holds several of different shapes."""
+    """The one file to read, where the data set holds several of different shapes; split train."""
     drop: tuple[str, ...] = ()
     """Columns left unread: pictures that would have to be decoded."""
     gated: bool = False
@@ -39,6 +39,8 @@ class HubTable:
         """Where the terms of a gated set are accepted."""
         return f"https://huggingface.co/datasets/{self.path}"
 
+
+_BUILDERS = {"jsonl": "json", "csv": "csv", "parquet": "parquet"}
 
 Fetch = Callable[[HubTable], Iterable[Row]]
 """Reads a table; raises DataUnavailable. Tests pass their own."""
@@ -56,13 +58,14 @@ def fetch_from_hub(table: HubTable) -> Iterator[Row]:
     failures = (OSError, ValueError, RuntimeError, HfHubHTTPError)
     for config in table.configs:
         try:
-            rows = datasets.load_dataset(
-                table.path,
-                config,
-                split=table.split,
-                revision=table.revision,
-                data_files=table.data_files,
-            )
+            if table.data_files is None:
+                rows = datasets.load_dataset(
+                    table.path, config, split=table.split, revision=table.revision
+                )
+            else:
+                file = f"hf://datasets/{table.path}@{table.revision}/{table.data_files}"
+                kind = _BUILDERS[file.rpartition(".")[2]]
+                rows = datasets.load_dataset(kind, data_files=file, split=table.split)
         except failures as error:
             raise DataUnavailable(hub_failure(table, error)) from error
         yield from rows.remove_columns([c for c in table.drop if c in rows.column_names])
@@ -80,6 +83,22 @@ def hub_failure(table: HubTable, error: BaseException) -> str:
             "account into the environment variable HF_TOKEN. "
         )
     return message + "Or read local files, layout in the README: --data-dir FOLDER."
+
+
+def fetch_file(table: HubTable, name: str) -> Path:
+    """A file of a hub data set, downloaded into the hub's cache.
+
+    Raises:
+        DataUnavailable: not reachable, not there, or gated and not accepted.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        path = hf_hub_download(table.path, name, repo_type="dataset", revision=table.revision)
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise DataUnavailable(hub_failure(table, error)) from error
+    return Path(path)
 
 
 def local_rows(data_dir: Path, stem: str) -> Iterator[Row]:

@@ -1,0 +1,51 @@
+"""Statistics over many graded answers: pass@k and calibration."""
+
+import math
+from collections.abc import Sequence
+
+
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """Unbiased estimate of the chance that one of k samples is right: 1 - C(n-c, k) / C(n, k).
+
+    Raises:
+        ValueError: k is larger than the number of samples, or the counts make no sense.
+    """
+    if not 0 <= correct <= samples or not 1 <= k <= samples:
+        raise ValueError(
+            f"pass@{k} of {correct} correct among {samples} samples: expected "
+            "0 <= correct <= samples and 1 <= k <= samples; draw more samples or lower k"
+        )
+    if samples - correct < k:
+        return 1.0
+    return 1.0 - math.prod(1.0 - k / i for i in range(samples - correct + 1, samples + 1))
+
+
+def calibration_error(
+    confidence: Sequence[float],
+    correct: Sequence[bool],
+    bin_size: int = 100,
+    *,
+    count_last: bool = True,
+) -> float:
+    """Root of the mean squared gap between confidence and accuracy over bins.
+
+    Humanity's Last Exam's measure. The official script leaves the last bin out, so that it says 0
+    for 100 to 199 answers and fails below 100; report it beside the corrected number.
+
+    Args:
+        confidence: in [0, 1].
+        correct: of the same length.
+        bin_size: answers per bin, in order of confidence; the last bin takes what is left.
+        count_last: False for the official number.
+    """
+    pairs = sorted(zip(confidence, correct, strict=True), key=lambda pair: pair[0])
+    if not pairs:
+        raise ValueError("no answers to measure calibration on")
+    starts = [i * bin_size for i in range(max(1, len(pairs) // bin_size))]
+    bins = list(zip(starts, [*starts[1:], len(pairs)], strict=True))
+    total = 0.0
+    for start, end in bins if count_last else bins[:-1]:
+        members = pairs[start:end]
+        gap = sum(c for c, _ in members) / len(members) - sum(r for _, r in members) / len(members)
+        total += len(members) * gap * gap
+    return math.sqrt(total / len(pairs))
