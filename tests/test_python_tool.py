@@ -190,7 +190,7 @@ def test_a_thread_that_goes_on_is_mentioned_and_stops(tool):
         "        n += 1\n        time.sleep(0.001)\nthreading.Thread(target=work, daemon=True).start()"
     )
     state, result = play(tool, cell)
-    assert "do not continue in the next cell" in result.text
+    assert "do not go on in the next cell" in result.text
     state, first = tool.run(state, "a = n; time.sleep(0.05); n - a")
     assert first.text == "0\n"
 

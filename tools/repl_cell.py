@@ -11,8 +11,8 @@ import io
 import linecache
 import os
 import sys
+import traceback
 import types
-from typing import Any
 
 OK, ERROR = "ok", "error"
 
@@ -68,6 +68,7 @@ class Prompt:
 
     def _echo(self, value: object) -> None:
         if value is not None:
+            sys.stdout.write(repr(value) + "\n")
             self.module.__dict__["_"] = value
 
 
@@ -85,18 +86,25 @@ def _ends_quietly(source: str) -> bool:
     return source.rstrip().endswith(";")
 
 
-def _no_input(prompt: Any = "", /) -> str:
+def _no_input(_prompt: object = "", /) -> str:
     raise EOFError(
         "input() cannot be answered here: nobody is at the keyboard; write values into the code"
     )
 
 
+def note(text: str) -> None:
+    """Add a line of ours to the output, whatever the cell has made of the streams."""
+    os.write(1, f"[{text}]\n".encode("utf-8", "backslashreplace"))
+
+
 def _tell_exit(end: SystemExit) -> str:
     code = end.code
+    _flush()
     if isinstance(code, str):
-        pass
-    calm = code is None or code == 0
-    return OK if calm else ERROR
+        os.write(1, f"{code}\n".encode("utf-8", "backslashreplace"))
+    shown = "" if code is None else repr(code) if isinstance(code, int) else "..."
+    note(f"the cell ended by exit({shown}); its variables are kept")
+    return OK if code is None or code == 0 else ERROR
 
 
 def _tell_error(error: BaseException) -> None:
@@ -105,11 +113,9 @@ def _tell_error(error: BaseException) -> None:
         trace = error.__traceback__
         while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
             trace = trace.tb_next
+        sys.stderr.write("".join(traceback.format_exception(type(error), error, trace)))
     except BaseException:
-        try:
-            pass
-        except BaseException:
-            os.write(1, b"an error that could not be printed\n")
+        note(f"{type(error).__name__}, whose traceback could not be printed")
 
 
 def _flush() -> None:

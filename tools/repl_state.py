@@ -17,12 +17,11 @@ import socket
 import stat
 import struct
 import sys
-import threading
 import time
 from typing import Any
 
 from tools import repl_kernel as kernel
-from tools.repl_cell import Prompt
+from tools.repl_cell import Prompt, note
 
 Message = dict[str, Any]
 
@@ -129,14 +128,13 @@ class State:
 
     def _settle(self) -> None:
         """Leave nothing running beside the main thread, and say so where something was."""
-        if threading.active_count() > 1:
-            pass
         if os.stat("/proc/self/task").st_nlink > 3:
+            note("threads that are still running stop here: they do not go on in the next cell")
             self._shed_threads()
         signal.setitimer(signal.ITIMER_REAL, 0)
         left = end_children()
         if left:
-            pass
+            note(f"{left} process(es) that the cell left running were ended")
 
     def _shed_threads(self) -> None:
         """Threads do not survive a fork: go on in a child, and end the process that has them."""
