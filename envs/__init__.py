@@ -1,0 +1,22 @@
+"""Gymnasium environments: importing this package registers `appo/<Benchmark>-v0` for every benchmark."""
+
+import gymnasium as gym
+
+from benchmarks import BENCHMARKS
+from envs.checks import check_fork
+from envs.state import EnvState
+from envs.tags import Answer, ToolCall, parse
+from envs.tool_env import StepInfo, ToolEnv
+
+__all__ = ["Answer", "EnvState", "StepInfo", "ToolCall", "ToolEnv", "check_fork", "parse"]
+
+for _name in BENCHMARKS:
+    if f"appo/{_name}-v0" not in gym.registry:
+        gym.register(
+            id=f"appo/{_name}-v0",
+            entry_point="envs.tool_env:ToolEnv",
+            kwargs={"benchmark": _name},
+            # Their wrappers hold episode state of their own, which a restore would not restore.
+            order_enforce=False,
+            disable_env_checker=True,
+        )

@@ -1,0 +1,98 @@
+"""The tag language of an episode: what the model is told, what it writes, what it reads back.
+
+A turn is free text with exactly one action at its end: a tool call `<search> ... </search>`, or
+`<answer> ... </answer>`. The environment answers a call with ` <result> ... </result>`. This module
+knows tags and text only; it runs nothing and scores nothing.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from benchmarks import Step
+from tools import Tool
+
+ANSWER, RESULT, THINK = "answer", "result", "think"
+PROTOCOL = ("search", "python", "browse", ANSWER, RESULT, THINK)
+_PROTOCOL_TAG = re.compile(rf"<(/?(?:{'|'.join(PROTOCOL)})>)")
+
+
+class ToolCall(NamedTuple):
+    """A complete call found in a turn."""
+
+    tool: str
+    argument: str
+
+
+class Answer(NamedTuple):
+    """A complete answer found in a turn."""
+
+    text: str
+
+
+def stop_tags(tools: Sequence[str]) -> tuple[str, ...]:
+    """The closing tags that end a turn; a sampler stops at the first it sees."""
+    return tuple(f"</{name}>" for name in (*tools, ANSWER))
+
+
+def parse(turn: str, tools: Sequence[str]) -> ToolCall | Answer | None:
+    """The one action of a turn, or None when the turn is malformed.
+
+    The action is the first closing tag of a tool or of the answer, with the last opening tag of
+    that name before it; blanks around the argument are stripped. Malformed are: no such pair, a
+    second action after the first, and a `<result>` written by the model. Other text after the
+    action is ignored: a sampled token may end beyond the tag.
+    """
+    if f"<{RESULT}>" in turn or f"</{RESULT}>" in turn:
+        return None
+    names = (*tools, ANSWER)
+    ends = {turn.find(f"</{name}>"): name for name in names if f"</{name}>" in turn}
+    if not ends:
+        return None
+    end = min(ends)
+    name = ends[end]
+    opening, closing = f"<{name}>", f"</{name}>"
+    start = turn.rfind(opening, 0, end)
+    rest = turn[end + len(closing) :]
+    if start < 0 or any(f"<{other}>" in rest or f"</{other}>" in rest for other in names):
+        return None
+    text = turn[start + len(opening) : end].strip()
+    return Answer(text) if name == ANSWER else ToolCall(name, text)
+
+
+def observation(text: str) -> str:
+    """A tool's text as the model reads it: wrapped, and unable to close or open a tag itself."""
+    harmless = _PROTOCOL_TAG.sub(r"&lt;\1", text)
+    return f" <{RESULT}>\n{harmless}\n</{RESULT}>"
+
+
+def render(step: Step) -> str:
+    """A scripted step as the turn a model would write."""
+    argument = f"\\boxed{{ {step.argument}}}" if step.act == ANSWER else f" {step.argument}"
+    return f"<{THINK}> {step.thought}</{THINK}><{step.act}>{argument}</{step.act}>"
+
+
+def boxed(text: str) -> str:
+    """Content of the last balanced `\\boxed{}` of an answer, or the whole answer without one."""
+    from benchmarks.text import last_boxed
+
+    found = last_boxed(text)
+    return (text if found is None else found).strip()
+
+
+def instructions(tools: Sequence[Tool]) -> str:  # type: ignore[type-arg]
+    """The system prompt, made from the tools at hand."""
+    lines = [
+        "You answer the user's question step by step, with the help of tools.",
+        "Think between <think> and </think>. Then do exactly one of the following:",
+        *(f"- <{tool.name}> ... </{tool.name}>: {tool.description}" for tool in tools),
+        "- <answer> ... </answer>: give the final answer, the exact answer inside \\boxed{}.",
+        "What a tool returns stands between <result> and </result>; never write these yourself.",
+    ]
+    if tools:
+        name = tools[0].name
+        lines.append(
+            f"Example: <think> what I need </think> <{name}> ... </{name}> <result> ... </result> "
+            "<think> what I learned </think> <answer> The answer is \\boxed{...} </answer>"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,333 @@
+"""ToolEnv: one environment for every benchmark. Tasks differ in data and scoring, not in mechanism."""
+
+import copy
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, TypedDict, get_args
+
+import gymnasium as gym
+from gymnasium.error import ResetNeeded
+
+from benchmarks import BENCHMARKS, Benchmark, Task
+from benchmarks.benchmark import Split
+from envs.reward import REWARDS, RewardName, final_answer, reward
+from envs.spaces import Unicode
+from envs.state import EnvState, Stop
+from envs.tags import Answer, ToolCall, instructions, observation, parse, stop_tags
+from envs.toolbox import Toolbox
+from tools import Tool, ToolContext
+
+LONGEST_ACTION = 100_000
+"""Characters; a longer turn is malformed, whatever it holds."""
+LONGEST_OBSERVATION = 20_000
+"""Characters of a tool's text; the middle of a longer one is left out, and it says so."""
+
+
+class StepInfo(TypedDict, total=False):
+    """What `reset` and `step` tell beside the observation. No gold answer before the end."""
+
+    task: str
+    instructions: str
+    """The system prompt; `reset` only."""
+    tool: str
+    """The tool that ran, if one did."""
+    ok: bool
+    """False when the tool could not use its argument."""
+    stop: Stop
+    """Why the episode ended; the following three come with it."""
+    answer: str | None
+    reward_terms: Mapping[str, float]
+    gold_answers: tuple[str, ...]
+
+
+class ToolEnv(gym.Env[str, str]):
+    """A question, answered in turns of text with tools.
+
+    ## Description
+    `reset` poses a task of a benchmark. Each `step` takes one turn of text, which ends in a tool
+    call or in the answer; see `envs.tags` for the language. The whole state is a value:
+    `snapshot`, `restore` and `fork` cost nothing and reach into live Python sessions.
+
+    ## Action and observation space
+    `Unicode`: any text. An action is one turn; an observation is the question or a tool's result.
+
+    ## Rewards
+    0 until the end, then the named reward of `envs.reward`, its terms in `info["reward_terms"]`.
+
+    ## Starting state
+    `reset(seed=...)` decides the task, `options={"task": id or index}` picks one.
+
+    ## Episode end
+    Terminated: answered; malformed (no action, two actions, a `<result>` of the model's own, a turn
+    over 100,000 characters). Truncated: tool_limit (one observation says that no call is left, the
+    next call ends it), and length or turn_limit, which the caller declares with `truncate`. An
+    episode that ends without an answer is scored as one with none.
+
+    ## Arguments
+    See `__init__`.
+
+    ## Version history
+    * v0: first release.
+    """
+
+    metadata = {"render_modes": []}  # noqa: RUF012 - Gymnasium reads it from the class
+
+    def __init__(
+        self,
+        benchmark: str | Benchmark,
+        *,
+        split: Split = "test",
+        data_dir: str | Path | None = None,
+        reward: RewardName = "task",
+        tools: Sequence[str] | None = None,
+        max_tool_calls: int | None = None,
+        level: str | None = None,
+        sandbox: str = "auto",
+        search: str = "auto",
+        corpus: str | Path | None = None,
+    ) -> None:
+        """Opens nothing; data and tools are opened by the first reset and the first call.
+
+        Args:
+            benchmark: a name of `benchmarks.BENCHMARKS`, or a record of your own.
+            split: train, validation or test.
+            data_dir: a folder of rows instead of the public data set; the README has its layout.
+            reward: task, arpo or correctness.
+            tools: names of the tools, in the order of the instructions; None: the benchmark's.
+            max_tool_calls: per episode; None: the benchmark's.
+            level: keep only tasks whose metadata has this level.
+            sandbox: where Python runs: auto, local or docker.
+            search: auto, local or web.
+            corpus: JSONL passages for local search; None: the benchmark's or the data folder's.
+
+        Raises:
+            ValueError: an argument is outside of what is listed here.
+        """
+        if isinstance(benchmark, str) and benchmark not in BENCHMARKS:
+            raise ValueError(f"benchmark is {benchmark!r}; expected one of {sorted(BENCHMARKS)}")
+        if split not in get_args(Split):
+            raise ValueError(f"split is {split!r}; expected one of {get_args(Split)}")
+        if reward not in REWARDS:
+            raise ValueError(f"reward is {reward!r}; expected one of {REWARDS}")
+        self.benchmark = BENCHMARKS[benchmark] if isinstance(benchmark, str) else benchmark
+        self.split: Split = split
+        self.level = level
+        self.reward_name: RewardName = reward
+        self.data_dir = None if data_dir is None else Path(data_dir)
+        self.max_tool_calls = (
+            self.benchmark.max_tool_calls if max_tool_calls is None else max_tool_calls
+        )
+        names = self.benchmark.tools if tools is None else tuple(tools)
+        self._toolbox = Toolbox(
+            self.benchmark, names, split, self.data_dir, sandbox, search, corpus
+        )
+        self._owns_tools = True
+        self._loaded: dict[str, Task] | None = None
+        self._state: EnvState | None = None
+        self.action_space = Unicode(tags=(*names, "answer"))
+        self.observation_space = Unicode()
+
+    @property
+    def tasks(self) -> Sequence[Task]:
+        """The tasks of the split, in their order.
+
+        Raises:
+            benchmarks.DataUnavailable: they cannot be had; the message says what to do.
+        """
+        return tuple(self._by_id().values())
+
+    @property
+    def tools(self) -> tuple[Tool[Any], ...]:
+        """The tools, in the order of the instructions; shared with forks."""
+        return self._toolbox.tools()
+
+    @property
+    def stop_tags(self) -> tuple[str, ...]:
+        """What ends a turn."""
+        return stop_tags(self._toolbox.names)
+
+    @property
+    def instructions(self) -> str:
+        """The system prompt that explains the tags and the tools."""
+        return instructions(self.tools)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, StepInfo]:  # type: ignore[override]
+        """Begin an episode; returns the question.
+
+        Args:
+            seed: decides the task when `options` does not.
+            options: {"task": id or index}.
+
+        Raises:
+            KeyError, IndexError: no such task.
+            benchmarks.DataUnavailable: the tasks cannot be had.
+        """
+        super().reset(seed=seed)
+        task = self._pick((options or {}).get("task"))
+        context = ToolContext(seed=zlib.crc32(task.id.encode()), attachments=task.attachments)
+        self._state = EnvState(
+            benchmark=self.benchmark.name,
+            revision=self.benchmark.revision,
+            split=self.split,
+            task_id=task.id,
+            tool_states=tuple(tool.initial_state(context) for tool in self.tools),
+        )
+        return task.question, StepInfo(task=task.id, instructions=self.instructions)
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, StepInfo]:  # type: ignore[override]
+        """Play one turn.
+
+        Raises:
+            ResetNeeded: the episode has ended, or none began.
+            tools.ToolUnavailable: a tool's machinery failed; the state is as before the call.
+        """
+        state = self._running()
+        call = parse(action, self._toolbox.names) if len(action) <= LONGEST_ACTION else None
+        if isinstance(call, ToolCall):
+            return self._call(state, action, call)
+        stop: Literal["answered", "malformed"]
+        stop = "answered" if isinstance(call, Answer) else "malformed"
+        return self._end(replace(state, transcript=(*state.transcript, action), stop=stop))
+
+    def truncate(
+        self, reason: Literal["length", "turn_limit"], action: str = ""
+    ) -> tuple[str, float, bool, bool, StepInfo]:
+        """End the episode from outside, where a limit that only the caller knows was hit.
+
+        Args:
+            reason: length (tokens) or turn_limit.
+            action: what was written of the turn that the limit cut.
+
+        Raises:
+            ResetNeeded: the episode has ended, or none began.
+        """
+        state = self._running()
+        return self._end(replace(state, transcript=(*state.transcript, action), stop=reason))
+
+    def snapshot(self) -> EnvState:
+        """The state itself, O(1).
+
+        Raises:
+            ResetNeeded: no episode began.
+        """
+        if self._state is None:
+            raise ResetNeeded("no episode to take a snapshot of; call reset() first")
+        return self._state
+
+    def restore(self, state: EnvState) -> None:
+        """Continue from a snapshot of this or another environment over the same tasks.
+
+        Raises:
+            ValueError: the state belongs to other tasks or other tools.
+        """
+        own = (self.benchmark.name, self.benchmark.revision, self.split)
+        if (state.benchmark, state.revision, state.split) != own:
+            given = (state.benchmark, state.revision, state.split)
+            raise ValueError(
+                f"the state is of {given}, this environment of {own} (benchmark, revision, split)"
+            )
+        if state.task_id not in self._by_id():
+            raise ValueError(
+                f"the state's task {state.task_id!r} is not among the {self.split} tasks"
+            )
+        if len(state.tool_states) != len(self._toolbox.names):
+            raise ValueError(
+                f"the state has {len(state.tool_states)} tool states, this environment the tools "
+                f"{self._toolbox.names}"
+            )
+        self._state = state
+
+    def fork(self) -> "ToolEnv":
+        """A second environment in the same state; both go on independently, tools are shared."""
+        twin = copy.copy(self)
+        twin._owns_tools = False
+        if self._np_random is not None:
+            twin._np_random = copy.deepcopy(self._np_random)
+        return twin
+
+    def close(self) -> None:
+        """Close the tools, unless this is a fork."""
+        if self._owns_tools:
+            self._toolbox.close()
+
+    def _call(
+        self, state: EnvState, action: str, call: ToolCall
+    ) -> tuple[str, float, bool, bool, StepInfo]:
+        info = StepInfo(task=state.task_id)
+        if len(state.calls) >= self.max_tool_calls:
+            if state.limit_noticed:
+                stopped = replace(state, transcript=(*state.transcript, action), stop="tool_limit")
+                return self._end(stopped)
+            text = f"No tool call is left after {self.max_tool_calls}; give the answer now."
+            calls, states, noticed = state.calls, state.tool_states, True
+        else:
+            index = self._toolbox.names.index(call.tool)
+            own, result = self.tools[index].run(state.tool_states[index], call.argument)
+            text, noticed = _cut(result.text), False
+            states = (*state.tool_states[:index], own, *state.tool_states[index + 1 :])
+            calls = (*state.calls, call.tool)
+            info = StepInfo(task=state.task_id, tool=call.tool, ok=result.ok)
+        seen = observation(text)
+        self._state = replace(
+            state,
+            transcript=(*state.transcript, action, seen),
+            tool_states=states,
+            calls=calls,
+            limit_noticed=noticed,
+        )
+        return seen, 0.0, False, False, info
+
+    def _end(self, state: EnvState) -> tuple[str, float, bool, bool, StepInfo]:
+        task = self._by_id()[state.task_id]
+        earned = reward(self.reward_name, self.benchmark, task, state)
+        self._state = state
+        assert state.stop is not None
+        terminated = state.stop in ("answered", "malformed")
+        info = StepInfo(
+            task=task.id,
+            stop=state.stop,
+            answer=final_answer(state),
+            reward_terms=earned.terms,
+            gold_answers=task.answers,
+        )
+        return "", earned.value, terminated, not terminated, info
+
+    def _running(self) -> EnvState:
+        if self._state is None or self._state.stop is not None:
+            raise ResetNeeded("the episode has ended or none began; call reset() or restore()")
+        return self._state
+
+    def _pick(self, choice: str | int | None) -> Task:
+        tasks = self._by_id()
+        if isinstance(choice, str):
+            if choice not in tasks:
+                raise KeyError(f"no {self.split} task has the id {choice!r}")
+            return tasks[choice]
+        if choice is None:
+            choice = int(self.np_random.integers(len(tasks)))
+        if not 0 <= choice < len(tasks):
+            raise IndexError(f"task {choice} of {len(tasks)} {self.split} tasks")
+        return self.tasks[choice]
+
+    def _by_id(self) -> dict[str, Task]:
+        if self._loaded is None:
+            tasks = self.benchmark.load(self.split, self.data_dir)
+            kept = [t for t in tasks if self.level in (None, dict(t.metadata).get("level"))]
+            if not kept:
+                raise ValueError(
+                    f"{self.benchmark.name} has no {self.split} task of level {self.level}"
+                )
+            self._loaded = {task.id: task for task in kept}
+        return self._loaded
+
+
+def _cut(text: str) -> str:
+    if len(text) <= LONGEST_OBSERVATION:
+        return text
+    half = LONGEST_OBSERVATION // 2
+    left_out = len(text) - 2 * half
+    return f"{text[:half]}\n... {left_out} characters left out ...\n{text[-half:]}"

@@ -1,0 +1,65 @@
+"""A calculator: arithmetic on numbers, for machines where no sandbox can be had. Runs no code."""
+
+import ast
+import operator
+import time
+from collections.abc import Callable
+
+from tools.tool import ToolContext, ToolResult
+
+LONGEST = 200
+"""Characters of an expression."""
+LARGEST = 1e15
+"""Magnitude of any number on the way; keeps powers from eating the machine."""
+
+_BINARY: dict[type[ast.operator], Callable[[float, float], float]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+}
+
+
+class CalculatorTool:
+    """Adds, subtracts, multiplies and divides. Stateless."""
+
+    name = "calculator"
+    description = "Computes an arithmetic expression such as (3 + 4) * 2."
+
+    def initial_state(self, context: ToolContext) -> None:
+        """None: nothing is remembered."""
+        return None
+
+    def run(self, state: None, argument: str) -> tuple[None, ToolResult]:
+        """The value of the expression, or what is wrong with it."""
+        start = time.perf_counter()
+        try:
+            text, ok = f"{_value(_expression(argument)):.12g}", True
+        except (ValueError, SyntaxError, ZeroDivisionError, RecursionError) as error:
+            text, ok = f"Cannot compute that: {error}", False
+        return None, ToolResult(text, ok, time.perf_counter() - start)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _expression(argument: str) -> ast.expr:
+    if len(argument) > LONGEST:
+        raise ValueError(f"an expression of {len(argument)} characters; at most {LONGEST}")
+    return ast.parse(argument.strip(), mode="eval").body
+
+
+def _value(node: ast.expr) -> float:
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        value = float(node.value)  # type: ignore[arg-type]
+    elif isinstance(node, ast.BinOp) and type(node.op) in _BINARY:
+        value = _BINARY[type(node.op)](_value(node.left), _value(node.right))
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        value = -_value(node.operand)
+    else:
+        raise ValueError("only numbers, + - * / // % and parentheses are allowed")
+    if abs(value) > LARGEST:
+        raise ValueError("the number is too large")
+    return value
