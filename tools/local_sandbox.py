@@ -1,6 +1,7 @@
-"""The local sandbox: sandlock (Landlock and seccomp), no root, no daemon. Linux 6.12 or later for all of it.
+"""The local sandbox: sandlock (Landlock and seccomp); no root, no daemon, Linux 6.12 or later.
 
-The hub is a process of its own beside the learner, outside the sandbox; only the processes that run cells are inside.
+The hub is a process of its own beside the learner, outside the sandbox; only the processes that
+run cells are inside.
 """
 
 import contextlib
@@ -14,14 +15,9 @@ import sys
 import sysconfig
 import tempfile
 
-from tools.sandbox import (
-    WARM,
-    HubSandbox,
-    Limits,
-    boot_code,
-    boot_message,
-    environment,
-)
+from tools.sandbox import Limits
+from tools.sandbox_boot import WARM, boot_code, boot_message, environment
+from tools.sandbox_stream import HubSandbox
 from tools.tool import ToolUnavailable
 
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
@@ -83,7 +79,7 @@ def end_group(leader: int) -> None:
 
 
 def readable() -> list[str]:
-    """What cells may read of this machine: the interpreter, its packages, system libraries. No home, no data."""
+    """What cells may read here: the interpreter, its packages, system libraries; nothing else."""
     wanted = ["/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/localtime", "/proc"]
     for prefix in (sys.prefix, sys.base_prefix):
         wanted += [os.path.join(prefix, part) for part in ("bin", "lib", "lib64", "pyvenv.cfg")]
@@ -102,7 +98,8 @@ def open_local(limits: Limits) -> HubSandbox:
     """
     if sys.platform != "linux":
         raise ToolUnavailable(
-            f"the local sandbox needs Linux, this is {platform.system()}; install Docker and use sandbox='docker'"
+            f"the local sandbox needs Linux, this is {platform.system()};"
+            " install Docker and use sandbox='docker'"
         )
     try:
         import sandlock
@@ -127,7 +124,6 @@ def open_local(limits: Limits) -> HubSandbox:
         "folder": folder,
         "roots": readable(),
         "devices": [path for path in DEVICES if os.path.exists(path)],
-        "landlock": version,
         "warm": list(WARM),
     }
     transport = LocalTransport(folder)

@@ -1,7 +1,8 @@
 """PythonTool: cells of Python whose names live on, and whose state forks at any moment.
 
-The state is a value: the context of the episode and the cells run so far, each with the digest of what it printed. A live
-interpreter is only a cache of it, found by the value and rebuilt by replay when it is gone.
+The state is a value: the context of the episode and the cells run so far, each with the digest of
+what it printed. A live interpreter is only a cache of it, found by the value and rebuilt by replay
+when it is gone.
 """
 
 import base64
@@ -16,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
-from tools.sandbox import Limits, Reply, Sandbox, SandboxLost, open_sandbox
+from tools.sandbox import DockerOptions, Limits, Reply, Sandbox, SandboxLost, open_sandbox
 from tools.tool import ToolContext, ToolResult, ToolUnavailable
 
 log = logging.getLogger(__name__)
@@ -31,23 +32,28 @@ ATTEMPTS = 3
 
 
 class PythonTool:
-    """Runs Python in a sandbox. Thread-safe; opens nothing before the first `run`; a forked process opens its own."""
+    """Runs Python in a sandbox, opened at the first `run`; thread-safe.
+
+    A forked process opens its own sandbox.
+    """
 
     name = "python"
-    description = "Runs Python; variables and files stay for the next call, the value of the last line is shown."
+    description = (
+        "Runs Python; variables and files stay for the next call, the last line's value is shown."
+    )
 
     def __init__(
         self,
         sandbox: str = "auto",
         limits: Limits | None = None,
-        docker: Mapping[str, object] | None = None,
+        docker: DockerOptions | None = None,
     ) -> None:
-        """Choose the sandbox (auto, local or docker), its limits, and keyword arguments of the docker one."""
+        """Choose the sandbox: auto, local or docker; limits of cells; the kind of container."""
         if sandbox not in ("auto", "local", "docker"):
             raise ValueError(f"sandbox {sandbox!r}: expected auto, local or docker")
         self._kind = sandbox
         self._limits = limits or Limits()
-        self._docker = dict(docker or {})
+        self._docker = docker or DockerOptions()
         self.replays = 0
         self.mismatches = 0
         self._forget()
@@ -57,7 +63,7 @@ class PythonTool:
         return (PythonTool, (self._kind, self._limits, self._docker))
 
     def _forget(self) -> None:
-        """Start without a sandbox: what a forked process does, whose parent keeps the one there was."""
+        """Start without a sandbox; after a fork, the parent keeps the one there was."""
         self._lock = threading.RLock()
         self._sandbox: Sandbox | None = None
         self._live: OrderedDict[PythonState, int] = OrderedDict()
@@ -69,7 +75,7 @@ class PythonTool:
     def run(self, state: PythonState, argument: str) -> tuple[PythonState, ToolResult]:
         begun = time.perf_counter()
         if len(argument) > LONGEST_CELL:
-            text = f"The cell was not run: it has {len(argument)} characters, {LONGEST_CELL} are allowed."
+            text = f"[not run: the cell has {len(argument)} characters, {LONGEST_CELL} are allowed]"
             return state, ToolResult(text, False, time.perf_counter() - begun)
         for _attempt in range(ATTEMPTS):
             sandbox = self._opened()
@@ -202,7 +208,7 @@ def _forget_after_fork(tool: PythonTool) -> None:
 
 
 def _digest(text: str) -> str:
-    """Of an output, with what may differ between two runs blanked: addresses and the work folder."""
+    """Of an output without what may differ between two runs: addresses, the work folder."""
     blank = re.sub(r"0x[0-9a-fA-F]+", "0x", text)
     blank = re.sub(r"(/[^\s/'\"]+)*(/\.~[0-9a-f]+)+", "/work", blank)
     return hashlib.sha256(blank.encode("utf-8", "surrogatepass")).hexdigest()[:16]

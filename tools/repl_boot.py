@@ -1,4 +1,4 @@
-"""What `python3 -c` is given: read one message from descriptor 0, make its modules, enter one of them.
+"""What `python3 -c` is given: read a message from descriptor 0, make its modules, enter one.
 
 So the interpreter inside a sandbox needs no files of ours, and any python3 serves.
 """

@@ -1,6 +1,6 @@
-"""Running one cell the way a Python prompt would: echo of the last expression, tracebacks with the cell's lines.
+"""Running a cell as a Python prompt would: the last value echoed, tracebacks with the cell's lines.
 
-Runs in any python3 with the standard library alone. What it prints goes to the file descriptors 1 and 2.
+Runs in any python3 with the standard library alone. Output goes to the file descriptors 1 and 2.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ OK, ERROR = "ok", "error"
 
 
 class Prompt:
-    """The names that cells define, and how a cell is run among them. Mutates `sys.modules["__main__"]`."""
+    """The names that cells define, and how a cell runs among them; replaces `__main__`."""
 
     def __init__(self) -> None:
         self.module = types.ModuleType("__main__")
@@ -108,7 +108,7 @@ def _tell_exit(end: SystemExit) -> str:
 
 
 def _tell_error(error: BaseException) -> None:
-    """Print the traceback without the frames of this file; survive errors that cannot be printed."""
+    """Print the traceback without the frames of this file; survive what cannot be printed."""
     try:
         trace = error.__traceback__
         while trace is not None and trace.tb_frame.f_code.co_filename == __file__:

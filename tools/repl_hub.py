@@ -1,7 +1,8 @@
-"""The hub: one per sandbox. Knows every state's process, forwards cells to them, watches limits, forgets the oldest.
+"""The hub, one per sandbox: knows every state's process, forwards cells, watches limits, evicts.
 
-It never runs a cell. Beside the sandbox (local) or as the container's first process (docker) it reads requests on
-descriptor 0 and answers on descriptor 1. Standard library alone, but for the launcher that the local sandbox adds.
+It never runs a cell. Beside the sandbox (local) or as the container's first process (docker) it
+reads requests on descriptor 0 and answers on descriptor 1. Standard library alone, but for the
+launcher that the local sandbox adds.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tools.repl_link import Broken, Link, Message, Output
 
 TICK = 0.05
 DEEPEST = 14
-"""States in one chain of forks: the kernel takes sixteen Landlock layers, the local sandbox has used one."""
+"""States in one chain of forks: the kernel takes sixteen Landlock layers, sandlock has used one."""
 
 
 class Hub:
@@ -288,6 +289,7 @@ def main(settings: Message) -> None:
     pid, end = launch(settings, link.theirs)
     link.theirs.close()
     link.socket.setblocking(True)
+    kernel.offer_to_the_oom_killer(pid)
     hub = Hub(settings, link)
     hub.zygote_pid = pid
     try:

@@ -1,4 +1,4 @@
-"""What the hub keeps: a live state, the cells it is running, the folder it writes in, and the clearing of folders.
+"""What the hub keeps: live states, the cells they are running, the folders they write in.
 
 Runs in any python3 on Linux with the standard library alone.
 """
@@ -18,7 +18,7 @@ from tools.repl_link import Link, Message, Output
 
 
 class Folder:
-    """A state's work folder, which lies inside its parent's and outlives its own state while children live in it."""
+    """A state's work folder: inside its parent's, there as long as any state inside it."""
 
     def __init__(self, path: str, parent: Folder | None) -> None:
         self.path = path
@@ -36,7 +36,7 @@ class Folder:
 
 
 class Remover:
-    """Deletes folders in a thread of its own, so that a cell with many files does not hold up the others."""
+    """Deletes folders in a thread of its own, so that many files hold up nobody."""
 
     def __init__(self) -> None:
         self.paths: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -155,7 +155,7 @@ class Live:
         self.measured = 0.0
 
     def identify(self, pid: int) -> None:
-        """The kernel said which process speaks for this state (a state that sheds threads changes it)."""
+        """The kernel said which process speaks for this state (shedding threads changes it)."""
         self.close()
         self.pid = pid
         try:

@@ -1,10 +1,11 @@
-"""What the kernel is asked for inside the sandbox: capabilities, system call filter, Landlock layers, limits.
+"""What the kernel is asked for inside the sandbox: fewer capabilities, calls, files and resources.
 
-Runs in any python3 on Linux with the standard library alone. Everything here takes rights away; nothing gives any.
+Runs in any python3 on Linux with the standard library alone. Everything here takes rights away.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -23,14 +24,15 @@ REFER, TRUNCATE, IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
 SCOPE_SOCKET_AND_SIGNAL = 3
 SYS_LANDLOCK_CREATE, SYS_LANDLOCK_ADD, SYS_LANDLOCK_RESTRICT = 444, 445, 446
 
-# System calls that no cell needs and that attacks begin with, by machine: (AUDIT_ARCH, number of socket, others).
-# setsid and setpgid are refused so that the whole sandbox stays one process group, killable in one call.
+# System calls that no cell needs and that attacks begin with, by machine: AUDIT_ARCH, the number of
+# socket, others. Without setsid and setpgid the sandbox is one process group: one kill ends it.
 _FILTERED = {
     "x86_64": (
         0xC000003E,
         41,
-        # ptrace, setpgid, setsid, shmget, semget, msgget, process_vm_readv/writev, kcmp, perf_event_open, userfaultfd,
-        # io_uring x3, add_key, request_key, keyctl, bpf, unshare, setns, mount, pidfd_getfd, memfd_secret
+        # ptrace, setpgid, setsid, shmget, semget, msgget, process_vm_readv and writev, kcmp,
+        # perf_event_open, userfaultfd, io_uring (3), add_key, request_key, keyctl, bpf, unshare,
+        # setns, mount, pidfd_getfd, memfd_secret
         (
             101,
             109,
@@ -90,9 +92,15 @@ _FILTERED = {
 
 
 def prctl(option: int, argument: int) -> None:
-    """Call prctl(2); OSError if it is refused."""
+    """Ask for one thing of the process control call; OSError if it is refused."""
     if LIBC.prctl(option, ctypes.c_ulong(argument), 0, 0, 0) < 0:
         raise OSError(ctypes.get_errno(), f"prctl {option} refused")
+
+
+def offer_to_the_oom_killer(pid: int) -> None:
+    """When memory runs out, let cells die before the hub and the learner; where that may be said."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/oom_score_adj", "w") as file:
+        file.write("800")
 
 
 def drop_capabilities() -> None:
@@ -106,7 +114,7 @@ def drop_capabilities() -> None:
 
 
 def filter_system_calls() -> bool:
-    """Refuse sockets but unix ones and the calls in the table; False on a machine that has no table."""
+    """Refuse the table's calls and all sockets but unix ones; False where there is no table."""
     known = _FILTERED.get(platform.machine())
     if known is None:
         return False
@@ -150,7 +158,7 @@ def landlock_abi() -> int:
 
 
 class Walls:
-    """The Landlock layer that each state adds around itself: reads from `roots`, writes in one folder, signals inside."""
+    """The Landlock layer that each state adds: reads `roots`, writes one folder, signals down."""
 
     def __init__(self, roots: list[str], devices: list[str], abi: int) -> None:
         self.abi = abi
@@ -158,14 +166,14 @@ class Walls:
         self.rights |= (REFER if abi >= 2 else 0) | (TRUNCATE if abi >= 3 else 0)
         self.rights |= IOCTL_DEV if abi >= 5 else 0
         self.rules: list[tuple[int, int]] = []
-        for path in roots if abi else []:
+        for path in filter(os.path.exists, roots if abi else []):
             fd = os.open(path, os.O_PATH)
             self.rules.append((fd, READ if os.path.isdir(path) else EXECUTE | READ_FILE))
-        for path in devices if abi else []:
+        for path in filter(os.path.exists, devices if abi else []):
             self.rules.append((os.open(path, os.O_PATH), READ_FILE | WRITE_FILE))
 
     def enclose(self, folder: str) -> None:
-        """Confine this process for good to writing under `folder` and signalling its own descendants."""
+        """Confine this process for good: writes under `folder`, signals to its descendants."""
         if not self.abi:
             return
         size = 24 if self.abi >= 6 else 8

@@ -1,4 +1,4 @@
-"""The hub's end of what a state can say: framed messages and raw output, read without ever waiting or believing.
+"""The hub's end of what a state can say, read without ever waiting or believing.
 
 Runs in any python3 on Linux with the standard library alone.
 """
@@ -22,7 +22,7 @@ class Broken(Exception):
 
 
 class Link:
-    """Messages to and from one state. The kernel, not the state, says which process sent a message."""
+    """Messages to and from one state; the kernel, not the state, says who sent one."""
 
     def __init__(self) -> None:
         ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -37,7 +37,7 @@ class Link:
         return self.socket.fileno()
 
     def send(self, message: Message, fds: tuple[int, ...] = ()) -> bool:
-        """Queue a message, and descriptors that are closed here once sent; True when nothing is left to write."""
+        """Queue a message, and descriptors to hand over; True when nothing is left to write."""
         body = json.dumps(message).encode()
         self.outbox.append((struct.pack("!I", len(body)) + body, fds))
         return self.flush()

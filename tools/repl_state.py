@@ -1,7 +1,8 @@
 """The processes inside the sandbox: one frozen process per state, forked to run a cell.
 
-The first one imports what cells are likely to need and forks sessions; a session forks its first state, and so on. Each
-process hears only its own channel. Nothing here is trusted by the hub: a cell owns the process it runs in.
+The first one imports what cells are likely to need and forks sessions; a session forks its first
+state, and so on. Each process hears only its own channel. The hub trusts nothing of this: a cell
+owns the process it runs in.
 """
 
 from __future__ import annotations
@@ -52,17 +53,17 @@ class Channel:
 
 
 class State:
-    """This process: its channel, its folder, its names. Mutated by every cell and by every fork into a child."""
+    """This process: its channel, folder and names. Changed by every cell and in every child."""
 
     def __init__(self, channel: Channel, settings: Message) -> None:
         self.channel = channel
         self.folder = settings["folder"]
         self.prompt = Prompt()
-        self.walls = kernel.Walls(settings["roots"], settings["devices"], settings["landlock"])
+        self.walls = kernel.Walls(settings["roots"], settings["devices"], kernel.landlock_abi())
         self.open_files: list[int] = []
 
     def serve(self) -> None:
-        """Answer the hub until it closes the channel; a forked child goes on here with its own channel."""
+        """Answer the hub until it closes the channel; a forked child goes on here with its own."""
         while True:
             received = self.channel.receive()
             if received is None:
@@ -79,7 +80,7 @@ class State:
                 _reap(message["pid"])
 
     def _fork(self, message: Message, fds: list[int]) -> None:
-        """Become two: the parent stays as it is, the child takes the channel that came with the message."""
+        """Become two: the parent stays as it is, the child takes the channel that came."""
         numbers = random.getstate()
         if os.fork():
             for fd in fds:
@@ -181,7 +182,7 @@ def _reap(pid: int) -> None:
 
 
 def copy_folder(source: str, target: str) -> None:
-    """Copy files, folders and links, but not the folders of other states (which begin with a dot and a tilde)."""
+    """Copy files, folders and links, but not the folders of other states (`.~` and a number)."""
     with os.scandir(source) as entries:
         for entry in entries:
             if entry.name.startswith(".~"):
@@ -229,7 +230,7 @@ def reopen(fds: list[int], old: str, new: str) -> None:
 
 
 def warm(modules: list[str]) -> list[str]:
-    """Import what cells are likely to use and touch what is slow the first time; names of what was there."""
+    """Import what cells are likely to use, touch what is slow the first time; what was there."""
     found = []
     for name in modules:
         try:
@@ -249,6 +250,7 @@ def warm(modules: list[str]) -> list[str]:
 def main(settings: Message) -> None:
     """Be the first process: warmed, limited, never running a cell itself."""
     channel = Channel(os.dup(0))
+    kernel.offer_to_the_oom_killer(os.getpid())
     kernel.drop_capabilities()
     found = warm(settings["warm"])
     state = State(channel, settings)
@@ -258,8 +260,9 @@ def main(settings: Message) -> None:
         del sys.modules[name]
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     kernel.set_limits(*settings["limits"])
-    settings["filtered"] = kernel.filter_system_calls()
+    filtered = kernel.filter_system_calls()
     gc.collect()
     gc.freeze()
-    channel.send({"op": "ready", "modules": found, "filtered": settings["filtered"]})
+    versions = {"landlock": state.walls.abi, "filtered": filtered}
+    channel.send({"op": "ready", "modules": found, **versions})
     state.serve()

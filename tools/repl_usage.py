@@ -1,4 +1,4 @@
-"""What processes and folders use, read from /proc by the hub; nothing here trusts what a cell says of itself.
+"""What processes and folders use, read from /proc by the hub; no cell is asked.
 
 Runs in any python3 on Linux with the standard library alone.
 """
@@ -14,7 +14,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Usage(NamedTuple):
-    """A cell's processes together: seconds of CPU, bytes resident, processes, bytes in files without a name."""
+    """A cell's processes together: CPU in seconds, sizes in bytes; `nameless` is deleted files."""
 
     cpu: float
     resident: int
@@ -45,7 +45,7 @@ def family(pid: int, most: int = 100_000) -> list[int]:
 
 
 def fields(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the third on (index 0 is the state letter); empty when it is gone."""
+    """Fields of /proc/PID/stat from the third on (the state letter); empty when it is gone."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return file.read().rpartition(b")")[2].decode().split()
@@ -54,7 +54,7 @@ def fields(pid: int) -> list[str]:
 
 
 def exit_code(pid: int) -> int | None:
-    """How a dying or dead process ended: its exit code, or minus the signal; None when nobody can tell."""
+    """How a dying or dead process ended: its exit code, or minus the signal; None if unknown."""
     values = fields(pid)
     if len(values) < 50:
         return None
@@ -89,7 +89,7 @@ def nameless_bytes(pid: int) -> int:
 
 
 def proportional(pid: int) -> int:
-    """Bytes of memory held by `pid`, each shared page divided among those who share it (PSS); 0 when it is gone."""
+    """Bytes held by `pid`, shared pages divided among their users (PSS); 0 when it is gone."""
     try:
         with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
             for line in file:
@@ -101,7 +101,7 @@ def proportional(pid: int) -> int:
 
 
 def folder_size(path: str, most: int) -> tuple[int, int]:
-    """(bytes, entries) of a state's folder without other states' folders; stops counting past `most` entries."""
+    """(bytes, entries) of a state's folder without other states'; stops past `most` entries."""
     size, entries, pending = 0, 0, [path]
     while pending and entries <= most:
         try:

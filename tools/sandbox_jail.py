@@ -1,4 +1,4 @@
-"""Starts the sandbox's first process: `launch` under sandlock, beside the hub, on the learner's machine.
+"""Starts the first process under sandlock, beside the hub, on the learner's machine.
 
 Sent to the hub as source, like the other parts; needs the package sandlock.
 """
@@ -6,15 +6,15 @@ Sent to the hub as source, like the other parts; needs the package sandlock.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
-from typing import Any
 
 import sandlock
 
 from tools.repl_link import Message
 
 
-def launch(settings: Message, channel: Any) -> tuple[int, Callable[[], None]]:
+def launch(settings: Message, channel: socket.socket) -> tuple[int, Callable[[], None]]:
     """Run the interpreter with `channel` as its descriptor 0; its process id and how to end it."""
     degraded = [getattr(sandlock.Protection, name) for name in settings["degraded"]]
     sandbox = sandlock.Sandbox(

@@ -1,0 +1,90 @@
+"""What a sandbox is started with: source of the hub and of what runs inside, environment."""
+
+import dataclasses
+import importlib.resources
+from collections.abc import Mapping, Sequence
+
+from tools.sandbox import Limits
+
+INSIDE = ("repl_kernel", "repl_cell", "repl_state")
+"""Modules of the processes that run cells."""
+HUB = ("repl_kernel", "repl_usage", "repl_link", "repl_jobs")
+"""Modules of the hub, before its launcher and `repl_hub` itself."""
+
+
+def sources(names: Sequence[str]) -> list[tuple[str, str]]:
+    """(name, source) of modules beside this one."""
+    here = importlib.resources.files("tools")
+    return [(name, (here / f"{name}.py").read_text(encoding="utf-8")) for name in names]
+
+
+def boot_code() -> str:
+    """What the interpreter in the sandbox is started with."""
+    return sources(["repl_boot"])[0][1]
+
+
+def boot_message(
+    launcher: str, settings: Mapping[str, object], state: Mapping[str, object], limits: Limits
+) -> dict[str, object]:
+    """The first message to a hub: its source, and what it hands on to the first process inside."""
+    return {
+        "modules": sources([*HUB, launcher, "repl_hub"]),
+        "entry": "repl_hub",
+        "settings": {
+            **settings,
+            "launcher": launcher,
+            "boot": boot_code(),
+            "modules": sources(INSIDE),
+            "limits": dataclasses.asdict(limits),
+            "state": {
+                **state,
+                "limits": [
+                    limits.memory,
+                    limits.file_size,
+                    limits.open_files,
+                    int(limits.cpu * 20 + 60),
+                ],
+            },
+        },
+    }
+
+
+def environment(folder: str) -> dict[str, str]:
+    """Environment of the processes that run cells: nothing of the learner's."""
+    return {
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "HOME": folder,
+        "TMPDIR": folder,
+        "LANG": "C.UTF-8",
+        "PYTHONHASHSEED": "0",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONMALLOC": "malloc",
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+        "MPLBACKEND": "Agg",
+        **{f"{name}_NUM_THREADS": "1" for name in ("OPENBLAS", "OMP", "MKL", "NUMEXPR")},
+    }
+
+
+WARM = [
+    "math",
+    "cmath",
+    "decimal",
+    "fractions",
+    "statistics",
+    "itertools",
+    "functools",
+    "collections",
+    "re",
+    "json",
+    "datetime",
+    "heapq",
+    "bisect",
+    "string",
+    "copy",
+    "tempfile",
+    "shutil",
+    "subprocess",
+    "numpy",
+    "sympy",
+]
+"""Modules that the first process imports if they are there, so that no cell waits for them."""
