@@ -8,6 +8,7 @@ import select
 import subprocess
 import sys
 import threading
+import weakref
 from collections import OrderedDict
 
 START_SECONDS = 60.0
@@ -24,13 +25,14 @@ class GraderUnavailable(RuntimeError):
 class _Worker:
     """One grading process. Used by one thread at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, python: str) -> None:
         # subprocess, not multiprocessing: workers of a vector environment are daemons.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.math_worker"],
+            [python, "-m", "benchmarks.math_worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            bufsize=0,
             cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
             env={"PATH": os.environ.get("PATH", ""), "PYTHONHASHSEED": "0"},
         )
@@ -46,7 +48,6 @@ class _Worker:
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps([answer, gold]).encode() + b"\n")
-            self._process.stdin.flush()
         except (BrokenPipeError, ValueError):
             return None
         return self._read(ANSWER_SECONDS) or None
@@ -60,6 +61,10 @@ class _Worker:
         """Ends the process."""
         self._process.kill()
         self._process.wait()
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Closes this process's ends of the pipes; the grader belongs to another process."""
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()
@@ -71,13 +76,29 @@ class MathPool:
     A forked copy of this process starts its own: a pipe has one reader.
     """
 
-    def __init__(self, size: int = 2) -> None:
-        self._size = size
-        self._owner = os.getpid()
+    def __init__(self, size: int = 2, python: str = sys.executable) -> None:
+        self._size, self._python = size, python
         self._slots = threading.BoundedSemaphore(size)
         self._lock = threading.Lock()
         self._idle: list[_Worker] = []
+        self._inherited: list[_Worker] = []
         self._verdicts: OrderedDict[tuple[str, str], str] = OrderedDict()
+        this = weakref.ref(self)
+
+        def forked() -> None:
+            pool = this()
+            if pool is not None:
+                pool._forked()
+
+        os.register_at_fork(after_in_child=forked)
+
+    def _forked(self) -> None:
+        """In a forked copy: no thread of the parent runs here, and its graders are not ours."""
+        self._slots = threading.BoundedSemaphore(self._size)
+        self._lock = threading.Lock()
+        self._inherited, self._idle = self._inherited + self._idle, []
+        for worker in self._inherited:
+            worker.let_go()
 
     def verdict(self, answer: str, gold: str) -> str:
         """1 equal, 0 not, t out of time, e the child ended without a verdict.
@@ -85,8 +106,6 @@ class MathPool:
         Raises:
             GraderUnavailable: no process could be had.
         """
-        if os.getpid() != self._owner:
-            self.__init__(self._size)  # type: ignore[misc]
         key = (answer, gold)
         with self._lock:
             if key in self._verdicts:
@@ -104,7 +123,7 @@ class MathPool:
         for _ in range(2):  # a worker may have been killed from outside while idle
             with self._lock:
                 worker = self._idle.pop() if self._idle else None
-            worker = worker or _Worker()
+            worker = worker or _Worker(self._python)
             letter = worker.ask(answer, gold)
             if letter is not None:
                 with self._lock:
@@ -115,10 +134,9 @@ class MathPool:
 
     def close(self) -> None:
         """Ends idle processes; those at work end with their call."""
-        if os.getpid() == self._owner:
-            with self._lock:
-                while self._idle:
-                    self._idle.pop().close()
+        with self._lock:
+            while self._idle:
+                self._idle.pop().close()
 
 
 @functools.cache
