@@ -128,6 +128,10 @@ class Guard:
             self._sleep(pause)
         raise ValueError(f"attempts must be at least 1, not {self._limits.attempts}")
 
+    def slow_down(self, host: str, gap_s: float) -> None:
+        """Leave at least this long between two attempts at a host, as it asked."""
+        self._gate.get().slow_down(host, gap_s)
+
     def traffic(self) -> Traffic:
         """Counts of this process."""
         return self._gate.get().traffic
@@ -181,6 +185,7 @@ class _Host:
     """Mutated under the gate's lock."""
 
     next_s: float = -math.inf  # when the bucket is full again
+    gap_s: float = 0.0
     not_before_s: float = -math.inf
     failures: int = 0
     rest_s: float = 0.0  # 0: not resting and not on probation
@@ -209,13 +214,18 @@ class _Gate:
                 return state.not_before_s - now
             if state.probing:
                 return _PROBE_LOOK_S
-            gap = 1 / self.limits.per_second if self.limits.per_second > 0 else math.inf
-            ahead = state.next_s - (self.limits.burst - 1) * gap - now
+            gap = max(1 / self.limits.per_second, state.gap_s)
+            burst = 1 if state.gap_s else self.limits.burst
+            ahead = state.next_s - (burst - 1) * gap - now
             if ahead > 1e-9:
                 return ahead
             state.next_s = max(state.next_s, now) + gap
             state.probing = state.rest_s > 0
             return 0.0
+
+    def slow_down(self, host: str, gap_s: float) -> None:
+        with self._lock:
+            self._state(host).gap_s = gap_s
 
     def slot(self, host: str) -> "_Slot":
         return _Slot(self._slots, partial(self.release_probe, host))
