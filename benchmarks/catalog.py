@@ -86,8 +86,8 @@ EVALUATED: dict[str, Evaluated] = {
         HubTable(
             "hotpotqa/hotpot_qa",
             "1908d6afbbead072334abe2965f91bd2709910ab",
-            "validation",
-            configs=("distractor",),
+            "train",
+            data_files="distractor/validation-00000-of-00001.parquet",
             drop=("context", "supporting_facts"),
         ),
     ),
@@ -106,7 +106,8 @@ EVALUATED: dict[str, Evaluated] = {
         HubTable(
             "dgslibisey/MuSiQue",
             "c8f4f8c9465fb69d31a8eae894c3fd509c4ca321",
-            "validation",
+            "train",
+            data_files="musique_ans_v1.0_dev.jsonl",
             drop=("paragraphs", "question_decomposition"),
         ),
     ),

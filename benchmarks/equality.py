@@ -49,9 +49,8 @@ _LEAD_IN = re.compile(
 _ASSIGNED = re.compile(r"^[A-Za-z](?:_\{?\w\}?)?\s*=\s*(?=\S)(?!.*=)")
 _GROUPS = re.compile(r"(?<![\d.,])[-+]?\d{1,3}(?:,\d{3})+(?![\d,])")
 _NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,3})?")
-_UNIT = re.compile(
-    r"(?:\^\{?\\circ\}?|\^\\circ|(?:\s*[A-Za-z]{2,}\.?(?:/[A-Za-z]+)?(?:\s?\^\{?[23]\}?)?){1,5})$"
-)
+_UNIT_WORD = r"[A-Za-z]{2,}\.?(?:/[A-Za-z]+)?(?:\s?\^\{?[23]\}?)?"
+_UNIT = re.compile(rf"\s*(?:\^\{{?\\circ\}}?|{_UNIT_WORD}(?:\s+{_UNIT_WORD}){{0,4}})")
 _WORDS = re.compile(r"^[A-Za-z]{2,}(?:[ -][A-Za-z]+)*$")
 _MIXED = re.compile(r"^([-+]?\d+) (\d+)/(\d+)$")
 _CHOICE = re.compile(r"^\(?([A-Z])\)?$")

@@ -58,7 +58,8 @@ def extract(answer: str) -> str:
 
 
 def _score(right: bool | float, method: str, extracted: str) -> Score:
-    return Score(float(right), method, extracted[:200])
+    shown = extracted[:200].encode("utf-8", "replace").decode()
+    return Score(float(right), method, shown)
 
 
 def score_math(answer: str, task: Task) -> Score:
@@ -72,7 +73,7 @@ def score_math(answer: str, task: Task) -> Score:
         equal, method = math_equal(extracted, gold)
         if equal:
             return _score(True, method, extracted)
-    if last_boxed(answer) is None:
+    if last_boxed(answer) is None and len(extracted) <= LONGEST_SPAN:
         number = the_number(extracted)
         right = number is not None and any(_plain(gold) == number for gold in task.answers)
         return _score(right, "only number" if right else method, extracted)
@@ -110,7 +111,7 @@ def score_exact(answer: str, task: Task) -> Score:
         return _score(False, "empty", extracted)
     if any(_folded(extracted) == _folded(gold) for gold in task.answers):
         return _score(True, "exact", extracted)
-    return Score(0.0, "not judged", extracted[:200], judged=False)
+    return _score(False, "not judged", extracted)._replace(judged=False)
 
 
 def score_choice(answer: str, task: Task) -> Score:
@@ -129,7 +130,7 @@ def score_choice(answer: str, task: Task) -> Score:
     if len(chosen) == 1:
         golds = {match.group(1).upper() for match in map(_LETTER.match, task.answers) if match}
         return _score(bool(chosen & golds), "choice", extracted)
-    return Score(0.0, "not judged", extracted[:200], judged=False)
+    return _score(False, "not judged", extracted)._replace(judged=False)
 
 
 def _folded(text: str) -> str:
