@@ -52,6 +52,7 @@ _NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,3})?")
 _UNIT_WORD = r"[A-Za-z]{2,}\.?(?:/[A-Za-z]+)?(?:\s?\^\{?[23]\}?)?"
 _UNIT = re.compile(rf"\s*(?:\^\{{?\\circ\}}?|{_UNIT_WORD}(?:\s+{_UNIT_WORD}){{0,4}})")
 _WORDS = re.compile(r"^[A-Za-z]{2,}(?:[ -][A-Za-z]+)*$")
+_BASED = re.compile(r"^(\w+)_\{?(\d+)\}?$")
 _MIXED = re.compile(r"^([-+]?\d+) (\d+)/(\d+)$")
 _CHOICE = re.compile(r"^\(?([A-Z])\)?$")
 _NOT_UNITS = frozenset(
@@ -113,6 +114,9 @@ def math_equal(answer: str, gold: str) -> Equality:
         return Equality(_letters(ours) == _letters(theirs), "word")
     if _nesting(ours) > DEEPEST_NESTING:
         return Equality(False, "too deep")
+    bases = (_BASED.match(ours), _BASED.match(theirs))
+    if bases[0] is not None and bases[1] is not None:
+        return Equality(bases[0].groups() == bases[1].groups(), "number")
     letter = shared_pool().verdict(ours, theirs)
     return Equality(letter == "1", {"t": "math-timeout", "e": "math-error"}.get(letter, "math"))
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 Row = Mapping[str, object]
 
@@ -46,26 +47,42 @@ Fetch = Callable[[HubTable], Iterable[Row]]
 """Reads a table; raises DataUnavailable. Tests pass their own."""
 
 
-def fetch_from_hub(table: HubTable) -> Iterator[Row]:
+class HubRows(Protocol):
+    """What is used of a `datasets.Dataset`."""
+
+    column_names: list[str]
+
+    def remove_columns(self, column_names: list[str]) -> Iterable[Row]: ...
+
+
+def fetch_from_hub(
+    table: HubTable, load_dataset: Callable[..., HubRows] | None = None
+) -> Iterator[Row]:
     """The rows of a hub table, through `datasets` and its cache.
+
+    Args:
+        table: what to read.
+        load_dataset: `datasets.load_dataset`, unless a test brings its own.
 
     Raises:
         DataUnavailable: not reachable, not found, or gated and not accepted.
     """
-    import datasets
     from huggingface_hub.errors import HfHubHTTPError
+
+    if load_dataset is None:
+        import datasets
+
+        load_dataset = datasets.load_dataset
 
     failures = (OSError, ValueError, RuntimeError, HfHubHTTPError)
     for config in table.configs:
         try:
             if table.data_files is None:
-                rows = datasets.load_dataset(
-                    table.path, config, split=table.split, revision=table.revision
-                )
+                rows = load_dataset(table.path, config, split=table.split, revision=table.revision)
             else:
                 file = f"hf://datasets/{table.path}@{table.revision}/{table.data_files}"
                 kind = _BUILDERS[file.rpartition(".")[2]]
-                rows = datasets.load_dataset(kind, data_files=file, split=table.split)
+                rows = load_dataset(kind, data_files=file, split=table.split)
         except failures as error:
             raise DataUnavailable(hub_failure(table, error)) from error
         yield from rows.remove_columns([c for c in table.drop if c in rows.column_names])

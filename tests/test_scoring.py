@@ -84,6 +84,7 @@ def test_equal_mathematics_in_another_spelling_is_right(answer, gold):
         ("42 or 43", "42"),
         ("not 42", "42"),
         ("x=5", "y=5"),
+        ("2112_6", "2112_7"),
         (r"\frac{1}{2^{99}}", r"\frac{1}{2^{98}}"),
         ("\u0410", "A"),
         ("", "42"),
