@@ -2,6 +2,7 @@
 
 import ast
 import operator
+import re
 import time
 from collections.abc import Callable
 
@@ -10,8 +11,9 @@ from tools.tool import ToolContext, ToolResult
 LONGEST = 200
 """Characters of an expression."""
 LARGEST = 1e15
-"""Magnitude of any number on the way; keeps powers from eating the machine."""
+"""Magnitude of any number on the way: below it, float64 tells whole numbers apart."""
 
+NOT_ARITHMETIC = "only numbers, + - * / // % and parentheses are allowed"
 _BINARY: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -20,6 +22,12 @@ _BINARY: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod,
 }
+_UNARY: dict[type[ast.unaryop], Callable[[float], float]] = {
+    ast.UAdd: operator.pos,
+    ast.USub: operator.neg,
+}
+_ALLOWED = re.compile(r"[0-9.eE_+*/%()\s-]*")
+"""Characters of an expression; the parser warns on the console about others."""
 
 
 class CalculatorTool:
@@ -36,8 +44,8 @@ class CalculatorTool:
         """The value of the expression, or what is wrong with it."""
         start = time.perf_counter()
         try:
-            text, ok = f"{_value(_expression(argument)):.12g}", True
-        except (ValueError, SyntaxError, ZeroDivisionError, RecursionError) as error:
+            text, ok = _shown(_value(_expression(argument))), True
+        except (ValueError, ZeroDivisionError) as error:
             text, ok = f"Cannot compute that: {error}", False
         return None, ToolResult(text, ok, time.perf_counter() - start)
 
@@ -48,7 +56,12 @@ class CalculatorTool:
 def _expression(argument: str) -> ast.expr:
     if len(argument) > LONGEST:
         raise ValueError(f"an expression of {len(argument)} characters; at most {LONGEST}")
-    return ast.parse(argument.strip(), mode="eval").body
+    if not _ALLOWED.fullmatch(argument):
+        raise ValueError(NOT_ARITHMETIC)
+    try:
+        return ast.parse(" ".join(argument.split()), mode="eval").body
+    except (SyntaxError, MemoryError) as error:  # the parser's own limit is a MemoryError
+        raise ValueError("the expression is incomplete or badly nested") from error
 
 
 def _value(node: ast.expr) -> float:
@@ -56,10 +69,15 @@ def _value(node: ast.expr) -> float:
         value = float(node.value)  # type: ignore[arg-type]
     elif isinstance(node, ast.BinOp) and type(node.op) in _BINARY:
         value = _BINARY[type(node.op)](_value(node.left), _value(node.right))
-    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        value = -_value(node.operand)
+    elif isinstance(node, ast.UnaryOp) and type(node.op) in _UNARY:
+        value = _UNARY[type(node.op)](_value(node.operand))
     else:
-        raise ValueError("only numbers, + - * / // % and parentheses are allowed")
+        raise ValueError(NOT_ARITHMETIC)
     if abs(value) > LARGEST:
         raise ValueError("the number is too large")
     return value
+
+
+def _shown(value: float) -> str:
+    """Whole numbers exactly, others to twelve digits."""
+    return str(int(value)) if value.is_integer() else f"{value:.12g}"
