@@ -1,12 +1,12 @@
-"""Gymnasium environments: importing this package registers `appo/<Benchmark>-v0` for every benchmark."""
+"""Gymnasium environments: importing this package registers `appo/<Benchmark>-v0` for each one."""
 
 import gymnasium as gym
 
 from benchmarks import BENCHMARKS
 from envs.checks import check_fork
-from envs.state import EnvState
+from envs.state import EnvState, StepInfo
 from envs.tags import Answer, ToolCall, parse
-from envs.tool_env import StepInfo, ToolEnv
+from envs.tool_env import ToolEnv
 
 __all__ = ["Answer", "EnvState", "StepInfo", "ToolCall", "ToolEnv", "check_fork", "parse"]
 

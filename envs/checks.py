@@ -1,87 +1,129 @@
-"""The snapshot contract, executable: what `check_env` is to Gymnasium, `check_fork` is to forking."""
+"""The snapshot contract, executable: what `check_env` is to steps, `check_fork` is to forks."""
 
-import multiprocessing
+import json
 import pickle
+import subprocess
+import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
+
+from gymnasium.vector.utils import CloudpickleWrapper
 
 from envs.state import EnvState
 from envs.tool_env import ToolEnv
 
-Outcome = tuple[str, float, bool, bool, str | None]
+Seen = tuple[str, float, bool, bool, str | None]
+"""observation, reward, terminated, truncated, why it stopped"""
+
+_SCRIPT = {"python": ("seen = [1]", "seen.append(2); seen", "seen")}
+"""Arguments of a default episode's calls, by tool."""
+_OTHER_PROCESS = """
+import json, pickle, sys
+sys.path[:] = sys.argv[1:]
+print(json.dumps(pickle.load(sys.stdin.buffer)()))
+"""
 
 
-def check_fork(env: ToolEnv, actions: Sequence[str], *, seed: int = 0) -> None:
+def check_fork(env: ToolEnv, actions: Sequence[str] | None = None, *, seed: int = 0) -> None:
     """Prove for an environment and a script of turns that its states are values.
 
-    At every turn of the episode: a fork that replays the parent's next turns sees what the parent
-    saw; two siblings that go different ways do not see each other; a fork of a fork and the
-    restored state agree, also after the parent has ended; JSON and pickle keep the state, the
-    latter in another process.
+    At every turn of the episode, after the parent has ended: a fork, a fork of a fork and the
+    restored environment each replay the parent's next turns and see what the parent saw, while
+    they take turns with each other and with a sibling that goes another way; JSON and pickle keep
+    the state, the latter in another process.
 
     Args:
         env: any ToolEnv; it is left reset.
-        actions: turns that are played in order until the episode ends.
+        actions: turns that are played in order until the episode ends; None: calls of every tool,
+            then an answer.
         seed: of the reset.
 
     Raises:
         AssertionError: the contract is broken; the message says where.
         ValueError: no actions were given.
     """
-    if not actions:
-        raise ValueError("check_fork needs at least one turn to play")
     env.reset(seed=seed)
-    states, seen = [env.snapshot()], []
-    for action in actions:
+    script = _script(env.snapshot().tools) if actions is None else actions
+    if not script:
+        raise ValueError("check_fork needs at least one turn to play")
+    states, stored, seen = [env.snapshot()], [_stored(env.snapshot(), 0)], []
+    for turn, action in enumerate(script, start=1):
         seen.append(_play(env, action))
         states.append(env.snapshot())
+        stored.append(_stored(env.snapshot(), turn))
         if seen[-1][2] or seen[-1][3]:
             break
-    played = list(actions[: len(seen)])
+    played = script[: len(seen)]
     for turn in range(len(played)):
         _check_turn(env, states[turn], played[turn:], seen[turn:], turn)
-    _check_other_process(env, states[len(played) // 2], played[len(played) // 2 :], seen)
+    for turn, (state, text) in enumerate(zip(states, stored, strict=True)):
+        assert state.to_json() == text, f"turn {turn}: the kept state has changed since"
+    middle = len(played) // 2
+    _check_other_process(env, states[middle], played[middle:], seen[middle:])
     env.reset(seed=seed)
+
+
+def _script(tools: Sequence[str]) -> list[str]:
+    calls = [f"<{name}> {cell} </{name}>" for name in tools for cell in _SCRIPT.get(name, ("6*7",))]
+    return [*(f"<think> a call </think> {call}" for call in calls), "<answer> 42 </answer>"]
+
+
+def _stored(state: EnvState, turn: int) -> str:
+    """The state as JSON, proven to read back."""
+    try:
+        text = state.to_json()
+        same = EnvState.from_json(text) == state
+    except (TypeError, ValueError) as error:
+        raise AssertionError(f"turn {turn}: the state is not made of values: {error}") from error
+    assert same, f"turn {turn}: JSON changed the state"
+    assert pickle.loads(pickle.dumps(state)) == state, f"turn {turn}: pickle changed the state"
+    return text
 
 
 def _check_turn(
-    env: ToolEnv, state: EnvState, actions: Sequence[str], seen: Sequence[Outcome], turn: int
+    env: ToolEnv, state: EnvState, actions: Sequence[str], seen: Sequence[Seen], turn: int
 ) -> None:
     env.restore(state)
     sibling, child = env.fork(), env.fork()
-    _play(sibling, "<python> zz_sibling = 1 </python>")
-    grandchild = child.fork()
-    for name, twin in (("fork", child), ("fork of a fork", grandchild), ("restored", env)):
-        found = [_play(twin, action) for action in actions]
-        assert found == list(seen), f"turn {turn}: the {name} saw {found}, the parent {list(seen)}"
-    assert EnvState.from_json(state.to_json()) == state, f"turn {turn}: JSON changed the state"
-    assert pickle.loads(pickle.dumps(state)) == state, f"turn {turn}: pickle changed the state"
+    twins = {"fork": child, "fork of a fork": child.fork(), "restored": env}
+    for tool in state.tools:
+        if sibling.snapshot().stop is None:
+            _play(sibling, f"<{tool}> seen = [0] </{tool}>")
+    for action, expected in zip(actions, seen, strict=True):
+        for name, twin in twins.items():
+            found = _play(twin, action)
+            assert found == expected, f"turn {turn}: the {name} saw {found}, the parent {expected}"
 
 
 def _check_other_process(
-    env: ToolEnv, state: EnvState, actions: Sequence[str], seen: Sequence[Outcome]
+    env: ToolEnv, state: EnvState, actions: Sequence[str], seen: Sequence[Seen]
 ) -> None:
     """Restore a pickled state in a new interpreter and replay the rest there."""
-    twin = env.fork()
-    twin._np_random = None
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        found = pool.apply(_replay, (pickle.dumps((twin, state)), list(actions)))
-    expected = list(seen[len(seen) - len(actions) :])
-    assert found == expected, f"another process saw {found}, the parent {expected}"
+    rest = partial(_go_on, env.fork(), state, list(actions))
+    try:
+        episode = pickle.dumps(CloudpickleWrapper(rest))
+    except (TypeError, AttributeError, pickle.PicklingError) as error:
+        raise AssertionError(f"the environment cannot be pickled: {error}") from error
+    command = [sys.executable, "-c", _OTHER_PROCESS, *sys.path]
+    ended = subprocess.run(command, input=episode, capture_output=True, check=False)
+    told = ended.stderr.decode(errors="replace")
+    assert ended.returncode == 0, f"another process could not go on from the state: {told}"
+    found = [tuple(one) for one in json.loads(ended.stdout.splitlines()[-1])]
+    assert found == list(seen), f"another process saw {found}, the parent {list(seen)}"
 
 
-def _replay(pickled: bytes, actions: list[str]) -> list[Outcome]:
-    env, state = pickle.loads(pickled)
-    env.restore(state)
+def _go_on(env: ToolEnv, state: EnvState, actions: Sequence[str]) -> list[Seen]:
+    """What the other process does."""
     env._owns_tools = True
+    env.restore(state)
     try:
         return [_play(env, action) for action in actions]
     finally:
         env.close()
 
 
-def _play(env: ToolEnv, action: str) -> Outcome:
+def _play(env: ToolEnv, action: str) -> Seen:
     observation, reward, terminated, truncated, info = env.step(action)
-    kept: dict[str, Any] = dict(info)
-    return observation, reward, terminated, truncated, kept.get("stop")
+    told: dict[str, Any] = dict(info)
+    return observation, reward, terminated, truncated, told.get("stop")

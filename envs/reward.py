@@ -1,15 +1,16 @@
 """From an ended episode to its reward, with the terms it is made of.
 
-Three rewards: `task` is what training uses by default; `arpo` is the published reward to the letter
-(it can be gamed: appending a closing tag earns its bonus); `correctness` is 0 or 1. All of them read
-only what the model wrote.
+Three rewards: `task` is what training uses by default; `arpo` is the published reward to the
+letter (it can be gamed: writing a closing tag earns its bonus); `correctness` is 0 or 1. All of
+them read only what the model wrote.
 """
 
 from typing import Literal, NamedTuple, get_args
 
 from benchmarks import Benchmark, Task
+from benchmarks.arpo import arpo_reward
 from envs.state import EnvState
-from envs.tags import Answer, boxed, observation, parse
+from envs.tags import RESULT, Answer, boxed, observation, parse
 
 RewardName = Literal["task", "arpo", "correctness"]
 REWARDS: tuple[str, ...] = get_args(RewardName)
@@ -27,8 +28,8 @@ def reward(name: RewardName, benchmark: Benchmark, task: Task, state: EnvState) 
     """The reward of an episode that ended in `state`.
 
     `task`: -1 without a well-formed answer, else the benchmark's training score, plus 0.1 when
-    that is not 0 and search and Python were both executed. `arpo`: see `benchmarks.arpo`. `correctness`: 1 when the
-    official score is 1.
+    that is not 0 and search and Python were both executed. `arpo`: see `benchmarks.arpo`; -1 too
+    for a `<result>` of the model's own. `correctness`: 1 when the official score is 1.
     """
     if name == "arpo":
         return _arpo(task, state)
@@ -52,8 +53,8 @@ def final_answer(state: EnvState) -> str | None:
 
 
 def _arpo(task: Task, state: EnvState) -> Reward:
-    from benchmarks.arpo import arpo_reward
-
+    if any(f"<{RESULT}>" in turn or f"</{RESULT}>" in turn for turn in state.transcript[::2]):
+        return _sum(arpo=-1.0)
     # The check wants a result after every call; what the tool said is none of the model's words.
     text = "".join(
         part if index % 2 == 0 else observation("") for index, part in enumerate(state.transcript)

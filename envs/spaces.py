@@ -1,7 +1,6 @@
 """A space of text. `gymnasium.spaces.Text` enumerates a character set and cannot describe it."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from gymnasium.spaces import Space
@@ -14,7 +13,9 @@ class Unicode(Space[str]):
     reaches the tools.
     """
 
-    def __init__(self, tags: Sequence[str] = (), seed: int | np.random.Generator | None = None):
+    def __init__(
+        self, tags: Sequence[str] = (), seed: int | np.random.Generator | None = None
+    ) -> None:
         """Tags are the names that `sample` may use."""
         self.tags = tuple(tags)
         super().__init__(shape=None, dtype=None, seed=seed)
@@ -24,7 +25,7 @@ class Unicode(Space[str]):
         """Text has no fixed shape."""
         return False
 
-    def sample(self, mask: Any | None = None, probability: Any | None = None) -> str:
+    def sample(self, mask: object = None, probability: object = None) -> str:
         """A random text; masks have no meaning here.
 
         Raises:
@@ -39,7 +40,7 @@ class Unicode(Space[str]):
         tag = self.tags[int(self.np_random.integers(len(self.tags)))]
         return f"<think> {text} </think> <{tag}> {self.np_random.integers(100)} </{tag}>"
 
-    def contains(self, x: Any) -> bool:
+    def contains(self, x: object) -> bool:
         """True for a str without lone surrogates."""
         if not isinstance(x, str):
             return False

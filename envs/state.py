@@ -1,12 +1,29 @@
-"""EnvState: everything the next step of an episode depends on, as a value."""
+"""EnvState: everything the next step of an episode depends on, as a value; and what steps tell."""
 
 import json
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 Stop = Literal["answered", "malformed", "tool_limit", "length", "turn_limit"]
 """Why an episode ended; the first two terminate it, the others truncate it."""
+
+
+class StepInfo(TypedDict, total=False):
+    """What `reset` and `step` tell beside the observation. No gold answer before the end."""
+
+    task: str
+    instructions: str
+    """The system prompt; `reset` only."""
+    tool: str
+    """The tool that ran, if one did."""
+    ok: bool
+    """False when the tool could not use its argument."""
+    stop: Stop
+    """Why the episode ended; the following three come with it."""
+    answer: str | None
+    reward_terms: Mapping[str, float]
+    gold_answers: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -25,7 +42,9 @@ class EnvState:
     transcript: tuple[str, ...] = ()
     """action, observation, action, ...; observations as the environment gave them."""
     tool_states: tuple[Hashable, ...] = ()
-    """Aligned with the environment's tools."""
+    """Aligned with `tools`."""
+    tools: tuple[str, ...] = ()
+    """Names of the environment's tools, in its order; a state of other tools is refused."""
     calls: tuple[str, ...] = ()
     """Names of the tools executed so far."""
     limit_noticed: bool = False
@@ -44,15 +63,35 @@ class EnvState:
         Raises:
             ValueError: the text is not a stored state.
         """
-        fields = json.loads(text)
         try:
-            state = cls(**{name: _frozen(value) for name, value in fields.items()})
-        except TypeError as error:
+            fields = {name: _frozen(value) for name, value in dict(json.loads(text)).items()}
+            state = cls(**fields)
+            hash(state)
+        except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"not a stored state: {error}; expected EnvState.to_json()") from error
+        wrong = [name for name, value in asdict(state).items() if not _fits(name, value)]
+        if wrong:
+            raise ValueError(
+                f"not a stored state: {', '.join(wrong)} of another type; expected "
+                "EnvState.to_json()"
+            )
+        if len(state.tools) != len(state.tool_states):
+            raise ValueError(
+                f"{len(state.tools)} tools and {len(state.tool_states)} states of them"
+            )
         if state.stop is not None and state.stop not in get_args(Stop):
             raise ValueError(f"stop is {state.stop!r}; expected one of {get_args(Stop)} or null")
         return state
 
 
-def _frozen(value: object) -> object:
+def _frozen(value: Any) -> Any:  # noqa: ANN401 - JSON
     return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+
+
+def _fits(name: str, value: object) -> bool:
+    """Whether a field's value is of its type; `stop` is looked at by its value."""
+    if name in ("transcript", "calls", "tools"):
+        return isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+    if name == "tool_states":
+        return isinstance(value, tuple)
+    return name == "stop" or isinstance(value, bool if name == "limit_noticed" else str)

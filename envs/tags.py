@@ -7,14 +7,16 @@ knows tags and text only; it runs nothing and scores nothing.
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 from benchmarks import Step
-from tools import Tool
+from benchmarks.text import last_boxed
+from tools import TOOLS, Tool
 
 ANSWER, RESULT, THINK = "answer", "result", "think"
-PROTOCOL = ("search", "python", "browse", ANSWER, RESULT, THINK)
-_PROTOCOL_TAG = re.compile(rf"<(/?(?:{'|'.join(PROTOCOL)})>)")
+LONGEST_OBSERVATION = 20_000
+"""Characters of a tool's text; the middle of a longer one is left out, and it says so."""
 
 
 class ToolCall(NamedTuple):
@@ -60,10 +62,34 @@ def parse(turn: str, tools: Sequence[str]) -> ToolCall | Answer | None:
     return Answer(text) if name == ANSWER else ToolCall(name, text)
 
 
-def observation(text: str) -> str:
-    """A tool's text as the model reads it: wrapped, and unable to close or open a tag itself."""
-    harmless = _PROTOCOL_TAG.sub(r"&lt;\1", text)
+def observation(text: str, tools: Sequence[str] = ()) -> str:
+    """A tool's text as the model reads it: wrapped, of bounded length, and harmless.
+
+    It can neither open nor close a tag of any tool, nor hold a chat template's mark such as
+    `<|im_end|>`.
+
+    Args:
+        text: what the tool said.
+        tools: names beside those of `tools.TOOLS`.
+    """
+    if len(text) > LONGEST_OBSERVATION:
+        half = LONGEST_OBSERVATION // 2
+        left_out = len(text) - 2 * half
+        text = f"{text[:half]}\n... {left_out} characters left out ...\n{text[-half:]}"
+    harmless = _marks(tuple(tools)).sub("&lt;", encodable(text))
     return f" <{RESULT}>\n{harmless}\n</{RESULT}>"
+
+
+@cache
+def _marks(tools: tuple[str, ...]) -> re.Pattern[str]:
+    """Matches the first character of every tag and of every chat template's mark."""
+    names = "|".join((*TOOLS, *tools, ANSWER, RESULT, THINK))
+    return re.compile(rf"<(?=/?(?:{names})>|\|[^|<>]*\|>)")
+
+
+def encodable(text: str) -> str:
+    """The text, a question mark in place of every lone surrogate."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def render(step: Step) -> str:
@@ -73,15 +99,13 @@ def render(step: Step) -> str:
 
 
 def boxed(text: str) -> str:
-    """Content of the last balanced `\\boxed{}` of an answer, or the whole answer without one."""
-    from benchmarks.text import last_boxed
-
+    r"""Content of the last balanced `\boxed{}` of an answer, or the whole answer without one."""
     found = last_boxed(text)
     return (text if found is None else found).strip()
 
 
-def instructions(tools: Sequence[Tool]) -> str:  # type: ignore[type-arg]
-    """The system prompt, made from the tools at hand."""
+def instructions(tools: Sequence[Tool[Any]], answer_format: str = "") -> str:
+    """The system prompt, made from the tools at hand and what the benchmark's scorer asks for."""
     lines = [
         "You answer the user's question step by step, with the help of tools.",
         "Think between <think> and </think>. Then do exactly one of the following:",
@@ -89,6 +113,8 @@ def instructions(tools: Sequence[Tool]) -> str:  # type: ignore[type-arg]
         "- <answer> ... </answer>: give the final answer, the exact answer inside \\boxed{}.",
         "What a tool returns stands between <result> and </result>; never write these yourself.",
     ]
+    if answer_format:
+        lines.append(answer_format)
     if tools:
         name = tools[0].name
         lines.append(

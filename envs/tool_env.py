@@ -1,11 +1,14 @@
-"""ToolEnv: one environment for every benchmark. Tasks differ in data and scoring, not in mechanism."""
+"""ToolEnv: one environment for every benchmark.
+
+Tasks differ in data and scoring, not in mechanism.
+"""
 
 import copy
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, get_args
 
 import gymnasium as gym
 from gymnasium.error import ResetNeeded
@@ -14,32 +17,16 @@ from benchmarks import BENCHMARKS, Benchmark, Task
 from benchmarks.benchmark import Split
 from envs.reward import REWARDS, RewardName, final_answer, reward
 from envs.spaces import Unicode
-from envs.state import EnvState, Stop
-from envs.tags import Answer, ToolCall, instructions, observation, parse, stop_tags
+from envs.state import EnvState, StepInfo
+from envs.tags import Answer, ToolCall, encodable, instructions, observation, parse, stop_tags
+from envs.tasks import TaskTable
 from envs.toolbox import Toolbox
 from tools import Tool, ToolContext
 
 LONGEST_ACTION = 100_000
 """Characters; a longer turn is malformed, whatever it holds."""
-LONGEST_OBSERVATION = 20_000
-"""Characters of a tool's text; the middle of a longer one is left out, and it says so."""
 
-
-class StepInfo(TypedDict, total=False):
-    """What `reset` and `step` tell beside the observation. No gold answer before the end."""
-
-    task: str
-    instructions: str
-    """The system prompt; `reset` only."""
-    tool: str
-    """The tool that ran, if one did."""
-    ok: bool
-    """False when the tool could not use its argument."""
-    stop: Stop
-    """Why the episode ended; the following three come with it."""
-    answer: str | None
-    reward_terms: Mapping[str, float]
-    gold_answers: tuple[str, ...]
+Outcome = tuple[str, float, bool, bool, StepInfo]
 
 
 class ToolEnv(gym.Env[str, str]):
@@ -61,9 +48,9 @@ class ToolEnv(gym.Env[str, str]):
 
     ## Episode end
     Terminated: answered; malformed (no action, two actions, a `<result>` of the model's own, a turn
-    over 100,000 characters). Truncated: tool_limit (one observation says that no call is left, the
-    next call ends it), and length or turn_limit, which the caller declares with `truncate`. An
-    episode that ends without an answer is scored as one with none.
+    over 100,000 characters or outside of the action space). Truncated: tool_limit (one observation
+    says that no call is left, the next call ends it), and length or turn_limit, which the caller
+    declares with `truncate`. An episode that ends without an answer is scored as one with none.
 
     ## Arguments
     See `__init__`.
@@ -81,7 +68,7 @@ class ToolEnv(gym.Env[str, str]):
         split: Split = "test",
         data_dir: str | Path | None = None,
         reward: RewardName = "task",
-        tools: Sequence[str] | None = None,
+        tools: Sequence[str | Tool[Any]] | None = None,
         max_tool_calls: int | None = None,
         level: str | None = None,
         sandbox: str = "auto",
@@ -95,8 +82,9 @@ class ToolEnv(gym.Env[str, str]):
             split: train, validation or test.
             data_dir: a folder of rows instead of the public data set; the README has its layout.
             reward: task, arpo or correctness.
-            tools: names of the tools, in the order of the instructions; None: the benchmark's.
-            max_tool_calls: per episode; None: the benchmark's.
+            tools: names of `tools.TOOLS` or tools of your own, in the order of the instructions;
+                None: the benchmark's.
+            max_tool_calls: per episode, 0 or more; None: the benchmark's.
             level: keep only tasks whose metadata has this level.
             sandbox: where Python runs: auto, local or docker.
             search: auto, local or web.
@@ -111,6 +99,8 @@ class ToolEnv(gym.Env[str, str]):
             raise ValueError(f"split is {split!r}; expected one of {get_args(Split)}")
         if reward not in REWARDS:
             raise ValueError(f"reward is {reward!r}; expected one of {REWARDS}")
+        if max_tool_calls is not None and max_tool_calls < 0:
+            raise ValueError(f"max_tool_calls is {max_tool_calls}; expected 0 or more")
         self.benchmark = BENCHMARKS[benchmark] if isinstance(benchmark, str) else benchmark
         self.split: Split = split
         self.level = level
@@ -119,14 +109,14 @@ class ToolEnv(gym.Env[str, str]):
         self.max_tool_calls = (
             self.benchmark.max_tool_calls if max_tool_calls is None else max_tool_calls
         )
-        names = self.benchmark.tools if tools is None else tuple(tools)
+        self._table = TaskTable(self.benchmark, split, self.data_dir, level)
+        chosen = self.benchmark.tools if tools is None else tools
         self._toolbox = Toolbox(
-            self.benchmark, names, split, self.data_dir, sandbox, search, corpus
+            self.benchmark, chosen, split, self.data_dir, sandbox, search, corpus
         )
         self._owns_tools = True
-        self._loaded: dict[str, Task] | None = None
         self._state: EnvState | None = None
-        self.action_space = Unicode(tags=(*names, "answer"))
+        self.action_space = Unicode(tags=(*self._toolbox.names, "answer"))
         self.observation_space = Unicode()
 
     @property
@@ -136,7 +126,7 @@ class ToolEnv(gym.Env[str, str]):
         Raises:
             benchmarks.DataUnavailable: they cannot be had; the message says what to do.
         """
-        return tuple(self._by_id().values())
+        return self._table.in_order()
 
     @property
     def tools(self) -> tuple[Tool[Any], ...]:
@@ -151,11 +141,11 @@ class ToolEnv(gym.Env[str, str]):
     @property
     def instructions(self) -> str:
         """The system prompt that explains the tags and the tools."""
-        return instructions(self.tools)
+        return instructions(self.tools, self.benchmark.instructions)
 
-    def reset(
+    def reset(  # type: ignore[override]
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, StepInfo]:  # type: ignore[override]
+    ) -> tuple[str, StepInfo]:
         """Begin an episode; returns the question.
 
         Args:
@@ -164,10 +154,13 @@ class ToolEnv(gym.Env[str, str]):
 
         Raises:
             KeyError, IndexError: no such task.
+            ValueError: an option other than "task".
             benchmarks.DataUnavailable: the tasks cannot be had.
         """
+        if set(options or ()) - {"task"}:
+            raise ValueError(f'options are {options}; expected {{"task": id or index}}')
         super().reset(seed=seed)
-        task = self._pick((options or {}).get("task"))
+        task = self._table.pick((options or {}).get("task"), self._draw)
         context = ToolContext(seed=zlib.crc32(task.id.encode()), attachments=task.attachments)
         self._state = EnvState(
             benchmark=self.benchmark.name,
@@ -175,10 +168,11 @@ class ToolEnv(gym.Env[str, str]):
             split=self.split,
             task_id=task.id,
             tool_states=tuple(tool.initial_state(context) for tool in self.tools),
+            tools=self._toolbox.names,
         )
         return task.question, StepInfo(task=task.id, instructions=self.instructions)
 
-    def step(self, action: str) -> tuple[str, float, bool, bool, StepInfo]:  # type: ignore[override]
+    def step(self, action: str) -> Outcome:  # type: ignore[override]
         """Play one turn.
 
         Raises:
@@ -186,16 +180,16 @@ class ToolEnv(gym.Env[str, str]):
             tools.ToolUnavailable: a tool's machinery failed; the state is as before the call.
         """
         state = self._running()
-        call = parse(action, self._toolbox.names) if len(action) <= LONGEST_ACTION else None
+        turn = encodable(action)
+        whole = turn == action and len(action) <= LONGEST_ACTION
+        call = parse(turn, self._toolbox.names) if whole else None
         if isinstance(call, ToolCall):
-            return self._call(state, action, call)
+            return self._call(state, turn, call)
         stop: Literal["answered", "malformed"]
         stop = "answered" if isinstance(call, Answer) else "malformed"
-        return self._end(replace(state, transcript=(*state.transcript, action), stop=stop))
+        return self._end(replace(state, transcript=(*state.transcript, turn), stop=stop))
 
-    def truncate(
-        self, reason: Literal["length", "turn_limit"], action: str = ""
-    ) -> tuple[str, float, bool, bool, StepInfo]:
+    def truncate(self, reason: Literal["length", "turn_limit"], action: str = "") -> Outcome:
         """End the episode from outside, where a limit that only the caller knows was hit.
 
         Args:
@@ -204,9 +198,13 @@ class ToolEnv(gym.Env[str, str]):
 
         Raises:
             ResetNeeded: the episode has ended, or none began.
+            ValueError: another reason.
         """
+        if reason not in ("length", "turn_limit"):
+            raise ValueError(f"reason is {reason!r}; expected length or turn_limit")
         state = self._running()
-        return self._end(replace(state, transcript=(*state.transcript, action), stop=reason))
+        transcript = (*state.transcript, encodable(action))
+        return self._end(replace(state, transcript=transcript, stop=reason))
 
     def snapshot(self) -> EnvState:
         """The state itself, O(1).
@@ -224,20 +222,18 @@ class ToolEnv(gym.Env[str, str]):
         Raises:
             ValueError: the state belongs to other tasks or other tools.
         """
-        own = (self.benchmark.name, self.benchmark.revision, self.split)
-        if (state.benchmark, state.revision, state.split) != own:
-            given = (state.benchmark, state.revision, state.split)
+        names = self._toolbox.names
+        own = (self.benchmark.name, self.benchmark.revision, self.split, names)
+        given = (state.benchmark, state.revision, state.split, state.tools)
+        if given != own:
             raise ValueError(
-                f"the state is of {given}, this environment of {own} (benchmark, revision, split)"
+                f"the state is of {given}, this environment of {own} "
+                "(benchmark, revision, split, tools)"
             )
-        if state.task_id not in self._by_id():
+        if state.task_id not in self._table.by_id():
+            level = "" if self.level is None else f" of level {self.level}"
             raise ValueError(
-                f"the state's task {state.task_id!r} is not among the {self.split} tasks"
-            )
-        if len(state.tool_states) != len(self._toolbox.names):
-            raise ValueError(
-                f"the state has {len(state.tool_states)} tool states, this environment the tools "
-                f"{self._toolbox.names}"
+                f"the state's task {state.task_id!r} is not among the {self.split} tasks{level}"
             )
         self._state = state
 
@@ -250,13 +246,11 @@ class ToolEnv(gym.Env[str, str]):
         return twin
 
     def close(self) -> None:
-        """Close the tools, unless this is a fork."""
+        """Close the tools, own ones too, unless this is a fork."""
         if self._owns_tools:
             self._toolbox.close()
 
-    def _call(
-        self, state: EnvState, action: str, call: ToolCall
-    ) -> tuple[str, float, bool, bool, StepInfo]:
+    def _call(self, state: EnvState, action: str, call: ToolCall) -> Outcome:
         info = StepInfo(task=state.task_id)
         if len(state.calls) >= self.max_tool_calls:
             if state.limit_noticed:
@@ -267,11 +261,11 @@ class ToolEnv(gym.Env[str, str]):
         else:
             index = self._toolbox.names.index(call.tool)
             own, result = self.tools[index].run(state.tool_states[index], call.argument)
-            text, noticed = _cut(result.text), False
+            text, noticed = result.text, False
             states = (*state.tool_states[:index], own, *state.tool_states[index + 1 :])
             calls = (*state.calls, call.tool)
             info = StepInfo(task=state.task_id, tool=call.tool, ok=result.ok)
-        seen = observation(text)
+        seen = observation(text, self._toolbox.names)
         self._state = replace(
             state,
             transcript=(*state.transcript, action, seen),
@@ -281,8 +275,8 @@ class ToolEnv(gym.Env[str, str]):
         )
         return seen, 0.0, False, False, info
 
-    def _end(self, state: EnvState) -> tuple[str, float, bool, bool, StepInfo]:
-        task = self._by_id()[state.task_id]
+    def _end(self, state: EnvState) -> Outcome:
+        task = self._table.by_id()[state.task_id]
         earned = reward(self.reward_name, self.benchmark, task, state)
         self._state = state
         assert state.stop is not None
@@ -301,33 +295,5 @@ class ToolEnv(gym.Env[str, str]):
             raise ResetNeeded("the episode has ended or none began; call reset() or restore()")
         return self._state
 
-    def _pick(self, choice: str | int | None) -> Task:
-        tasks = self._by_id()
-        if isinstance(choice, str):
-            if choice not in tasks:
-                raise KeyError(f"no {self.split} task has the id {choice!r}")
-            return tasks[choice]
-        if choice is None:
-            choice = int(self.np_random.integers(len(tasks)))
-        if not 0 <= choice < len(tasks):
-            raise IndexError(f"task {choice} of {len(tasks)} {self.split} tasks")
-        return self.tasks[choice]
-
-    def _by_id(self) -> dict[str, Task]:
-        if self._loaded is None:
-            tasks = self.benchmark.load(self.split, self.data_dir)
-            kept = [t for t in tasks if self.level in (None, dict(t.metadata).get("level"))]
-            if not kept:
-                raise ValueError(
-                    f"{self.benchmark.name} has no {self.split} task of level {self.level}"
-                )
-            self._loaded = {task.id: task for task in kept}
-        return self._loaded
-
-
-def _cut(text: str) -> str:
-    if len(text) <= LONGEST_OBSERVATION:
-        return text
-    half = LONGEST_OBSERVATION // 2
-    left_out = len(text) - 2 * half
-    return f"{text[:half]}\n... {left_out} characters left out ...\n{text[-half:]}"
+    def _draw(self, tasks: int) -> int:
+        return int(self.np_random.integers(tasks))

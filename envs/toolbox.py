@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks import Benchmark, DataUnavailable, Passage
 from benchmarks.benchmark import Split
+from envs.tags import ANSWER, RESULT, THINK
 from tools import TOOLS, MemoryRetriever, PythonTool, Retriever, SearchTool, Tool
 
 
@@ -17,7 +18,7 @@ class Toolbox:
     def __init__(
         self,
         benchmark: Benchmark,
-        names: Sequence[str],
+        tools: Sequence[str | Tool[Any]],
         split: Split,
         data_dir: Path | None,
         sandbox: str,
@@ -25,12 +26,19 @@ class Toolbox:
         corpus: str | Path | None,
     ) -> None:
         """Checks the names and opens nothing; the arguments are ToolEnv's."""
-        unknown = [name for name in names if name not in TOOLS]
+        unknown = [tool for tool in tools if isinstance(tool, str) and tool not in TOOLS]
         if unknown:
             raise ValueError(f"unknown tools {unknown}; expected some of {sorted(TOOLS)}")
+        self.names = tuple(tool if isinstance(tool, str) else tool.name for tool in tools)
+        fit = [name.isidentifier() and name not in (ANSWER, RESULT, THINK) for name in self.names]
+        if not all(fit) or len(set(self.names)) < len(self.names):
+            raise ValueError(
+                f"tools are named {self.names}; expected different words, none of them "
+                f"{ANSWER}, {RESULT} or {THINK}"
+            )
         if search not in ("auto", "local", "web"):
             raise ValueError(f"search is {search!r}; expected auto, local or web")
-        self.names = tuple(names)
+        self._given = tuple(tools)
         self._benchmark, self._split, self._data_dir = benchmark, split, data_dir
         self._sandbox, self._search, self._corpus = sandbox, search, corpus
         self._tools: tuple[Tool[Any], ...] | None = None
@@ -41,7 +49,7 @@ class Toolbox:
         if self._tools is None:
             with self._lock:
                 if self._tools is None:
-                    self._tools = tuple(self._make(name) for name in self.names)
+                    self._tools = tuple(self._make(tool) for tool in self._given)
         return self._tools
 
     def close(self) -> None:
@@ -50,25 +58,30 @@ class Toolbox:
             tool.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the tools: another process makes its own."""
+        """Without the tools that were made here: another process makes its own."""
         return {**self.__dict__, "_tools": None, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
 
-    def _make(self, name: str) -> Tool[Any]:
-        if name == "python":
+    def _make(self, tool: str | Tool[Any]) -> Tool[Any]:
+        if not isinstance(tool, str):
+            return tool
+        if tool == "python":
             return PythonTool(sandbox=self._sandbox)
-        if name == "search":
-            return SearchTool(self._retriever(), results=2 if self._benchmark.corpus else 5)
-        return TOOLS[name]()
+        if tool == "search":
+            return SearchTool(self._retriever(), results=self._benchmark.search_results)
+        made: Tool[Any] = TOOLS[tool]()
+        return made
 
     def _retriever(self) -> Retriever:
         if self._search != "web":
             if self._corpus is not None:
                 return MemoryRetriever(_passages(Path(self._corpus)))
-            if self._benchmark.corpus is not None:
-                return MemoryRetriever(self._benchmark.corpus(self._split, self._data_dir))
+            brought = self._benchmark.corpus
+            passages = () if brought is None else brought(self._split, self._data_dir)
+            if passages:
+                return MemoryRetriever(passages)
             beside = None if self._data_dir is None else self._data_dir / "corpus/passages.jsonl"
             if beside is not None and beside.exists():
                 return MemoryRetriever(_passages(beside))

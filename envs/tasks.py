@@ -1,0 +1,76 @@
+"""The tasks of an environment: loaded when first asked for, found by id or index."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks import Benchmark, Task
+from benchmarks.benchmark import Split
+
+
+class TaskTable:
+    """Mutated once, by the first look; two threads may both load, to equal values."""
+
+    def __init__(
+        self, benchmark: Benchmark, split: Split, data_dir: Path | None, level: str | None
+    ) -> None:
+        """Loads nothing; the arguments are ToolEnv's."""
+        self._benchmark, self._split, self._data_dir = benchmark, split, data_dir
+        self._level = level
+        self._by_id: dict[str, Task] | None = None
+        self._in_order: tuple[Task, ...] = ()
+
+    def by_id(self) -> dict[str, Task]:
+        """Task of every id, in the order of the benchmark.
+
+        Raises:
+            ValueError: no task has the level.
+            benchmarks.DataUnavailable: the rows cannot be had.
+        """
+        if self._by_id is None:
+            tasks = self._benchmark.load(self._split, self._data_dir)
+            levels = [dict(task.metadata).get("level") for task in tasks]
+            kept = [
+                task
+                for task, level in zip(tasks, levels, strict=True)
+                if self._level in (None, level)
+            ]
+            if not kept:
+                raise ValueError(
+                    f"{self._benchmark.name} has no {self._split} task of level {self._level!r}; "
+                    f"its levels are {sorted({str(level) for level in levels})}"
+                )
+            self._in_order = tuple(kept)
+            self._by_id = {task.id: task for task in kept}
+        return self._by_id
+
+    def in_order(self) -> tuple[Task, ...]:
+        """The tasks in the order of the benchmark."""
+        self.by_id()
+        return self._in_order
+
+    def pick(self, choice: str | int | None, draw: Callable[[int], int]) -> Task:
+        """The task of an id or index, or for None the one that `draw(number of tasks)` says.
+
+        Raises:
+            KeyError, IndexError: no such task.
+            TypeError: neither an id nor an index.
+        """
+        tasks = self.in_order()
+        if isinstance(choice, str):
+            if choice not in self.by_id():
+                raise KeyError(
+                    f"no {self._split} task has the id {choice!r}; ids look like {tasks[0].id!r}"
+                )
+            return self.by_id()[choice]
+        index = draw(len(tasks)) if choice is None else choice
+        if not 0 <= index < len(tasks):
+            raise IndexError(
+                f"there is no task {index}: the {len(tasks)} {self._split} tasks have the indices "
+                f"0 to {len(tasks) - 1}"
+            )
+        return tasks[index]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the rows: another process reads them itself."""
+        return {**self.__dict__, "_by_id": None, "_in_order": ()}
