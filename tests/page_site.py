@@ -10,7 +10,7 @@ from tools.browse import BrowseTool
 from tools.faults import Limits
 from tools.web_pages import WebPages
 
-QUICK = Limits(attempts=2, deadline_s=2.0, first_pause_s=0.01, patience_s=3.0)
+QUICK = Limits(attempts=2, deadline_s=0.7, first_pause_s=0.01, patience_s=3.0)
 LOOPBACK = ("127.0.0.0/8",)
 ARTICLE = b"""<html><head><title>Mount Etna</title><script>alert("no script")</script></head>
 <body><nav><a href="/">Home</a></nav><article><h1>Mount Etna</h1>

@@ -31,7 +31,7 @@ _FORMAT = 1
 _NOTE = "appo.json"
 _LONGEST_TERM = 200
 _TIES = 16
-"""Extra hits looked at, so that equal scores keep the order of the passages."""
+"""Extra hits looked at where scores are equal, so that those keep the order of the passages."""
 
 
 class Passage(NamedTuple):
@@ -178,13 +178,19 @@ class _Opened:
             [(should, term(self._schema, "terms", word, "freq")) for word in words]
         )
         try:
-            hits = self.searcher.search(wanted, k + _TIES, count=False).hits
-            places = [place for _, place in hits]
-            numbers = self.searcher.fast_field_values("number", places)
-            best = sorted(zip(hits, numbers, strict=True), key=lambda x: (-x[0][0], x[1]))[:k]
-            return [self._hit(score, place) for (score, place), _ in best]
+            best = self._best(wanted, k)
+            return [self._hit(score, place) for score, place in best]
         except (OSError, ValueError) as error:
             raise ToolUnavailable(f"cannot read the index {self._path}: {error}") from error
+
+    def _best(self, wanted: "tantivy.Query", k: int) -> list[tuple[float, "tantivy.DocAddress"]]:
+        hits = self.searcher.search(wanted, k + 1, count=False).hits
+        if len({score for score, _ in hits}) == len(hits):
+            return hits[:k]
+        hits = self.searcher.search(wanted, k + _TIES, count=False).hits
+        numbers = self.searcher.fast_field_values("number", [place for _, place in hits])
+        order = sorted(range(len(hits)), key=lambda i: (-hits[i][0], numbers[i]))
+        return [hits[i] for i in order[:k]]
 
     def _hit(self, score: float, place: "tantivy.DocAddress") -> Hit:
         title, text = json.loads(self.searcher.doc(place)["page"][0])

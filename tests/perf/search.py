@@ -1,0 +1,250 @@
+"""What searching costs and finds, side by side with the alternatives.
+
+    python -m tests.perf.search recall          gold passages found, on the corpus questions
+    python -m tests.perf.search speed           queries per second against the libraries themselves
+    python -m tests.perf.search overlap         64 episodes against a retriever that takes 200 ms
+
+`tests.perf.search_growth` measures build time, size, speed and memory by corpus size.
+The corpus is read from $APPO_DATA/corpus, ../shared/data by default.
+"""
+
+import argparse
+import asyncio
+import collections
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import re
+import statistics
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from tools.dense import DenseRetriever
+from tools.hybrid import HybridRetriever
+from tools.local_index import LocalRetriever, build, read_passages
+from tools.remote_retriever import RemoteRetriever
+from tools.retrievers import TITLE_WEIGHT, MemoryRetriever
+from tools.search import SearchTool
+from tools.words import query_terms, terms
+
+ROOT = Path(__file__).parent.parent.parent
+CORPUS = Path(os.environ.get("APPO_DATA", ROOT.parent / "shared" / "data")) / "corpus"
+SETS = ("hotpotqa", "musique", "2wiki")
+
+
+def questions(name):
+    with (CORPUS / f"questions_{name}.jsonl").open() as file:
+        return [json.loads(line) for line in file]
+
+
+def recall(given):
+    ids = {}
+    with (CORPUS / "passages.jsonl").open() as file:
+        for row in map(json.loads, file):
+            ids[row["title"], row["text"]] = row["id"]
+    pages = list(read_passages(CORPUS / "passages.jsonl"))
+    with tempfile.TemporaryDirectory() as folder:
+        build(pages, Path(folder) / "i")
+        engines = {"memory": MemoryRetriever(pages), "disk": LocalRetriever(Path(folder) / "i")}
+        if given.dense:
+            engines["dense"] = DenseRetriever(given.dense)
+            engines["hybrid"] = HybridRetriever([engines["disk"], engines["dense"]])
+        print("| engine | set | recall@3 | @5 | @10 | @20 | all gold in top 10 | top 20 |")
+        print("|---|---|---|---|---|---|---|---|")
+        for (engine, retriever), name in itertools.product(engines.items(), SETS):
+            found = []
+            for row in questions(name):
+                hits = [ids[hit[:2]] for hit in retriever.search(row["question"], 20)]
+                found.append((set(row["gold_ids"]), hits))
+            at = [
+                statistics.fmean(len(gold & set(hits[:k])) / len(gold) for gold, hits in found)
+                for k in (3, 5, 10, 20)
+            ]
+            every = [
+                statistics.fmean(gold <= set(hits[:k]) for gold, hits in found) for k in (10, 20)
+            ]
+            print("|", " | ".join([engine, name, *(f"{x:.3f}" for x in at + every)]), "|")
+
+
+class PlainBM25:
+    """What fits on a page: dictionaries of postings, scores added up in a dictionary."""
+
+    def __init__(self, documents):
+        self.postings, self.lengths = collections.defaultdict(list), list(map(len, documents))
+        for number, document in enumerate(documents):
+            for term, count in collections.Counter(document).items():
+                self.postings[term].append((number, count))
+        self.mean = statistics.fmean(self.lengths)
+
+    def search(self, words, k):
+        scores, size = collections.defaultdict(float), len(self.lengths)
+        for word in words:
+            found = self.postings.get(word, ())
+            idf = math.log(1 + (size - len(found) + 0.5) / (len(found) + 0.5))
+            for number, count in found:
+                norm = 1.2 * (0.25 + 0.75 * self.lengths[number] / self.mean)
+                scores[number] += idf * count / (count + norm)
+        return sorted(scores, key=lambda number: (-scores[number], number))[:k]
+
+
+def direct_tantivy(path):
+    """The library's own calls for the same query and the same stored text."""
+    import tantivy
+
+    index = tantivy.Index.open(str(path))
+    searcher, schema = index.searcher(), index.schema
+
+    def search(query, k):
+        clauses = [
+            (tantivy.Occur.Should, tantivy.Query.term_query(schema, "terms", word, "freq"))
+            for word in query_terms(query)
+        ]
+        wanted = tantivy.Query.boolean_query(clauses)
+        hits = searcher.search(wanted, k, count=False).hits
+        return [json.loads(searcher.doc(place)["page"][0]) for _, place in hits]
+
+    return search
+
+
+def direct_bm25s(pages):
+    import bm25s
+
+    index = bm25s.BM25(method="lucene", k1=1.2, b=0.75)
+    documents = [terms(page.title) * TITLE_WEIGHT + terms(page.text) for page in pages]
+    index.index(documents, show_progress=False)
+
+    def search(query, k):
+        found = index.retrieve([query_terms(query)], k=k, show_progress=False)
+        return [pages[number] for number in found.documents[0]]
+
+    return search
+
+
+def per_second(search, queries, k=3):
+    start = time.perf_counter()
+    for query in queries:
+        search(query, k)
+    return len(queries) / (time.perf_counter() - start)
+
+
+def speed(given):
+    pages = list(itertools.islice(read_passages(CORPUS / "passages.jsonl"), given.size))
+    queries = [row["question"] for name in SETS for row in questions(name)][: given.queries]
+    documents = [terms(page.title) * TITLE_WEIGHT + terms(page.text) for page in pages]
+    plain = PlainBM25(documents)
+    with tempfile.TemporaryDirectory() as folder:
+        build(pages, Path(folder) / "i")
+        engines = {
+            "LocalRetriever (disk)": LocalRetriever(Path(folder) / "i").search,
+            "tantivy called directly": direct_tantivy(Path(folder) / "i"),
+            "MemoryRetriever": MemoryRetriever(pages).search,
+            "bm25s called directly": direct_bm25s(pages),
+            "dictionaries in Python": lambda query, k: plain.search(query_terms(query), k),
+        }
+        if not given.skip_rank_bm25:
+            from rank_bm25 import BM25Okapi
+
+            okapi = BM25Okapi(documents)
+            engines["rank-bm25"] = lambda query, k: okapi.get_top_n(query_terms(query), pages, k)
+        slow = {"dictionaries in Python": 10, "rank-bm25": 30}
+        rates = {name: [] for name in engines}
+        for _ in range(given.rounds):
+            for name, search in engines.items():
+                some = queries[:: slow.get(name, 1)]
+                per_second(search, some[:5])
+                rates[name].append(per_second(search, some))
+        print(f"{len(pages)} passages, {len(queries)} questions, median of {given.rounds} rounds")
+        print("| engine | queries/s | LocalRetriever is faster by | MemoryRetriever by |")
+        print("|---|---|---|---|")
+        middle = {name: statistics.median(found) for name, found in rates.items()}
+        for name, rate in middle.items():
+            disk, memory = middle["LocalRetriever (disk)"] / rate, middle["MemoryRetriever"] / rate
+            print(f"| {name} | {rate:,.0f} | {disk:.2f}x | {memory:.2f}x |")
+
+
+def slow_service(pipe, seconds):
+    """A /retrieve service that takes its time and never is in anyone's way."""
+    body = json.dumps({"result": [[{"document": {"title": "T", "text": "x"}, "score": 1.0}]]})
+    answer = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+
+    async def serve(reader, writer):
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            length = re.search(rb"content-length: (\d+)", head.lower())
+            await reader.readexactly(int(length[1]))
+            await asyncio.sleep(seconds)
+            writer.write(answer)
+
+    async def client(reader, writer):
+        try:
+            await serve(reader, writer)
+        except (asyncio.IncompleteReadError, OSError):
+            writer.close()
+
+    async def main():
+        server = await asyncio.start_server(client, "127.0.0.1", 0)
+        pipe.send(server.sockets[0].getsockname()[1])
+        await server.serve_forever()
+
+    asyncio.run(main())
+
+
+def overlap(given):
+    mine, theirs = multiprocessing.Pipe()
+    arguments = (theirs, given.seconds)
+    service = multiprocessing.get_context("spawn").Process(target=slow_service, args=arguments)
+    service.start()
+    try:
+        tool = SearchTool(RemoteRetriever(f"http://127.0.0.1:{mine.recv()}"))
+
+        def episode(number):
+            for call in range(given.calls):
+                assert tool.run(None, f"question {number} {call}")[1].ok
+
+        ideal, shares = given.calls * given.seconds, []
+        for round_ in range(given.rounds + 1):
+            episodes = [threading.Thread(target=episode, args=(n,)) for n in range(given.episodes)]
+            start = time.perf_counter()
+            for thread in episodes:
+                thread.start()
+            for thread in episodes:
+                thread.join()
+            if round_:  # the first opens the connections
+                shares.append(ideal / (time.perf_counter() - start))
+        print(
+            f"{given.episodes} episodes of {given.calls} calls at {given.seconds} s:"
+            f" {statistics.median(shares):.3f} of the ideal overlap"
+            f" (rounds: {', '.join(f'{share:.3f}' for share in shares)})"
+        )
+        tool.close()
+    finally:
+        service.terminate()
+        service.join()
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("recall")
+    command.add_argument("--dense", help="an index made by `python -m tools.dense build`")
+    command = commands.add_parser("speed")
+    command.add_argument("--size", type=int, default=37_131)
+    command.add_argument("--queries", type=int, default=1771)
+    command.add_argument("--rounds", type=int, default=5)
+    command.add_argument("--skip-rank-bm25", action="store_true")
+    command = commands.add_parser("overlap")
+    command.add_argument("--episodes", type=int, default=64)
+    command.add_argument("--calls", type=int, default=5)
+    command.add_argument("--seconds", type=float, default=0.2)
+    command.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    {"recall": recall, "speed": speed, "overlap": overlap}[given.command](given)
+
+
+if __name__ == "__main__":
+    main()
