@@ -101,11 +101,13 @@ class Benchmark:
     tools: tuple[str, ...] = ("search", "python")
     max_tool_calls: int = 5
     max_response_tokens: int = 4096
+    search_results: int = 5
+    """Passages that one search shows."""
     revision: str = "0"
     """Changes when the rows change; part of every stored state."""
     demonstrations: Callable[[Path | None], Sequence[Demonstration]] | None = None
     """Scripted episodes over training rows, where the benchmark can make them."""
     corpus: Callable[[Split, Path | None], Sequence[Passage]] | None = None
-    """Passages that hold the evidence, where the benchmark brings its own; may return none."""
+    """Passages that hold the evidence, where the benchmark brings its own."""
     instructions: str = ""
     """What the prompt must say for the official scorer to be fair: how to write an answer."""

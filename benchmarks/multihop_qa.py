@@ -1,15 +1,13 @@
 """HotpotQA, 2WikiMultihopQA, MuSiQue and Bamboogle: questions over several Wikipedia pages."""
 
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
 
-from benchmarks.benchmark import Benchmark, Passage, Split, Task
+from benchmarks.benchmark import Benchmark, Task
 from benchmarks.catalog import EVALUATED
 from benchmarks.loading import TableLoad
 from benchmarks.mixtures import QA_ROWS
 from benchmarks.scoring import score_em, score_f1
-from benchmarks.sources import Row, field, local_rows, question_id, text_field
+from benchmarks.sources import Row, field, question_id, text_field
 
 
 def accepted(row: Row) -> tuple[str, ...]:
@@ -30,18 +28,6 @@ def qa_task(row: Row, counts: Counter[str]) -> Task:
     return Task(identity, question, accepted(row), metadata=kept)
 
 
-def wikipedia_passages(split: Split, data_dir: Path | None) -> Sequence[Passage]:
-    """`<data_dir>/corpus/passages.jsonl`: {id, title, text}; empty without a data folder.
-
-    Raises:
-        benchmarks.DataUnavailable: there is a data folder but no such file in it.
-    """
-    if data_dir is None:
-        return ()
-    rows = local_rows(data_dir, "corpus/passages")
-    return tuple(Passage(str(row["id"]), str(row["title"]), str(row["text"])) for row in rows)
-
-
 def _benchmark(name: str) -> Benchmark:
     return Benchmark(
         name=name,
@@ -50,7 +36,6 @@ def _benchmark(name: str) -> Benchmark:
         training_score=score_f1,
         train_source="the question-answering rows of ARPO's train_10k; the last 500 are validation",
         revision=EVALUATED[name].hub.revision[:12],
-        corpus=wikipedia_passages,
     )
 
 

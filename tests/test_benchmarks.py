@@ -13,7 +13,6 @@ import pytest
 from benchmarks import BENCHMARKS, DataUnavailable, Task
 from benchmarks.catalog import EVALUATED, xbench_text
 from benchmarks.mixtures import repaired
-from benchmarks.multihop_qa import wikipedia_passages
 from benchmarks.sources import question_id, question_key
 
 THIRTEEN = [name for name in BENCHMARKS if name != "SyntheticQA"]
@@ -232,12 +231,6 @@ def test_an_attachment_is_a_path_of_a_file_that_is_there(tmp_path):
     assert task.attachments == (str(file.resolve()),)
     load = replace(hub_of("GAIA", [row]), fetch_file=lambda table, name: tmp_path / name)
     assert load("test", None)[0].attachments == (str(tmp_path / "2023/validation/t.txt"),)
-
-
-def test_passages_come_with_the_data_folder(tmp_path):
-    assert wikipedia_passages("test", None) == ()
-    write_rows(tmp_path, "corpus/passages", [{"id": "p1", "title": "Mill", "text": "Old."}])
-    assert wikipedia_passages("test", tmp_path)[0] == ("p1", "Mill", "Old.")
 
 
 def test_damaged_latex_is_repaired():
