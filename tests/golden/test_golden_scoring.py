@@ -265,3 +265,10 @@ def test_calibration_agrees_up_to_the_order_of_equal_confidences():
         ours = calibration_error(confidence, correct, size, count_last=False)
         distinct = len(set(confidence)) == len(confidence)
         assert ours == pytest.approx(theirs, abs=1e-9 if distinct else 0.01)
+
+
+def test_no_file_is_left_unread():
+    source = Path(__file__).read_text("utf-8")
+    files = sorted((GOLDEN / "scoring").glob("*.jsonl"))
+    assert files
+    assert [path.stem for path in files if f'"{path.stem}"' not in source] == []
