@@ -4,6 +4,7 @@ import ssl
 import time
 import urllib.robotparser
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import SplitResult, quote, urljoin, urlsplit, urlunsplit
 
@@ -47,6 +48,7 @@ class WebPages:
         max_bytes: int = 10 << 20,
         reader: PageReader | None = None,
         seed: int = 0,
+        pace_folder: str | Path | None = None,
     ) -> None:
         """A client; nothing is opened yet.
 
@@ -57,10 +59,12 @@ class WebPages:
             max_bytes: of a page; longer text is cut, a longer PDF refused.
             reader: of the bytes that come back.
             seed: draws the pauses between attempts.
+            pace_folder: processes that name the same folder keep one pace together.
         """
         self._addresses, self._robots, self._max_bytes = addresses, robots, max_bytes
         self._reader = reader or PageReader()
-        self._client, self._guard = HttpClient(), Guard(limits, seed)
+        self._client = HttpClient()
+        self._guard = Guard(limits, seed, pace_folder=pace_folder)
         self._rules = PerProcess(_rules)
 
     def fetch(self, url: str) -> Fetched:

@@ -8,6 +8,7 @@ import re
 import threading
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from tools.faults import Fault, Guard, Limits, within
@@ -51,6 +52,7 @@ class WebRetriever:
         limits: Limits = WEB_LIMITS,
         seed: int = 0,
         ask: Callable[[Question], list[Hit]] | None = None,
+        pace_folder: str | Path | None = None,
     ) -> None:
         """A retriever; nothing is opened yet.
 
@@ -63,6 +65,7 @@ class WebRetriever:
             limits: pace, retries, deadline.
             seed: draws the pauses between attempts.
             ask: another client than ddgs.
+            pace_folder: processes that name the same folder keep one pace together.
         """
         if not re.fullmatch(r"[a-z]{2}-[a-z]{2}", region):
             raise ValueError(f"region {region!r} is not of the form us-en")
@@ -70,7 +73,7 @@ class WebRetriever:
             raise ValueError(f"backend {backend!r} is not the name of one engine")
         self._settings = Question("", 0, backend, region, safesearch, timelimit, proxy)
         self._ask = ask or _ask_ddgs
-        self._guard = Guard(limits, seed)
+        self._guard = Guard(limits, seed, pace_folder=pace_folder)
         self._threads = PerProcess(partial(threading.BoundedSemaphore, _STUCK))
 
     @property
