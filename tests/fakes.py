@@ -86,6 +86,21 @@ class ShelfTool(EchoTool):
         return state, ToolResult(" ".join(self.shelf), True, 0.0)
 
 
+class AliasTool(EchoTool):
+    """Broken: its cache of live objects hands the same list to every state that grew from one."""
+
+    def __init__(self, name="alias"):
+        super().__init__(name)
+        self.live = {}
+
+    def run(self, state, argument):
+        bag = self.live.setdefault(state, list(state))
+        bag.append(argument)
+        following = (*state, argument)
+        self.live[following] = bag
+        return following, ToolResult(" ".join(map(str, bag)), True, 0.0)
+
+
 class ListTool(EchoTool):
     """Broken: its state is a list, which is no value."""
 
