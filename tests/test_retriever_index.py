@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tools.local_index import LocalRetriever, Passage, add, build, main, read_passages
+from tools.open_retriever import open_retriever
 from tools.retrievers import MemoryRetriever
 from tools.search import SearchTool
 from tools.tool import ToolUnavailable
@@ -174,7 +175,7 @@ def test_processes_and_threads_share_an_index(index, start):
 def test_importing_the_retrievers_imports_nothing_heavy():
     code = (
         "import sys, tools.search, tools.retrievers, tools.local_index, tools.remote_retriever;"
-        "import tools.recorded_retriever, tools.cache;"
+        "import tools.recorded_retriever, tools.cache, tools.open_retriever, tools.dense;"
         "print([m for m in ('numpy', 'bm25s', 'tantivy', 'httpx', 'torch') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -198,3 +199,17 @@ def test_disk_and_memory_agree_on_the_corpus(tmp_path):
         theirs = {hit[:2]: hit.score for hit in memory.search(question, 10)}
         for page in ours.keys() & theirs.keys():
             assert ours[page] == pytest.approx(2.2 * theirs[page], rel=0.05)
+
+
+def test_a_retriever_is_named_by_words(index, tmp_path):
+    assert open_retriever("local", index).search("volcano", 1)[0].title == "Mount Etna"
+    replayed = open_retriever("web", cache=tmp_path / "c", mode="frozen")
+    with pytest.raises(ToolUnavailable, match="out of order"):
+        replayed.search("volcano", 1)
+    for words in [("local",), ("remote",), ("altavista",), ("local", index, tmp_path / "c")]:
+        with pytest.raises(ValueError, match="search="):
+            open_retriever(*words)
+    open_retriever("remote", "http://127.0.0.1:1", tmp_path / "c").close()
+    open_retriever("remote", "http://127.0.0.1:1").close()
+    open_retriever("web", "wikipedia").close()
+    assert not (tmp_path / "c").exists()

@@ -1,9 +1,12 @@
 import pickle
+import re
 import threading
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tools.page_text import cut, lines, one_line
+from tools.page_text import TAGS, cut, lines, one_line
 from tools.retrievers import Hit, MemoryRetriever
 from tools.search import SearchTool
 from tools.tool import Tool, ToolContext
@@ -174,3 +177,22 @@ def test_threads_share_a_retriever():
     for thread in threads:
         thread.join()
     assert found == [expected] * 8
+
+
+_MARKUP = st.text(st.sampled_from("<>/|= \n\x00\u202e\u200b\ud800") | st.sampled_from("answer"))
+_PIECES = st.lists(_MARKUP | st.sampled_from([*TAGS, "<", "</", "<|", "|>", "&lt;"])).map("".join)
+
+
+@given(_PIECES, _PIECES, st.integers(1, 40))
+def test_no_text_becomes_a_tag_however_it_is_cut(title, text, characters):
+    shown_text = shown(Hit(title, text, 1.0), characters=characters).text
+    assert not re.search(rf"<\s*/?\s*({'|'.join(TAGS)})\b|<\|[^|<>]*\|>", shown_text, re.IGNORECASE)
+    assert shown_text.splitlines() == [shown_text]
+    assert len(shown_text.encode()) <= 4 * characters + 8
+    assert len(shown_text) <= characters + len("Page 1: ")
+
+
+@given(st.text(max_size=40))
+def test_a_page_is_found_by_its_own_words(text):
+    found = MemoryRetriever([Page("other", "page"), Page("", text)]).search(text, 1)
+    assert [hit.text for hit in found] == [text] or terms(text) in ([], ["other"], ["page"])

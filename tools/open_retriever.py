@@ -1,0 +1,51 @@
+"""A retriever from words that fit a command line or `gym.make`."""
+
+from pathlib import Path
+from typing import Literal, get_args
+
+from tools.cache import Cache, Mode
+from tools.local_index import LocalRetriever
+from tools.recorded_retriever import RecordedRetriever
+from tools.remote_retriever import RemoteRetriever
+from tools.retrievers import Retriever
+from tools.web_search import EMPTY_LASTS_S, WebRetriever
+
+Kind = Literal["local", "remote", "web"]
+
+
+def open_retriever(
+    search: Kind,
+    corpus: str | Path | None = None,
+    cache: str | Path | None = None,
+    mode: Mode = "record",
+    seed: int = 0,
+) -> Retriever:
+    """The retriever that the words name; nothing is opened before its first search.
+
+    Args:
+        search: an index on this disk, a `/retrieve` service, or the web.
+        corpus: local: the folder of the index; remote: the service's URL; web: one engine of ddgs,
+            duckduckgo by default.
+        cache: a file that records what remote and web say.
+        mode: of the cache.
+        seed: draws the pauses between attempts.
+
+    Raises:
+        ValueError: the words do not go together.
+        FileNotFoundError: there is no index in the folder.
+    """
+    if search == "local":
+        if corpus is None or cache is not None:
+            raise ValueError("search='local' takes the folder of an index as corpus, and no cache")
+        return LocalRetriever(corpus)
+    if search == "remote":
+        if corpus is None:
+            raise ValueError("search='remote' takes the service's URL as corpus")
+        remote = RemoteRetriever(str(corpus), seed=seed)
+        return remote if cache is None else RecordedRetriever(remote, Cache(cache, mode), "remote")
+    if search == "web":
+        web = WebRetriever("duckduckgo" if corpus is None else str(corpus), seed=seed)
+        if cache is None:
+            return web
+        return RecordedRetriever(web, Cache(cache, mode), web.source, EMPTY_LASTS_S)
+    raise ValueError(f"search={search!r} is none of {', '.join(get_args(Kind))}")
