@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 FOLDER = "/work"
 BUILD = "build one with `docker build -t appo-sandbox:local - < tools/Dockerfile`"
-ROOTS = ["/usr", "/lib", "/lib64", "/bin", "/sbin", "/etc", "/opt", "/proc"]
+ROOTS = ["/usr", "/lib", "/lib64", "/bin", "/sbin", "/etc", "/opt", "/proc/cpuinfo"]
 DEVICES = ["/dev/null", "/dev/zero", "/dev/urandom", "/dev/random"]
 
 
@@ -78,6 +78,7 @@ class DockerTransport:
             except OSError as error:
                 self._ended += f"; the engine could not be reached: {error}"
             self._stream.close()
+            self._socket.close()
             self._client.close()
             return self._ended
 

@@ -80,7 +80,8 @@ def end_group(leader: int) -> None:
 
 def readable() -> list[str]:
     """What cells may read here: the interpreter, its packages, system libraries; nothing else."""
-    wanted = ["/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/localtime", "/proc"]
+    wanted = ["/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/localtime"]
+    wanted += ["/proc/cpuinfo", "/proc/meminfo"]
     for prefix in (sys.prefix, sys.base_prefix):
         wanted += [os.path.join(prefix, part) for part in ("bin", "lib", "lib64", "pyvenv.cfg")]
     wanted += [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]

@@ -27,6 +27,10 @@ PythonState = tuple[tuple[int, tuple[tuple[str, str], ...]], tuple[tuple[str, st
 
 LONGEST_CELL = 100_000
 """Characters of one cell."""
+BROKEN = (
+    "[not run: an earlier cell has broken this interpreter (it replaced, closed or blocked what"
+    " runs cells), and it cannot go on]"
+)
 ATTEMPTS = 3
 """Sandboxes tried for one call before the tool counts as unavailable."""
 
@@ -77,16 +81,22 @@ class PythonTool:
         if len(argument) > LONGEST_CELL:
             text = f"[not run: the cell has {len(argument)} characters, {LONGEST_CELL} are allowed]"
             return state, ToolResult(text, False, time.perf_counter() - begun)
-        for _attempt in range(ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             sandbox = self._opened()
             try:
                 reply = self._run(sandbox, state, argument)
+                again = attempt > (0 if reply.why == "fault" else 1)
+                broken = reply.why in ("gone", "fault") and again and self._healthy(sandbox, state)
             except SandboxLost as error:
                 why = str(error)
                 self._discard(sandbox, why)
                 continue
+            if broken:
+                return state, ToolResult(BROKEN, False, time.perf_counter() - begun)
             if reply.why in ("gone", "fault"):
                 why = f"the process of the state is gone ({reply.why})"
+                with self._lock:
+                    self._live.pop(state, None)
                 continue
             return self._result(sandbox, state, argument, reply, begun)
         raise ToolUnavailable(f"Python could not be run, {ATTEMPTS} times in a row: {why}")
@@ -122,6 +132,15 @@ class PythonTool:
                 self._sandbox = None
                 self._live.clear()
         sandbox.close()
+
+    def _healthy(self, sandbox: Sandbox, state: PythonState) -> bool:
+        """Whether the sandbox serves a fresh session, so that the fault is the state's own."""
+        session = sandbox.open(0, [])
+        if session.state is None or not state[1]:
+            return False
+        reply = sandbox.run(session.state, ["1"])
+        sandbox.drop([handle for handle in (session.state, reply.state) if handle is not None])
+        return reply.state is not None
 
     def _run(self, sandbox: Sandbox, state: PythonState, cell: str) -> Reply:
         """Run from the live state, or from a rebuilt one."""

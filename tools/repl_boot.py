@@ -3,6 +3,7 @@
 So the interpreter inside a sandbox needs no files of ours, and any python3 serves.
 """
 
+import builtins
 import json
 import os
 import struct
@@ -26,6 +27,8 @@ def _boot() -> None:
     for name, source in body["modules"]:
         module = types.ModuleType(f"tools.{name}")
         module.__file__ = f"<{name}>"
+        # A copy of our own: a cell may replace the builtins that everyone else shares.
+        module.__dict__["__builtins__"] = dict(vars(builtins))
         sys.modules[f"tools.{name}"] = module
         setattr(package, name, module)
         exec(compile(source, module.__file__, "exec"), module.__dict__)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import selectors
-import signal
 import struct
 import sys
 import time
@@ -20,7 +20,8 @@ from typing import Any
 from tools import repl_kernel as kernel
 from tools import repl_usage as usage
 from tools.repl_jobs import Folder, Job, Live, Remover, remove
-from tools.repl_link import Broken, Link, Message, Output
+from tools.repl_link import Broken, Ended, Link, Message, Output
+from tools.repl_patrol import PATIENCE, Patrol
 
 TICK = 0.05
 DEEPEST = 14
@@ -30,7 +31,7 @@ DEEPEST = 14
 class Hub:
     """All states of one sandbox. Mutated by every request and every message of a state."""
 
-    def __init__(self, settings: Message, zygote: Link) -> None:
+    def __init__(self, settings: Message, zygote: Link, group: int) -> None:
         self.limits = settings["limits"]
         self.base = settings["folder"]
         self.selector = selectors.DefaultSelector()
@@ -39,9 +40,9 @@ class Hub:
         self.remover = Remover()
         self.next_handle = 1
         self.inbox = bytearray()
-        self.counters = {"cells": 0, "evicted": 0, "killed": 0, "strays": 0}
+        self.counters = {"cells": 0, "evicted": 0, "killed": 0}
+        self.patrol = Patrol(self.limits, group)
         self.zygote = Live(0, zygote, None, Folder(self.base, None), None)
-        self.zygote_pid = 0
 
     def serve(self) -> None:
         """Work until the other end of descriptor 0 is closed."""
@@ -58,7 +59,7 @@ class Hub:
                 next_tick = now + TICK
                 self._tick(now)
             if os.getppid() != begun:
-                raise Broken("the learner is gone")
+                raise Ended("the learner is gone")
 
     def _watch(self, live: Live) -> None:
         self.selector.register(
@@ -70,7 +71,7 @@ class Hub:
     def _requests(self, _events: int) -> None:
         data = os.read(0, 1 << 20)
         if not data:
-            raise Broken("the learner is gone")
+            raise Ended("the learner is gone")
         self.inbox += data
         while len(self.inbox) >= 4:
             size = struct.unpack_from("!I", self.inbox)[0]
@@ -101,6 +102,7 @@ class Hub:
                     self.forget(live)
         elif operation == "status":
             counts = {**self.counters, "states": len(self.states), "running": len(self.running)}
+            counts["strays"] = self.patrol.strays
             counts["bytes"] = sum(live.memory for live in self.states.values())
             self.answer({"id": message["id"], "counters": counts})
 
@@ -116,13 +118,22 @@ class Hub:
 
     # States
 
-    def _fork(self, parent: Live, request: int, steps: list[Message]) -> None:
+    def _fork(
+        self,
+        parent: Live,
+        request: int,
+        steps: list[Message],
+        results: list[Message] | None = None,
+    ) -> None:
         """Have `parent` fork; its child becomes a state of its own and is given `steps`."""
         handle, self.next_handle = self.next_handle, self.next_handle + 1
-        folder = Folder(os.path.join(parent.folder.path, f".~{handle:x}"), parent.folder)
+        # A name that nobody can guess: a cell may ask for what it cannot list.
+        name = ".~" + secrets.token_hex(6)
+        folder = Folder(os.path.join(parent.folder.path, name), parent.folder)
         link, output = Link(), Output(int(self.limits["output_shown"]))
-        live = Live(handle, link, parent, folder, Job(request, steps, output))
+        live = Live(handle, link, parent, folder, Job(request, steps, output, results))
         parent.used = live.used
+        parent.forks += 1
         self.running[handle] = live
         self._watch(live)
         self.selector.register(output, selectors.EVENT_READ, lambda _events: self._wrote(live))
@@ -165,15 +176,20 @@ class Hub:
         """A state spoke: nothing it says concerns any state but itself."""
         job, operation = live.job, message.get("op")
         if job is None:
-            return
+            raise Broken("out of turn")
         if live.link.sender != live.pid:
             live.identify(live.link.sender)
         if operation == "done" and job.current is not None:
             if job.output_open:
                 job.output.read()
-            status = "ok" if message.get("status") == "ok" else "error"
-            job.record(status)
+            job.record("ok" if message.get("status") == "ok" else "error")
             self.counters["cells"] += 1
+            if message.get("threads") is True:
+                self._shed_threads(live, job)
+                return
+        elif operation == "sweep" and job.current is not None:
+            self._send(live, {"op": "swept", "count": usage.end_family(live.pid, itself=False)})
+            return
         elif operation != "born" or job.current is not None:
             raise Broken("out of turn")
         following = job.advance()
@@ -183,17 +199,31 @@ class Hub:
         else:
             self._finish(live, None)
 
-    def _finish(self, live: Live, why: str | None) -> None:
-        """Answer a job and keep its state if nothing went wrong."""
-        job = live.job
-        assert job is not None
+    def _freeze(self, live: Live, job: Job) -> None:
+        """From here on the process only forks."""
         if job.output_open:
             self.selector.unregister(job.output)
         job.output.close()
         live.job = None
+        live.cpu_allowed = usage.own_cpu(live.pid) + PATIENCE
         del self.running[live.handle]
-        if why is None:
-            self.states[live.handle] = live
+        self.states[live.handle] = live
+
+    def _shed_threads(self, live: Live, job: Job) -> None:
+        """Threads do not survive a fork: go on in a child, and end the process that has them."""
+        self._freeze(live, job)
+        live.passing = True
+        self._fork(live, job.request, list(reversed(job.steps)), job.results)
+
+    def _finish(self, live: Live, why: str | None) -> None:
+        """Answer a job and keep its state if nothing went wrong."""
+        job = live.job
+        assert job is not None
+        self._freeze(live, job)
+        if why is not None:
+            del self.states[live.handle]
+        if live.parent is not None and live.parent.passing:
+            self.forget(live.parent)
         self.answer(
             {
                 "id": job.request,
@@ -207,7 +237,7 @@ class Hub:
         """A state's channel closed: its process died, or closed it to hide."""
         job = live.job
         if live is self.zygote:
-            raise Broken("the first process is gone")
+            raise Ended("the first process is gone")
         if job is None:
             self.forget(live)
             return
@@ -218,6 +248,8 @@ class Hub:
         """End a running cell; the state before it is untouched."""
         job = live.job
         assert job is not None
+        if live.pid:
+            usage.end_family(live.pid, itself=False)
         live.kill()
         if job.output_open:
             job.output.read()
@@ -225,10 +257,12 @@ class Hub:
         self.counters["killed"] += 1
         self._finish(live, reason)
         self.forget(live)
-        self._sweep()
+        self.patrol.sweep(self.states, self.running)
 
     def forget(self, live: Live) -> None:
         """End a state's process and give back what it held."""
+        if live.link.fileno() < 0:
+            return
         self.states.pop(live.handle, None)
         with contextlib.suppress(KeyError, ValueError):
             self.selector.unregister(live.link)
@@ -240,44 +274,14 @@ class Hub:
                 self._send(live.parent, {"op": "reap", "pid": live.pid})
         live.folder.release(self.remover)
 
-    # Limits
-
     def _tick(self, now: float) -> None:
         for live in list(self.running.values()):
             reason = live.job.over(live, self.limits, now) if live.job else None
             if reason:
                 self._stop(live, reason)
-        self._sweep()
-        self._measure(now)
-
-    def _measure(self, now: float) -> None:
-        """Keep states under the memory bound: the longest unused goes first."""
-        for live in list(self.states.values()):
-            if (now - live.measured > 5 and now - live.used < 60) or not live.measured:
-                live.memory, live.measured = usage.proportional(live.pid), now
-                break
-        total = sum(live.memory for live in self.states.values())
-        while self.states and (
-            total > self.limits["live_memory"] or len(self.states) > self.limits["live_states"]
-        ):
-            oldest = min(self.states.values(), key=lambda live: live.used)
-            total -= oldest.memory
-            self.forget(oldest)
-            self.counters["evicted"] += 1
-
-    def _sweep(self) -> None:
-        """Kill and reap orphans: whatever came to the hub and is no state."""
-        known = {live.pid for live in self.states.values()}
-        known |= {live.pid for live in self.running.values()}
-        for pid in usage.children(os.getpid()):
-            if pid in known or pid == self.zygote_pid:
-                continue
-            self.counters["strays"] += usage.fields(pid)[:1] not in (["Z"], [])
-            try:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, os.WNOHANG)
-            except OSError:
-                pass
+        for live in self.patrol.look(now, self.states, self.running):
+            self.counters["evicted" if live.calm else "killed"] += 1
+            self.forget(live)
 
 
 def main(settings: Message) -> None:
@@ -290,8 +294,7 @@ def main(settings: Message) -> None:
     link.theirs.close()
     link.socket.setblocking(True)
     kernel.offer_to_the_oom_killer(pid)
-    hub = Hub(settings, link)
-    hub.zygote_pid = pid
+    hub = Hub(settings, link, pid)
     try:
         body: dict[str, Any] = {"modules": settings["modules"], "entry": "repl_state"}
         body["settings"] = settings["state"]
@@ -300,10 +303,11 @@ def main(settings: Message) -> None:
         while not ready:
             ready = link.receive()
         link.socket.setblocking(False)
+        link.send({"op": "limits", "limits": usage.process_limits(pid, settings["limits"])})
         hub.answer({"id": 0, "ready": ready[0], "pid": pid})
         hub.serve()
-    except Broken:
-        pass
+    except (Broken, Ended) as error:
+        sys.stderr.write(f"{error}\n")
     finally:
         end()
         hub.remover.close()

@@ -10,6 +10,7 @@ import os
 import queue
 import shutil
 import signal
+import subprocess
 import threading
 import time
 
@@ -66,20 +67,27 @@ def remove(path: str) -> None:
                 with contextlib.suppress(OSError):
                     os.chmod(place, 0o700)
 
-    shutil.rmtree(path, onerror=open_up)
+    with contextlib.suppress(OSError, RecursionError):
+        shutil.rmtree(path, onerror=open_up)
     if os.path.lexists(path):
-        shutil.rmtree(path, ignore_errors=True)
+        subprocess.run(["rm", "-rf", "--", path], stderr=subprocess.DEVNULL, check=False)
 
 
 class Job:
     """Cells that one request runs in one process, one after the other. Mutated as they end."""
 
-    def __init__(self, request: int, steps: list[Message], output: Output) -> None:
+    def __init__(
+        self,
+        request: int,
+        steps: list[Message],
+        output: Output,
+        results: list[Message] | None = None,
+    ) -> None:
         self.request = request
         self.steps = list(reversed(steps))
         self.output = output
         self.output_open = True
-        self.results: list[Message] = []
+        self.results = results or []
         self.current: Message | None = None
         self.begun = time.monotonic()
         self.cpu_before = 0.0
@@ -112,6 +120,8 @@ class Job:
         """Which limit the step has passed, if any."""
         if now - self.begun > limits["wall"]:
             return "wall" if self.current is not None else "fault"
+        if self.current is None and now - self.begun > limits["start"]:
+            return "fault"
         if not live.pid or now - self.begun < 0.02:
             return None
         used = usage.usage(live.pid, int(limits["processes"]))
@@ -152,6 +162,10 @@ class Live:
         self.pid = 0
         self.pidfd = -1
         self.memory = 0
+        self.forks = 0
+        self.passing = False
+        self.calm = True
+        self.cpu_allowed = 0.0
         self.measured = 0.0
 
     def identify(self, pid: int) -> None:

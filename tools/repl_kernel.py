@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import platform
 import resource
 import struct
 
@@ -24,72 +23,6 @@ REFER, TRUNCATE, IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
 SCOPE_SOCKET_AND_SIGNAL = 3
 SYS_LANDLOCK_CREATE, SYS_LANDLOCK_ADD, SYS_LANDLOCK_RESTRICT = 444, 445, 446
 
-# System calls that no cell needs and that attacks begin with, by machine: AUDIT_ARCH, the number of
-# socket, others. Without setsid and setpgid the sandbox is one process group: one kill ends it.
-_FILTERED = {
-    "x86_64": (
-        0xC000003E,
-        41,
-        # ptrace, setpgid, setsid, shmget, semget, msgget, process_vm_readv and writev, kcmp,
-        # perf_event_open, userfaultfd, io_uring (3), add_key, request_key, keyctl, bpf, unshare,
-        # setns, mount, pidfd_getfd, memfd_secret
-        (
-            101,
-            109,
-            112,
-            29,
-            64,
-            68,
-            310,
-            311,
-            312,
-            298,
-            323,
-            425,
-            426,
-            427,
-            248,
-            249,
-            250,
-            321,
-            272,
-            308,
-            165,
-            438,
-            447,
-        ),
-    ),
-    "aarch64": (
-        0xC00000B7,
-        198,
-        (
-            117,
-            154,
-            157,
-            194,
-            190,
-            186,
-            270,
-            271,
-            272,
-            241,
-            282,
-            425,
-            426,
-            427,
-            217,
-            218,
-            219,
-            280,
-            97,
-            268,
-            40,
-            438,
-            447,
-        ),
-    ),
-}
-
 
 def prctl(option: int, argument: int) -> None:
     """Ask for one thing of the process control call; OSError if it is refused."""
@@ -98,7 +31,7 @@ def prctl(option: int, argument: int) -> None:
 
 
 def offer_to_the_oom_killer(pid: int) -> None:
-    """When memory runs out, let cells die before the hub and the learner; where that may be said."""
+    """When memory runs out, let cells die before the hub and the learner."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/oom_score_adj", "w") as file:
         file.write("800")
 
@@ -111,45 +44,6 @@ def drop_capabilities() -> None:
     header = struct.pack("Ii", 0x20080522, 0)
     if LIBC.capset(header, struct.pack("6I", 0, 0, 0, 0, 0, 0)) < 0:
         raise OSError(ctypes.get_errno(), "capset refused")
-
-
-def filter_system_calls() -> bool:
-    """Refuse the table's calls and all sockets but unix ones; False where there is no table."""
-    known = _FILTERED.get(platform.machine())
-    if known is None:
-        return False
-    arch, socket_number, refused = known
-
-    def step(code: int, yes: int, no: int, k: int) -> bytes:
-        return struct.pack("HBBI", code, yes, no, k)
-
-    load, equal, give = 0x20, 0x15, 0x06
-    allow, refuse = 0x7FFF0000, 0x00050000 | 1
-    program = [
-        step(load, 0, 0, 4),
-        step(equal, 1, 0, arch),
-        step(give, 0, 0, 0x80000000),
-        step(load, 0, 0, 0),
-        step(0x35, 0, 1, 0x40000000),
-        step(give, 0, 0, refuse),
-    ]
-    for number in refused:
-        program += [step(equal, 0, 1, number), step(give, 0, 0, refuse)]
-    program += [
-        step(equal, 0, 3, socket_number),
-        step(load, 0, 0, 16),
-        step(equal, 1, 0, 1),
-        step(give, 0, 0, refuse),
-        step(give, 0, 0, allow),
-    ]
-    body = ctypes.create_string_buffer(b"".join(program))
-    head = ctypes.create_string_buffer(
-        struct.pack("HxxxxxxP", len(program), ctypes.addressof(body))
-    )
-    prctl(PR_SET_NO_NEW_PRIVS, 1)
-    if LIBC.prctl(PR_SET_SECCOMP, 2, head, 0, 0) < 0:
-        raise OSError(ctypes.get_errno(), "seccomp filter refused")
-    return True
 
 
 def landlock_abi() -> int:
@@ -195,21 +89,15 @@ class Walls:
             os.close(ruleset)
 
 
-def set_limits(memory: int, file_size: int, files: int, cpu: int) -> None:
-    """Limits per process that children inherit; `memory` counts from what the process holds now."""
-    with open("/proc/self/statm") as statm:
-        pages = [int(field) for field in statm.read().split()]
-    page = resource.getpagesize()
-    wanted = {
-        resource.RLIMIT_DATA: pages[5] * page + memory,
-        resource.RLIMIT_AS: pages[0] * page + memory * 2,
-        resource.RLIMIT_FSIZE: file_size,
-        resource.RLIMIT_NOFILE: files,
-        resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_MEMLOCK: 0,
-        resource.RLIMIT_CPU: cpu,
-    }
-    for kind, value in wanted.items():
+def adopt_orphans(yes: bool) -> None:
+    """Whether grandchildren whose parents have died become children of this process."""
+    LIBC.prctl(PR_SET_CHILD_SUBREAPER, int(yes), 0, 0, 0)
+
+
+def set_limits(wanted: dict[str, int]) -> None:
+    """Limits per process that children inherit, by the names that `resource` has for them."""
+    for name, value in wanted.items():
+        kind = getattr(resource, name)
         hard = resource.getrlimit(kind)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(kind, (value, value))

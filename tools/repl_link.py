@@ -21,6 +21,10 @@ class Broken(Exception):
     """The other end is gone or does not keep to the protocol."""
 
 
+class Ended(Exception):
+    """The hub cannot go on, or has nobody to go on for."""
+
+
 class Link:
     """Messages to and from one state; the kernel, not the state, says who sent one."""
 

@@ -8,21 +8,24 @@ owns the process it runs in.
 from __future__ import annotations
 
 import base64
+import fcntl
 import gc
 import json
 import os
 import random
+import resource
+import select
 import shutil
 import signal
 import socket
 import stat
 import struct
 import sys
-import time
 from typing import Any
 
 from tools import repl_kernel as kernel
 from tools.repl_cell import Prompt, note
+from tools.repl_filter import filter_system_calls
 
 Message = dict[str, Any]
 
@@ -41,7 +44,10 @@ class Channel:
 
     def receive(self) -> tuple[Message, list[int]] | None:
         """The next message and the descriptors that came with it; None at the end."""
-        header, fds, _flags, _address = socket.recv_fds(self.socket, 4, 2)
+        header, ancillary, _flags, _address = self.socket.recvmsg(4, socket.CMSG_SPACE(8))
+        fds: list[int] = []
+        for _level, _kind, data in ancillary:
+            fds += struct.unpack(f"{len(data) // 4}i", data[: len(data) // 4 * 4])
         size = struct.unpack("!I", header)[0] if len(header) == 4 else 0
         body = b""
         while len(body) < size:
@@ -49,7 +55,7 @@ class Channel:
             if not part:
                 return None
             body += part
-        return (json.loads(body), list(fds)) if size else None
+        return (json.loads(body), fds) if size else None
 
 
 class State:
@@ -61,6 +67,9 @@ class State:
         self.prompt = Prompt()
         self.walls = kernel.Walls(settings["roots"], settings["devices"], kernel.landlock_abi())
         self.open_files: list[int] = []
+        self.missing = 0
+        files = settings["open_files"]
+        self.cell_files, self.own_files = (files, files + 32), (files + 32, files + 32)
 
     def serve(self) -> None:
         """Answer the hub until it closes the channel; a forked child goes on here with its own."""
@@ -77,7 +86,7 @@ class State:
             elif operation == "exec":
                 self._execute(message)
             elif operation == "reap":
-                _reap(message["pid"])
+                reap(os.WNOHANG)
 
     def _fork(self, message: Message, fds: list[int]) -> None:
         """Become two: the parent stays as it is, the child takes the channel that came."""
@@ -92,7 +101,6 @@ class State:
         os.dup2(fds[1], 1)
         os.dup2(fds[1], 2)
         os.close(fds[1])
-        kernel.LIBC.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self._move(message["folder"])
         self.channel.send({"op": "born"})
 
@@ -100,7 +108,7 @@ class State:
         """Give this state its own copy of the work folder, and walls around it."""
         old, self.folder = self.folder, folder
         os.mkdir(folder)
-        copy_folder(old, folder)
+        self.missing = copy_folder(old, folder)
         reopen(self.open_files, old, folder)
         os.chdir(folder)
         for name in ("HOME", "TMPDIR"):
@@ -120,100 +128,78 @@ class State:
         self.channel.send({"op": "done", "status": "ok"})
 
     def _execute(self, message: Message) -> None:
-        begun = time.perf_counter()
+        kernel.adopt_orphans(True)
+        resource.setrlimit(resource.RLIMIT_NOFILE, self.cell_files)
+        if self.missing:
+            note(f"{self.missing} file(s) of the work folder could not be carried over")
         status = self.prompt.run(message["cell"])
-        seconds = time.perf_counter() - begun
-        self._settle()
-        self.channel.send({"op": "done", "status": status, "seconds": seconds})
-        self.open_files = regular_files()
+        resource.setrlimit(resource.RLIMIT_NOFILE, self.own_files)
+        threads = self._settle()
+        kernel.adopt_orphans(False)
+        self.channel.send({"op": "done", "status": status, "threads": threads})
+        self.open_files = regular_files(self.own_files[1])
 
-    def _settle(self) -> None:
-        """Leave nothing running beside the main thread, and say so where something was."""
-        if os.stat("/proc/self/task").st_nlink > 3:
+    def _settle(self) -> bool:
+        """Leave no process running, no timer set; whether threads beside the main one are left."""
+        threads = os.stat("/proc/self/task").st_nlink > 3
+        if threads:
             note("threads that are still running stop here: they do not go on in the next cell")
-            self._shed_threads()
         signal.setitimer(signal.ITIMER_REAL, 0)
-        left = end_children()
-        if left:
-            note(f"{left} process(es) that the cell left running were ended")
-
-    def _shed_threads(self) -> None:
-        """Threads do not survive a fork: go on in a child, and end the process that has them."""
-        numbers = random.getstate()
-        if os.fork():
-            os._exit(0)
-        random.setstate(numbers)
-        kernel.LIBC.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        if reap(os.WNOHANG):
+            self.channel.send({"op": "sweep"})
+            received = self.channel.receive()
+            reap(0)
+            count = received[0]["count"] if received else 0
+            note(f"{count} process(es) that the cell left running were ended")
+        return threads
 
 
-def end_children() -> int:
-    """Kill every descendant; how many there were. Orphans come here because a state adopts them."""
-    count = 0
-    while True:
-        try:
-            pid, _status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return count
-        if pid:
-            continue
-        for child in _children():
-            try:
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-                count += 1
-            except OSError:
-                pass
-
-
-def _children() -> list[int]:
-    found = []
-    for task in os.listdir("/proc/self/task"):
-        with open(f"/proc/self/task/{task}/children") as file:
-            found += [int(pid) for pid in file.read().split()]
-    return found
-
-
-def _reap(pid: int) -> None:
-    """Take away a child that the hub has killed."""
+def reap(flags: int) -> bool:
+    """Take away children that are dead (or, with no flag, wait for all); whether any lives on."""
     try:
-        os.waitpid(pid, 0)
+        while os.waitpid(-1, flags)[0]:
+            pass
     except ChildProcessError:
-        return
+        return False
+    return True
 
 
-def copy_folder(source: str, target: str) -> None:
-    """Copy files, folders and links, but not the folders of other states (`.~` and a number)."""
-    with os.scandir(source) as entries:
-        for entry in entries:
-            if entry.name.startswith(".~"):
-                continue
-            new = os.path.join(target, entry.name)
+def copy_folder(source: str, target: str) -> int:
+    """Copy a folder without the folders of other states; how many entries could not be."""
+    missing = 0
+    try:
+        entries = list(os.scandir(source))
+    except OSError:
+        return 1
+    for entry in entries:
+        if entry.name.startswith(".~"):
+            continue
+        new = os.path.join(target, entry.name)
+        try:
             if entry.is_symlink():
                 os.symlink(os.readlink(entry.path), new)
             elif entry.is_dir():
                 os.mkdir(new)
-                copy_folder(entry.path, new)
+                missing += copy_folder(entry.path, new)
             elif entry.is_file():
                 shutil.copy2(entry.path, new)
+        except (OSError, RecursionError):
+            missing += 1
+    return missing
 
 
-def regular_files() -> list[int]:
+def regular_files(most: int) -> list[int]:
     """Descriptors above the standard three that are open on ordinary files."""
-    found = []
-    for name in os.listdir("/proc/self/fd"):
-        fd = int(name)
-        try:
-            if fd > 2 and stat.S_ISREG(os.fstat(fd).st_mode):
-                found.append(fd)
-        except OSError:
-            continue
-    return found
+    poller = select.poll()
+    for fd in range(3, most):
+        poller.register(fd, 0)
+    closed = {fd for fd, event in poller.poll(0) if event & select.POLLNVAL}
+    there = [fd for fd in range(3, most) if fd not in closed]
+    return [fd for fd in there if stat.S_ISREG(os.fstat(fd).st_mode)]
 
 
 def reopen(fds: list[int], old: str, new: str) -> None:
     """Point open files at this state's own copies, with positions that siblings do not share."""
-    import fcntl
-
     for fd in fds:
         try:
             path = os.readlink(f"/proc/self/fd/{fd}")
@@ -259,10 +245,12 @@ def main(settings: Message) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "tools"]:
         del sys.modules[name]
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    kernel.set_limits(*settings["limits"])
-    filtered = kernel.filter_system_calls()
+    filtered = filter_system_calls()
     gc.collect()
     gc.freeze()
     versions = {"landlock": state.walls.abi, "filtered": filtered}
     channel.send({"op": "ready", "modules": found, **versions})
+    received = channel.receive()
+    assert received is not None
+    kernel.set_limits(received[0]["limits"])
     state.serve()

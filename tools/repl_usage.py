@@ -5,7 +5,9 @@ Runs in any python3 on Linux with the standard library alone.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import stat
 from typing import NamedTuple
 
@@ -61,6 +63,31 @@ def exit_code(pid: int) -> int | None:
     return os.waitstatus_to_exitcode(int(values[49]))
 
 
+def end_family(pid: int, itself: bool) -> int:
+    """Kill the descendants of `pid`, and `pid` if asked; how many descendants.
+
+    Each is stopped before its children are read, so that none is missed.
+    """
+    found: list[int] = []
+    for _round in range(50):
+        known = len(found)
+        for member in [pid, *found]:
+            if itself or member != pid:
+                send(member, signal.SIGSTOP)
+            found += [child for child in children(member) if child not in found]
+        if len(found) == known:
+            break
+    for member in [*found, pid] if itself else found:
+        send(member, signal.SIGKILL)
+    return len(found)
+
+
+def send(pid: int, number: int) -> None:
+    """A signal, if the process is still there."""
+    with contextlib.suppress(OSError):
+        os.kill(pid, number)
+
+
 def usage(pid: int, most: int) -> Usage:
     """Sum over `pid` and its descendants."""
     cpu, resident, nameless = 0.0, 0, 0
@@ -72,6 +99,28 @@ def usage(pid: int, most: int) -> Usage:
             resident += int(values[21]) * PAGE
             nameless += nameless_bytes(member)
     return Usage(cpu, resident, len(members), nameless)
+
+
+def process_limits(pid: int, limits: dict[str, float]) -> dict[str, int]:
+    """Limits for the first process and its descendants, on top of what it holds now."""
+    with open(f"/proc/{pid}/statm") as file:
+        pages = [int(field) for field in file.read().split()]
+    memory, files = int(limits["memory"]), int(limits["open_files"]) + 32
+    return {
+        "RLIMIT_DATA": pages[5] * PAGE + memory,
+        "RLIMIT_AS": pages[0] * PAGE + memory * 2,
+        "RLIMIT_FSIZE": int(limits["file_size"]),
+        "RLIMIT_NOFILE": files,
+        "RLIMIT_CORE": 0,
+        "RLIMIT_MEMLOCK": 0,
+        "RLIMIT_CPU": int(limits["cpu"] * 20 + 60),
+    }
+
+
+def own_cpu(pid: int) -> float:
+    """Seconds of CPU of one process without its children; 0 when it is gone."""
+    values = fields(pid)
+    return (int(values[11]) + int(values[12])) / TICK if values else 0.0
 
 
 def nameless_bytes(pid: int) -> int:

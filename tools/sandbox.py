@@ -23,6 +23,8 @@ class Limits:
     """CPU time of a cell, its subprocesses included."""
     wall: float = 100.0
     """Time on the clock of a cell; the backstop behind `cpu`."""
+    start: float = 15.0
+    """Time for a state to fork; one that does not is given up."""
     memory: int = 1 << 30
     """Memory of a cell's processes together; also what one may add to the bare interpreter."""
     processes: int = 32

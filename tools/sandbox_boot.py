@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from tools.sandbox import Limits
 
-INSIDE = ("repl_kernel", "repl_cell", "repl_state")
+INSIDE = ("repl_kernel", "repl_filter", "repl_cell", "repl_state")
 """Modules of the processes that run cells."""
-HUB = ("repl_kernel", "repl_usage", "repl_link", "repl_jobs")
+HUB = ("repl_kernel", "repl_usage", "repl_link", "repl_jobs", "repl_patrol")
 """Modules of the hub, before its launcher and `repl_hub` itself."""
 
 
@@ -36,15 +36,7 @@ def boot_message(
             "boot": boot_code(),
             "modules": sources(INSIDE),
             "limits": dataclasses.asdict(limits),
-            "state": {
-                **state,
-                "limits": [
-                    limits.memory,
-                    limits.file_size,
-                    limits.open_files,
-                    int(limits.cpu * 20 + 60),
-                ],
-            },
+            "state": {**state, "open_files": limits.open_files},
         },
     }
 

@@ -1,0 +1,102 @@
+"""The hub's rounds: evicts states, ends strays and what only pretends to be frozen.
+
+Runs in any python3 on Linux with the standard library alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+
+from tools import repl_usage as usage
+from tools.repl_jobs import Live
+from tools.repl_link import Ended
+
+PATIENCE = 0.5
+"""Seconds of CPU that a frozen state may use, beside what its forks cost."""
+FORK_COST = 0.2
+"""Seconds of CPU allowed for one fork of a frozen state: copying page tables and files."""
+GIVE_UP = 3.0
+"""Seconds of chasing strays after which the whole sandbox is ended and rebuilt."""
+
+States = dict[int, Live]
+
+
+class Patrol:
+    """Looks after states that run nothing. Mutated by every look."""
+
+    def __init__(self, limits: dict[str, float], first: int) -> None:
+        self.limits = limits
+        self.first = first
+        self.strays = 0
+        self.chasing_since = 0.0
+        self.queue: list[Live] = []
+
+    def look(self, now: float, states: States, running: States) -> list[Live]:
+        """One round; the states to forget: evicted ones are `calm`."""
+        self.sweep(states, running)
+        guilty = self._inspect(now, states, running)
+        return guilty + self._too_many(states)
+
+    def _inspect(self, now: float, states: States, running: States) -> list[Live]:
+        """Look at a tenth of the states: what they hold, and whether they keep still."""
+        if not self.queue:
+            self.queue = list(states.values())
+        count = len(self.queue) // 10 + 1
+        batch, self.queue = self.queue[:count], self.queue[count:]
+        waiting = {live.parent.handle for live in running.values() if live.parent and not live.pid}
+        known = _pids(states) | _pids(running)
+        guilty = []
+        for live in batch:
+            if live.handle not in states:
+                continue
+            if not live.measured or now - live.measured > 5 > now - live.used:
+                live.memory, live.measured = usage.proportional(live.pid), now
+            restless = usage.own_cpu(live.pid) > live.cpu_allowed + live.forks * FORK_COST
+            if not restless and live.handle not in waiting:
+                restless = any(
+                    child not in known and usage.fields(child)[:1] not in ([], ["Z"])
+                    for child in usage.children(live.pid)
+                )
+            if restless:
+                live.calm = False
+                guilty.append(live)
+        return guilty
+
+    def _too_many(self, states: States) -> list[Live]:
+        """The longest unused states beyond the bounds on number and memory."""
+        total = sum(live.memory for live in states.values())
+        count = len(states)
+        if total <= self.limits["live_memory"] and count <= self.limits["live_states"]:
+            return []
+        chosen = []
+        for live in sorted(states.values(), key=lambda live: live.used):
+            if total <= self.limits["live_memory"] and count <= self.limits["live_states"]:
+                break
+            total -= live.memory
+            count -= 1
+            chosen.append(live)
+        return chosen
+
+    def sweep(self, states: States, running: States) -> None:
+        """Kill and reap what came to the hub and is no state; Ended if it cannot be caught."""
+        known = _pids(states) | _pids(running) | {self.first}
+        for _round in range(20):
+            found = [pid for pid in usage.children(os.getpid()) if pid not in known]
+            alive = [pid for pid in found if usage.fields(pid)[:1] not in ([], ["Z"])]
+            for pid in found:
+                usage.end_family(pid, itself=True)
+                with contextlib.suppress(OSError):
+                    os.waitpid(pid, os.WNOHANG)
+            if not alive:
+                self.chasing_since = 0.0
+                return
+            self.strays += len(alive)
+        self.chasing_since = self.chasing_since or time.monotonic()
+        if time.monotonic() - self.chasing_since > GIVE_UP:
+            raise Ended("processes that cannot be caught")
+
+
+def _pids(states: States) -> set[int]:
+    return {live.pid for live in states.values()}
