@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.benchmark import Benchmark, Passage, Score, Split, Task
+from benchmarks.benchmark import Benchmark, Demonstration, Passage, Score, Split, Task
 from benchmarks.synthetic_words import (
     ASKED,
     FIRST,
@@ -29,9 +29,11 @@ from benchmarks.synthetic_words import (
     TRADE,
 )
 
-ENTITIES = 120
-"""Per kind and world."""
-QUESTIONS = {"train": 3000, "validation": 400, "test": 400}
+ENTITIES = {"train": 800, "validation": 90, "test": 90}
+"""Per kind, by split."""
+QUESTIONS = {"train": 12000, "validation": 400, "test": 400}
+SHARES = {"train": 8, "validation": 1, "test": 1}
+"""Of every ten names, how many belong to a split."""
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 NUMBER = {"person": "age", "company": "employees", "city": "bridges"}
 """The numeric attribute of each kind."""
@@ -126,8 +128,9 @@ def _names(kind: str, split: Split, draw: random.Random) -> list[str]:
     }[kind]
     combinations = [f"{head} {tail}" for head in heads for tail in tails]
     random.Random(f"synthetic-names/1/{kind}").shuffle(combinations)
-    own = combinations[SPLITS.index(split) :: len(SPLITS)]
-    return draw.sample(own, min(ENTITIES, len(own)))
+    begin = {"train": 0, "validation": 8, "test": 9}[split]
+    own = [name for i, name in enumerate(combinations) if begin <= i % 10 < begin + SHARES[split]]
+    return draw.sample(own, ENTITIES[split])
 
 
 def corpus(split: Split, data_dir: Path | None = None) -> Sequence[Passage]:
@@ -220,6 +223,13 @@ def score(answer: str, task: Task) -> Score:
     return Score(float(right), "exact", extracted)
 
 
+def demonstrations(data_dir: Path | None = None) -> Sequence[Demonstration]:
+    """Scripted episodes over the training world; see `synthetic_demonstrations.py`."""
+    from benchmarks.synthetic_demonstrations import demonstrations as scripted
+
+    return scripted(data_dir)
+
+
 SYNTHETIC_QA = Benchmark(
     name="SyntheticQA",
     load=load,
@@ -228,6 +238,8 @@ SYNTHETIC_QA = Benchmark(
     train_source="its own generated training world",
     max_tool_calls=MAX_TOOL_CALLS,
     max_response_tokens=384,
+    search_results=1,
     revision="1",
     corpus=corpus,
+    demonstrations=demonstrations,
 )

@@ -1,0 +1,147 @@
+"""Run folders and checkpoints: atomic, two kept, refused when they belong to another run.
+
+A folder holds config.json, metrics.jsonl, rollouts/, checkpoints/<iteration>/. A checkpoint is
+written beside its place and renamed, so that a kill at any moment leaves the last one whole.
+"""
+
+import errno
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from learners.models import save_model
+from learners.policy import Policy
+from learners.run_config import RunConfig
+
+KEPT = 2
+FREE_TO_CHANGE = {"iterations", "out", "checkpoint_every"}
+"""Fields that a resumed run may change: they do not alter what an iteration computes."""
+
+
+class RunFolderError(RuntimeError):
+    """The folder cannot be used; the message says why and what to do."""
+
+
+def open_folder(folder: Path, method: str, config: RunConfig) -> int | None:
+    """Prepare a run's folder.
+
+    Returns:
+        The iteration of the newest checkpoint, None in a new folder.
+
+    Raises:
+        RunFolderError: it holds a run of another method or config.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "config.json"
+    wanted = {"method": method, **asdict(config)}
+    wanted = json.loads(json.dumps(wanted))
+    if path.exists():
+        found = json.loads(path.read_text())
+        names = (found.keys() | wanted.keys()) - FREE_TO_CHANGE
+        other = {n: (found.get(n), wanted.get(n)) for n in names if found.get(n) != wanted.get(n)}
+        if other:
+            listed = ", ".join(f"{n} was {a!r}, now {b!r}" for n, (a, b) in sorted(other.items()))
+            raise RunFolderError(
+                f"{folder} holds another run: {listed}. Give --out another folder, or the "
+                "arguments of that run to resume it."
+            )
+    write_text(path, json.dumps(wanted, indent=1))
+    checkpoints = list_checkpoints(folder)
+    return checkpoints[-1] if checkpoints else None
+
+
+def list_checkpoints(folder: Path) -> list[int]:
+    """Iterations with a whole checkpoint, oldest first."""
+    names = [p.name for p in (folder / "checkpoints").glob("*") if p.name.isdigit()]
+    return sorted(int(name) for name in names)
+
+
+def checkpoint_folder(folder: Path, iteration: int) -> Path:
+    """Where the model of a checkpoint lies; `--model` takes it."""
+    return folder / "checkpoints" / f"{iteration:06d}"
+
+
+def save_checkpoint(folder: Path, iteration: int, policy: Policy, state: dict[str, Any]) -> None:
+    """Write the policy after `iteration` iterations, with everything the next one depends on.
+
+    Raises:
+        RunFolderError: the disk is full; the older checkpoints are whole.
+    """
+    target = checkpoint_folder(folder, iteration)
+    partial = target.with_name(f"partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        save_model(policy.loaded, partial)
+        optimizer = {"optimizer": policy.optimizer.state_dict(), "updates": policy.updates}
+        torch.save(optimizer, partial / "optimizer.pt")
+        (partial / "state.json").write_text(json.dumps(state))
+        for path in partial.iterdir():
+            _to_disk(path)
+        if target.exists():
+            shutil.rmtree(target)
+        partial.rename(target)
+        _to_disk(target.parent)
+    except (OSError, RuntimeError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not _disk_full(error):
+            raise
+        raise RunFolderError(
+            f"no space left for checkpoint {iteration} in {folder} (about "
+            f"{_needed(policy) / 1e6:.0f} MB). Free some space and run the same command: it resumes "
+            f"from checkpoint {(list_checkpoints(folder) or [0])[-1]}."
+        ) from error
+    for old in list_checkpoints(folder)[:-KEPT]:
+        shutil.rmtree(checkpoint_folder(folder, old))
+
+
+def load_checkpoint(folder: Path, iteration: int, policy: Policy) -> dict[str, Any]:
+    """Restore optimiser and state; the weights were loaded from the same folder."""
+    source = checkpoint_folder(folder, iteration)
+    saved = torch.load(source / "optimizer.pt", weights_only=True)
+    policy.optimizer.load_state_dict(saved["optimizer"])
+    policy.updates = saved["updates"]
+    state: dict[str, Any] = json.loads((source / "state.json").read_text())
+    return state
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's content atomically."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    _to_disk(partial)
+    partial.rename(path)
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; a line cut by a kill is left out."""
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return []
+    whole = [line for line in path.read_text().split("\n")[:-1] if line]
+    return [json.loads(line) for line in whole]
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _disk_full(error: Exception) -> bool:
+    text = str(error).lower()
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return (
+        full or "no space left" in text or "file write failed" in text or "file too large" in text
+    )
+
+
+def _needed(policy: Policy) -> int:
+    return 3 * sum(p.numel() * p.element_size() for p in policy.model.parameters())

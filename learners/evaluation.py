@@ -1,0 +1,78 @@
+"""How good a policy is on tasks: one episode each, scored, with intervals."""
+
+import math
+import random
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from benchmarks import Task
+from envs.reward import final_answer
+from learners.rollout import Rollouts
+
+RESAMPLES = 10_000
+
+
+class Interval(NamedTuple):
+    """An estimate with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def evaluate(rollouts: Rollouts, tasks: Sequence[Task]) -> dict[str, Any]:
+    """Play every task once.
+
+    Returns:
+        Per task, in order: id, score (official metric), reward, stop, tool calls, tokens sampled;
+        and the ledger. Tasks whose tools were unavailable are listed apart and not scored.
+    """
+    trees = [rollouts.tree(task) for task in tasks]
+    for tree in trees:
+        tree.root()
+    rollouts.sampler.sync()
+    rollouts.run(trees, key="evaluation")
+    rollouts.sampler.sync()
+    rows = []
+    for tree in trees:
+        if tree.unavailable is not None:
+            continue
+        (episode,) = tree.trajectories
+        answer = final_answer(episode.state)
+        score = 0.0 if answer is None else rollouts.env.benchmark.score(answer, tree.task).value
+        rows.append(
+            {
+                "task": tree.task.id,
+                "score": score,
+                "reward": episode.reward,
+                "stop": episode.state.stop,
+                "tool_calls": len(episode.state.calls),
+                "tokens": episode.sampled_tokens,
+            }
+        )
+    unavailable = [tree.task.id for tree in trees if tree.unavailable is not None]
+    return {"tasks": rows, "unavailable": unavailable, **rollouts.ledger.take()}
+
+
+def wilson(successes: float, count: int, z: float = 1.96) -> Interval:
+    """Wilson's interval of a rate."""
+    if count == 0:
+        return Interval(math.nan, math.nan, math.nan)
+    rate = successes / count
+    middle = (rate + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count**2))
+    return Interval(rate, max(0.0, middle - half), min(1.0, middle + half))
+
+
+def bootstrap_mean(values: Sequence[float], seed: int = 0) -> Interval:
+    """Mean with its percentile bootstrap interval over the values."""
+    draw = random.Random(seed)
+    count = len(values)
+    if count == 0:
+        return Interval(math.nan, math.nan, math.nan)
+    means = sorted(sum(draw.choices(values, k=count)) / count for _ in range(RESAMPLES))
+    low, high = means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES) - 1]
+    return Interval(sum(values) / count, low, high)

@@ -1,0 +1,177 @@
+"""Everything around a method's iteration: resources, tasks, metrics, checkpoints, the final table.
+
+A method is a module with a `Config` and an `iteration(tasks, run, config)`. `Run` is a bag of
+resources with a few verbs and no idea of methods; `train` runs iterations until they are done.
+"""
+
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import Task
+from learners.ledger import Ledger
+from learners.policy import Policy, PolicyLoss, TokenStats
+from learners.rollout import Hook, Rollouts
+from learners.run_config import RunConfig
+from learners.tree import RolloutTree, Row, Trajectory
+
+if TYPE_CHECKING:
+    from learners.training import Session
+
+Weighting = Callable[[Sequence[Tensor]], list[Tensor]]
+"""Response masks of the rows of a mini-batch -> what each token's loss counts."""
+
+
+class Run:
+    """What a method's iteration works with. Mutated by its verbs."""
+
+    def __init__(self, config: RunConfig, policy: Policy, rollouts: Rollouts) -> None:
+        self.config = config
+        self.policy = policy
+        self.rollouts = rollouts
+        self.ledger: Ledger = rollouts.ledger
+        self.iteration = 0
+        self.trees: list[RolloutTree] = []
+        """Of the iteration under way or just done."""
+        self.lost: list[str] = []
+        """Ids of tasks whose tools were unavailable; served once more."""
+        self._notes: defaultdict[str, list[float]] = defaultdict(list)
+        self._counts: defaultdict[str, int] = defaultdict(int)
+
+    def new_trees(self, tasks: Sequence[Task], roots: int) -> list[RolloutTree]:
+        """A tree per task with unfinished roots."""
+        self.trees = [self.rollouts.tree(task) for task in tasks]
+        for tree in self.trees:
+            for _ in range(roots):
+                tree.root()
+        return self.trees
+
+    def rollout(self, trees: Sequence[RolloutTree], after_turn: Hook | None = None) -> None:
+        """Run what is unfinished, by the current policy."""
+        self.rollouts.run(trees, key=str(self.iteration), after_turn=after_turn)
+
+    def minibatches(self, trees: Sequence[RolloutTree]) -> Iterator[list[RolloutTree]]:
+        """The trees of one optimiser step after the other; trees without their tools left out."""
+        usable = [tree for tree in trees if tree.unavailable is None]
+        for start in range(0, len(usable), self.config.minibatch_prompts):
+            yield usable[start : start + self.config.minibatch_prompts]
+
+    def token_stats(self, trajectories: Sequence[Trajectory]) -> dict[Trajectory, TokenStats]:
+        """Log-probabilities and entropies under the current policy."""
+        with self.ledger.phase("score"):
+            stats = self.policy.token_stats(trajectories)
+        return dict(zip(trajectories, stats, strict=True))
+
+    def remember_old_logprobs(self, trajectories: Sequence[Trajectory]) -> None:
+        """Keep the current policy's log-probabilities as those the ratio is to."""
+        for trajectory, stats in self.token_stats(trajectories).items():
+            trajectory.old_logprobs = stats.logprobs
+            mask = torch.tensor(trajectory.response_mask)
+            sampled = torch.tensor(trajectory.sampler_logprobs)
+            self.note("policy/entropy", stats.entropies[mask].tolist())
+            self.note("policy/sampler_gap", (stats.logprobs - sampled)[mask].abs().tolist())
+
+    def update(self, rows: Sequence[Row], weights: Sequence[Tensor], loss: PolicyLoss) -> None:
+        """One optimiser step; none when no row is left."""
+        if not rows:
+            self.count("update/without_rows", 1)
+            return
+        with self.ledger.phase("update"):
+            done = self.policy.update(rows, weights, loss)
+        self.rollouts.sampler.sync()
+        self.count("update/steps", 1)
+        self.count("update/skipped", int(done.skipped))
+        self.note("update/loss", [done.loss])
+        self.note("update/gradient_norm", [done.gradient_norm])
+        self.ledger.add("trained_tokens", sum(row.trajectory.sampled_tokens for row in rows))
+
+    def sample_and_update(
+        self,
+        tasks: Sequence[Task],
+        *,
+        roots: int,
+        advantages: Callable[[Sequence[RolloutTree]], list[Row]],
+        weights: Weighting,
+        loss: PolicyLoss,
+    ) -> None:
+        """The iteration of every method without branches."""
+        trees = self.new_trees(tasks, roots)
+        self.rollout(trees)
+        usable = [tree for tree in trees if tree.unavailable is None]
+        self.remember_old_logprobs([t for tree in usable for t in tree.trajectories])
+        for batch in self.minibatches(trees):
+            rows = advantages(batch)
+            self.count(
+                "advantage/dropped_groups",
+                len(batch) - len({r.trajectory.state.task_id for r in rows}),
+            )
+            masks = [torch.tensor(row.trajectory.response_mask) for row in rows]
+            self.update(rows, weights(masks), loss)
+
+    def draw(self, name: str) -> random.Random:
+        """A generator of this run's seed and iteration, for choices that are not tokens."""
+        return random.Random(f"{self.config.seed}/{self.iteration}/{name}")
+
+    def count(self, name: str, amount: int) -> None:
+        """Add to a counter of this iteration."""
+        self._counts[name] += amount
+
+    def note(self, name: str, values: Sequence[float]) -> None:
+        """Add observations whose mean is a metric of this iteration."""
+        self._notes[name].extend(values)
+
+    def metrics(self) -> dict[str, float]:
+        """What the iteration was like; empties the counters."""
+        done = [t for tree in self.trees if tree.unavailable is None for t in tree.trajectories]
+        roots = [t for t in done if t.parent is None]
+        self.note("reward/mean", [t.reward for t in roots])
+        self.note("response/tokens", [float(len(t)) for t in roots])
+        self.note("response/tool_calls", [float(len(t.state.calls)) for t in roots])
+        for stop in ("answered", "malformed", "tool_limit", "length"):
+            self.note(f"stop/{stop}", [float(t.state.stop == stop) for t in roots])
+        branches = [t for t in done if t.parent is not None]
+        if branches:
+            self.note("branch/reward_mean", [t.reward for t in branches])
+            self.note(
+                "branch/position",
+                [t.parent.position / len(t.parent.trajectory) for t in branches if t.parent],
+            )
+        self.count("branch/branches", len(branches))
+        self.count("tools/unavailable_trees", sum(t.unavailable is not None for t in self.trees))
+        self.ledger.inherited(self.trees)
+        found = {k: sum(v) / len(v) for k, v in self._notes.items() if v}
+        found |= {k: float(v) for k, v in self._counts.items()}
+        found |= self.ledger.take()
+        self._notes.clear()
+        self._counts.clear()
+        return {name: found[name] for name in sorted(found)}
+
+
+def run_iteration(
+    session: "Session", iteration: Callable[[list[Task], Run, Any], None]
+) -> dict[str, float]:
+    """One iteration of a session: its tasks, the method, its metrics."""
+    run = session.run
+    start = time.perf_counter()
+    tasks = session.tasks_of(run.iteration)
+    iteration(tasks, run, run.config)
+    metrics = run.metrics()
+    run.lost = [
+        tree.task.id
+        for tree in run.trees
+        if tree.unavailable is not None and tree.task.id not in run.lost
+    ]
+    metrics["seconds/iteration"] = round(time.perf_counter() - start, 4)
+    return metrics
+
+
+def train(method: str) -> None:
+    """The command line of a method: `python -m learners.<method> --help`."""
+    from learners.training import main
+
+    main(method)

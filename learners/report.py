@@ -1,0 +1,99 @@
+"""The end of a run: what was learned, what it cost, where its files are."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from learners.checkpoint import checkpoint_folder, list_checkpoints, read_metrics
+from learners.evaluation import bootstrap_mean, wilson
+
+
+def final_report(folder: Path, console: Console) -> None:
+    """Print the tables of a finished run and draw its reward curve."""
+    metrics = read_metrics(folder)
+    before, after = (_read(folder / f"evaluation-{name}.json") for name in ("before", "after"))
+    if before is not None and after is not None:
+        console.print(_learned(before, after))
+    console.print(_costs(metrics))
+    _draw_curve(folder, metrics)
+    newest = (list_checkpoints(folder) or [0])[-1]
+    console.print(
+        f"files: {folder}/config.json, metrics.jsonl, reward.png, rollouts/, "
+        f"{checkpoint_folder(folder, newest)} (give it to --model)",
+        highlight=False,
+    )
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _learned(before: dict[str, Any], after: dict[str, Any]) -> Table:
+    """Accuracy and reward on the same held-out tasks, with paired intervals."""
+    first = {row["task"]: row for row in before["tasks"]}
+    pairs = [(first[row["task"]], row) for row in after["tasks"] if row["task"] in first]
+    table = Table(title=f"learned: {len(pairs)} held-out test tasks, 95 % intervals")
+    for column in ("", "before", "after", "difference (paired)"):
+        table.add_column(column)
+    rates = [wilson(sum(p[i]["score"] for p in pairs), len(pairs)) for i in (0, 1)]
+    change = bootstrap_mean([b["score"] - a["score"] for a, b in pairs])
+    table.add_row("accuracy", *map(str, rates), str(change))
+    means = [bootstrap_mean([p[i]["reward"] for p in pairs]) for i in (0, 1)]
+    change = bootstrap_mean([b["reward"] - a["reward"] for a, b in pairs])
+    table.add_row("reward", *map(str, means), str(change))
+    for name in ("tool_calls", "tokens"):
+        means = [bootstrap_mean([float(p[i][name]) for p in pairs]) for i in (0, 1)]
+        change = bootstrap_mean([float(b[name] - a[name]) for a, b in pairs])
+        table.add_row(
+            f"{name.replace('_', ' ')} per task",
+            *(f"{m.value:.1f}" for m in means),
+            f"{change.value:+.1f}",
+        )
+    return table
+
+
+def _costs(metrics: list[dict[str, Any]]) -> Table:
+    def total(name: str) -> float:
+        return sum(m.get(name, 0.0) for m in metrics)
+
+    table = Table(title=f"cost of {len(metrics)} iterations, evaluations not counted")
+    table.add_column("")
+    table.add_column("total", justify="right")
+    for label, name in (
+        ("tokens sampled", "ledger/sampled_tokens"),
+        ("tokens reused by branching", "ledger/reused_tokens"),
+        ("tokens trained", "ledger/trained_tokens"),
+        ("tool calls executed", "ledger/tool_calls"),
+        ("tool calls inherited by branches", "ledger/inherited_calls"),
+    ):
+        table.add_row(label, f"{total(name):,.0f}")
+    table.add_row("seconds", f"{total('seconds/iteration'):,.1f}")
+    for phase in ("sample", "tools", "score", "update"):
+        table.add_row(f"  {phase}", f"{total(f'seconds/{phase}'):,.1f}")
+    return table
+
+
+def _draw_curve(folder: Path, metrics: list[dict[str, Any]]) -> None:
+    if not metrics:
+        return
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    steps = [m["iteration"] + 1 for m in metrics]
+    rewards = [m.get("reward/mean", float("nan")) for m in metrics]
+    axes.plot(steps, rewards, color="0.7", linewidth=1, label="iteration")
+    window = max(1, len(rewards) // 10)
+    smooth = [
+        sum(rewards[max(0, i - window + 1) : i + 1]) / min(i + 1, window)
+        for i in range(len(rewards))
+    ]
+    axes.plot(steps, smooth, color="C0", label=f"mean of {window}")
+    axes.set_xlabel("iteration")
+    axes.set_ylabel("reward of initial rollouts")
+    axes.legend(frameon=False)
+    FigureCanvasAgg(figure).print_png(folder / "reward.png")

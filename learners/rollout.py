@@ -1,0 +1,159 @@
+"""Runs every unfinished trajectory to its end: sample a turn, step the environment, repeat.
+
+Tokens are encoded in two places only, both here: the prompt and each observation. What the policy
+sampled is never encoded again; decoding is one-way, over the ids of a whole turn.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from benchmarks import Task
+from envs import StepInfo, ToolEnv
+from learners.ledger import Ledger
+from learners.sampler import Request, Sampler
+from learners.tree import Completion, RolloutTree, Trajectory, Turn
+from tools import ToolUnavailable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+RESERVED_TOKENS = 64
+"""Room that a tool's result must leave for the answer."""
+ATTEMPTS = 3
+"""How often a call is made from the same state before its tree is given up."""
+PAUSE_S = 0.2
+
+Hook = Callable[[Sequence[RolloutTree]], None]
+"""Called between rounds; may fork unfinished trajectories (ARPO does)."""
+
+
+@dataclass
+class Rollouts:
+    """What a rollout needs. Holds resources; mutated only through them and the ledger."""
+
+    env: ToolEnv
+    sampler: Sampler
+    tokenizer: "PreTrainedTokenizerBase"
+    max_response_tokens: int
+    temperature: float = 1.0
+    seed: int = 0
+    tool_threads: int = 8
+    ledger: Ledger = field(default_factory=Ledger)
+
+    def tree(self, task: Task) -> RolloutTree:
+        """An empty tree: the question, encoded once."""
+        env = self.env.fork()
+        question, _ = env.reset(options={"task": task.id})
+        messages = [
+            {"role": "system", "content": env.instructions},
+            {"role": "user", "content": question},
+        ]
+        prompt = self.tokenizer.apply_chat_template(
+            messages, tokenize=True, add_generation_prompt=True, return_dict=False
+        )
+        return RolloutTree(task, tuple(prompt), env.snapshot())
+
+    def run(self, trees: Sequence[RolloutTree], key: str, after_turn: Hook | None = None) -> None:
+        """Bring every unfinished trajectory of the trees to its end, in lock step.
+
+        A tree whose tools stay unavailable is marked `unavailable` and left as it is.
+
+        Args:
+            trees: mutated.
+            key: names the draws together with task and path; use each key once.
+            after_turn: called after every round of turns.
+        """
+        with ThreadPoolExecutor(self.tool_threads) as pool:
+            while active := _unfinished(trees):
+                by_key = {}
+                for tree, trajectory in active:
+                    request = self._request(tree, trajectory, key)
+                    by_key[request.key] = (tree, trajectory)
+                    self.sampler.submit(request)
+                with self.ledger.phase("sample"):
+                    sampled = [(by_key[r.key], c) for r, c in self.sampler.completed()]
+                sampled.sort(key=lambda item: active.index(item[0]))  # whatever ended first
+                with self.ledger.phase("tools"):
+                    list(pool.map(lambda item: self.advance(*item[0], item[1]), sampled))
+                if after_turn is not None:
+                    after_turn(trees)
+
+    def _request(self, tree: RolloutTree, trajectory: Trajectory, key: str) -> Request:
+        whole = trajectory.response_ids
+        prefill = trajectory.prefill.token_ids
+        path = "/".join(map(str, trajectory.path))
+        return Request(
+            prefix_ids=trajectory.prompt_ids + whole[: len(whole) - len(prefill)],
+            prefill_ids=prefill,
+            max_tokens=self.max_response_tokens - len(whole),
+            key=f"{self.seed}/{key}/{tree.task.id}/{path}",
+            position=len(whole),
+            temperature=self.temperature,
+        )
+
+    def advance(self, tree: RolloutTree, trajectory: Trajectory, rest: Completion) -> None:
+        """Let the environment see the whole turn; append it."""
+        self.ledger.sampled(len(rest.token_ids))
+        action = trajectory.prefill + rest
+        env = self.env.fork()
+        env.restore(trajectory.state)
+        text = self.tokenizer.decode(action.token_ids, skip_special_tokens=True)
+        if action.stop == "length":
+            outcome = env.truncate("length", text)
+        else:
+            stepped = self._step(env, text)
+            if isinstance(stepped, ToolUnavailable):
+                tree.unavailable = str(stepped)
+                return
+            outcome = stepped
+        observation, reward, terminated, truncated, info = outcome
+        if "tool" in info:
+            self.ledger.called(info["tool"])
+        room = self.max_response_tokens - len(trajectory) - len(rest.token_ids)
+        ids = () if terminated or truncated else self._observed(observation, room)
+        if ids is None:  # no room for what the tool said: the turn counts, its result does not
+            env.restore(trajectory.state)
+            _, reward, terminated, truncated, info = env.truncate("length", text)
+            ids = ()
+        state = trajectory.state
+        trajectory.turns.append(Turn(state, action, ids))
+        trajectory.prefill = Completion()
+        trajectory.state = env.snapshot()
+        if terminated or truncated:
+            trajectory.done = True
+            trajectory.reward = reward
+            trajectory.reward_terms = dict(info["reward_terms"])
+
+    def _step(
+        self, env: ToolEnv, text: str
+    ) -> tuple[str, float, bool, bool, StepInfo] | ToolUnavailable:
+        for attempt in range(ATTEMPTS):
+            try:
+                return env.step(text)
+            except ToolUnavailable as error:
+                fault = error
+                time.sleep(PAUSE_S * 2**attempt)
+        return fault
+
+    def _observed(self, observation: str, room: int) -> tuple[int, ...] | None:
+        """An observation's ids, its middle cut to leave room for an answer; None if it cannot."""
+        ids = tuple(self.tokenizer.encode(observation, add_special_tokens=False))
+        most = room - min(RESERVED_TOKENS, self.max_response_tokens // 4)
+        if len(ids) <= most:
+            return ids
+        if most < 8:
+            return None
+        return ids[: most - most // 4] + ids[len(ids) - most // 4 :]
+
+
+def _unfinished(trees: Sequence[RolloutTree]) -> list[tuple[RolloutTree, Trajectory]]:
+    return [
+        (tree, trajectory)
+        for tree in trees
+        if tree.unavailable is None
+        for trajectory in tree.trajectories
+        if not trajectory.done
+    ]

@@ -1,0 +1,80 @@
+"""The fields every method's run has: what is trained on what, for how long, and where it is written."""
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self
+
+from envs.reward import RewardName
+
+Scale = Literal["paper", "laptop"]
+
+LAPTOP: dict[str, Any] = {
+    "prompts": 8,
+    "minibatch_prompts": 2,
+    "rollouts": 8,
+    "initial_rollouts": 2,
+    "max_response_tokens": 384,
+    "iterations": 30,
+}
+"""What `--scale laptop` sets instead of the papers' numbers."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Declared once for every method; a method's `Config` adds its own fields."""
+
+    env: str = "appo/SyntheticQA-v0"
+    """Environment id. Training takes its training source, evaluation its test split."""
+    model: str = "smollm2"
+    """smollm2, tiny, a folder with a model (as learners.sft writes), or a hub id."""
+    data_dir: str | None = None
+    """Folder of rows instead of the public data sets."""
+    out: str | None = None
+    """Folder of the run; runs/<method>-<env>-<seed> by default. Run again to resume."""
+    seed: int = 0
+    """Decides tasks, draws and branches."""
+    scale: Scale = "laptop"
+    """paper: the papers' batch and lengths; laptop: what two cores can do. Laptop without CUDA."""
+    iterations: int = 104
+    """Training steps."""
+    prompts: int = 128
+    """Tasks per training step. [paper: 128]"""
+    minibatch_prompts: int = 16
+    """Tasks per optimiser step. [paper: 16]"""
+    learning_rate: float | None = None
+    """Constant rate of AdamW; None: 1e-6 at paper scale, on a laptop by the model's size."""
+    max_response_tokens: int = 4096
+    """Sampled and observed tokens of one trajectory."""
+    temperature: float = 1.0
+    """Of sampling and of every log-probability."""
+    reward: RewardName = "task"
+    """task, arpo or correctness."""
+    level: str | None = None
+    """Keep only tasks of this difficulty, where the benchmark has levels."""
+    tools: tuple[str, ...] | None = None
+    """Tools of the environment; None: the benchmark's."""
+    sandbox: str = "auto"
+    """Where Python runs: auto, local or docker."""
+    eval_tasks: int = 200
+    """Held-out test tasks of the evaluation before and after; 0 leaves it out."""
+    eval_temperature: float = 1.0
+    """Sampling temperature of evaluations; 0 is greedy."""
+    train_on_test: bool = False
+    """Train on the test split; refused without this flag."""
+    train_split: Literal["train", "validation", "test"] = "train"
+    """Split to train on."""
+    microbatch_tokens: int = 8192
+    """Most padded tokens of one forward and backward pass."""
+    sampler_rows: int = 64
+    """Most trajectories sampled at the same time."""
+    threads: int | None = None
+    """CPU threads of the model; None: all cores. Part of what makes a rerun bit-exact."""
+    checkpoint_every: int = 1
+    """Iterations between checkpoints; what a kill discards is at most this much."""
+
+    @classmethod
+    def at(cls, scale: Scale) -> Self:
+        """The defaults of a scale."""
+        if scale == "paper":
+            return cls(scale=scale)
+        known = {f.name for f in fields(cls)}
+        return cls(scale=scale, **{k: v for k, v in LAPTOP.items() if k in known})

@@ -1,0 +1,273 @@
+"""Supervised fine-tuning: the cold start on demonstrations.
+
+A benchmark's scripted episodes are played through its environment, with real tools; what the script
+says becomes ids by the same two encode calls as a rollout, segment by segment. The loss is on
+actions only, closing tags included; `</answer>` ends a turn, so no end token follows it. A model
+with new weights (`--model tiny`) also learns to predict prompts and results: it has never read.
+"""
+
+import json
+import os
+import random
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from learners.run_config import RunConfig
+
+WARM_UP = 0.03
+"""Share of the updates in which the learning rate rises."""
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    """Fields of the cold start; those of rollouts and the environment are a run's."""
+
+    demonstrations: int | None = None
+    """Scripted episodes to train on, from the first; None: all there are."""
+    epochs: int = 1
+    """Passes over them."""
+    batch_tokens: int | None = None
+    """Padded tokens per optimiser step; None: 1200 for tiny, 4096 otherwise."""
+    observation_weight: float | None = None
+    """Weight of predicting prompts and results; None: 1 for new weights, 0 otherwise."""
+
+    @property
+    def new_weights(self) -> bool:
+        """Whether the model has never been trained."""
+        return self.model == "tiny"
+
+
+def main() -> None:
+    """The command line."""
+    import tyro
+
+    from learners.training import expected_errors
+
+    config = tyro.cli(
+        Config,
+        default=Config.at("laptop"),
+        prog="python -m learners.sft",
+        description=(__doc__ or "").split("\n\n")[0],
+    )
+    try:
+        cold_start(config)
+    except KeyboardInterrupt:
+        command = " ".join(["python -m learners.sft", *sys.argv[1:]])
+        print(f"\nStopped. Resume with: {command}", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
+    except expected_errors() as error:
+        print(f"\n{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+
+
+def cold_start(config: Config) -> Path:
+    """Fine-tune and save; returns the folder, which `--model` takes.
+
+    Raises:
+        UsageError: the benchmark has no demonstrations.
+    """
+    from learners.checkpoint import open_folder, write_text
+    from learners.models import save_model
+    from learners.training import UsageError, evaluate_once, open_session, training_env
+
+    config = resolved(config)
+    env = training_env(config)
+    script = env.benchmark.demonstrations
+    if script is None:
+        raise UsageError(f"--env {config.env}: this benchmark has no demonstrations to start from")
+    name = env.benchmark.name
+    folder = Path(config.out or f"runs/sft-{name}-{config.model.split('/')[-1]}-{config.seed}")
+    newest = open_folder(folder, "learners.sft", config)
+    session = open_session(config, env, folder, newest)
+    narrator = _Narrator()
+    try:
+        if not config.new_weights:
+            evaluate_once(session, "before", narrator)
+        if not (folder / "model.safetensors").exists():
+            demonstrations = script(env.data_dir)[: config.demonstrations]
+            narrator.say(f"playing {len(demonstrations)} demonstrations of {name} with real tools")
+            trajectories = played(session.run.rollouts, demonstrations)
+            fine_tune(session, trajectories, config, narrator)
+            save_model(session.run.policy.loaded, folder)
+        session.run.rollouts.sampler.sync()
+        evaluate_once(session, "after", narrator)
+    finally:
+        env.close()
+    result = json.loads((folder / "evaluation-after.json").read_text()) if config.eval_tasks else {}
+    summary = _summary(result)
+    write_text(folder / "summary.json", json.dumps(summary))
+    narrator.say(f"{summary}\nmodel in {folder}: give it to --model")
+    return folder
+
+
+def resolved(config: Config) -> Config:
+    """The config with its None fields decided."""
+    new = config.new_weights
+    return replace(
+        config,
+        learning_rate=config.learning_rate or (2e-3 if new else 2e-5),
+        batch_tokens=config.batch_tokens or (1200 if new else 4096),
+        observation_weight=float(new)
+        if config.observation_weight is None
+        else config.observation_weight,
+    )
+
+
+def played(rollouts: Any, demonstrations: Sequence[Any]) -> list[Any]:
+    """Each demonstration as the trajectory that sampling its turns would have made."""
+    with ThreadPoolExecutor(rollouts.tool_threads) as pool:
+        found = list(pool.map(lambda demonstration: _play(rollouts, demonstration), demonstrations))
+    return [t for t in found if t is not None and len(t) <= rollouts.max_response_tokens]
+
+
+def _play(rollouts: Any, demonstration: Any) -> Any:
+    """The scripted trajectory, or None if its script ends outside the rules of the episode."""
+    from envs.tags import render
+    from learners.tree import Completion
+
+    tree = rollouts.tree(demonstration.task)
+    trajectory = tree.root()
+    for step in demonstration.steps:
+        ids = tuple(rollouts.tokenizer.encode(render(step), add_special_tokens=False))
+        if trajectory.done or len(trajectory) + len(ids) > rollouts.max_response_tokens:
+            return None
+        nothing = (0.0,) * len(ids)
+        rollouts.advance(tree, trajectory, Completion(ids, nothing, nothing, "tag"))
+    rollouts.ledger.take()
+    return trajectory if trajectory.done else None
+
+
+def fine_tune(session: Any, trajectories: Sequence[Any], config: Config, narrator: Any) -> None:
+    """All updates, from the newest checkpoint on; batches are the same for the same seed."""
+    from learners.checkpoint import save_checkpoint
+
+    policy = session.run.policy
+    batches = [
+        batch
+        for epoch in range(config.epochs)
+        for batch in _batches(trajectories, config.batch_tokens or 0, f"{config.seed}/{epoch}")
+    ]
+    losses: list[float] = []
+    with narrator.bar(len(batches), policy.updates) as advance:
+        while policy.updates < len(batches):
+            policy.set_learning_rate(
+                (config.learning_rate or 0) * _schedule(policy.updates / len(batches))
+            )
+            losses.append(
+                _update(policy, batches[policy.updates], config.observation_weight or 0.0)
+            )
+            advance(f"loss {sum(losses[-50:]) / len(losses[-50:]):.3f}")
+            if policy.updates % max(1, len(batches) // 4) == 0:
+                save_checkpoint(session.folder, policy.updates, policy, {"lost": []})
+
+
+def _update(policy: Any, trajectories: Sequence[Any], observation_weight: float) -> float:
+    import torch
+
+    from learners.tree import Row
+
+    rows, weights = [], []
+    total = sum(t.sampled_tokens for t in trajectories)
+    rest = sum(len(t.prompt_ids) + len(t) - t.sampled_tokens for t in trajectories)
+    for trajectory in trajectories:
+        mask = torch.tensor([False] * len(trajectory.prompt_ids) + list(trajectory.response_mask))
+        rows.append(Row(trajectory, torch.zeros(len(trajectory))))
+        weights.append(mask / total + ~mask * (observation_weight / max(rest, 1)))
+    everything = observation_weight > 0
+    done = policy.update(
+        rows,
+        weights,
+        lambda logprobs, batch: -(logprobs * batch.weights).sum(),
+        everything=everything,
+    )
+    return float(done.loss)
+
+
+def _schedule(progress: float) -> float:
+    """Rises at the start, falls linearly over the second half."""
+    return min(1.0, progress / WARM_UP + 0.02, max(0.05, 2 * (1 - progress)))
+
+
+def _batches(trajectories: Sequence[Any], tokens: int, seed: str) -> list[list[Any]]:
+    """Trajectories of like length together, in an order that the seed decides."""
+    draw = random.Random(f"sft/{seed}")
+
+    def length(trajectory: Any) -> int:
+        return len(trajectory.prompt_ids) + len(trajectory)
+
+    ordered = sorted(trajectories, key=lambda t: length(t) + draw.random() * 32)
+    batches: list[list[Any]] = [[]]
+    longest = 0
+    for trajectory in ordered:
+        longest = max(longest, length(trajectory))
+        if batches[-1] and longest * (len(batches[-1]) + 1) > tokens:
+            batches.append([])
+            longest = length(trajectory)
+        batches[-1].append(trajectory)
+    draw.shuffle(batches)
+    return batches
+
+
+def _summary(result: dict[str, Any]) -> dict[str, Any]:
+    from learners.evaluation import wilson
+
+    rows = result.get("tasks", [])
+    rate = wilson(sum(row["score"] for row in rows), len(rows))
+    return {"held_out_tasks": len(rows), "accuracy": str(rate)} if rows else {}
+
+
+class _Narrator:
+    """Says on the console what is going on."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self.console = Console()
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False)
+
+    def status(self, text: str) -> Any:
+        self.say(text)
+        return self.console.status(text)
+
+    def bar(self, total: int, done: int) -> Any:
+        from contextlib import contextmanager
+
+        import rich.progress
+
+        @contextmanager
+        def shown() -> Any:
+            columns = (
+                rich.progress.TextColumn("fine-tuning"),
+                rich.progress.BarColumn(),
+                rich.progress.MofNCompleteColumn(),
+                rich.progress.TextColumn("{task.description}"),
+                rich.progress.TimeRemainingColumn(),
+            )
+            terminal = self.console.is_terminal
+            with rich.progress.Progress(
+                *columns, console=self.console, disable=not terminal
+            ) as bar:
+                task = bar.add_task("", total=total, completed=done)
+                count = done
+
+                def advance(text: str) -> None:
+                    nonlocal count
+                    count += 1
+                    bar.update(task, completed=count, description=text)
+                    if not terminal and count % max(1, total // 20) == 0:
+                        self.say(f"update {count}/{total}  {text}")
+
+                yield advance
+
+        return shown()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    main()

@@ -1,0 +1,271 @@
+"""A training session: opens a run folder, trains, evaluates before and after, shows what happened.
+
+Tasks are served in an order that seed and iteration decide; a resumed run redoes the unfinished
+iteration and ends with the same numbers as one that was not interrupted.
+"""
+
+import importlib
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from learners.run_config import RunConfig, Scale
+
+
+class UsageError(RuntimeError):
+    """What a person asked for cannot be done; the message says what to change."""
+
+
+@dataclass
+class Session:
+    """A run with its folder and tasks. Mutated once per iteration."""
+
+    run: Any
+    folder: Path
+    tasks: Sequence[Any]
+    """Training tasks, in the benchmark's order."""
+
+    def tasks_of(self, iteration: int) -> list[Any]:
+        """The tasks of an iteration: those lost before first, then the next of the epoch's order."""
+        config = self.run.config
+        by_id = {task.id: task for task in self.tasks}
+        lost = [by_id[name] for name in self.run.lost][: config.prompts]
+        wanted = range(iteration * config.prompts, (iteration + 1) * config.prompts)
+        fresh = [self._at(index, config.seed) for index in wanted]
+        return (lost + fresh)[: config.prompts]
+
+    def _at(self, index: int, seed: int) -> Any:
+        epoch, place = divmod(index, len(self.tasks))
+        order = list(range(len(self.tasks)))
+        random.Random(f"{seed}/epoch/{epoch}").shuffle(order)
+        return self.tasks[order[place]]
+
+
+def main(method: str) -> None:
+    """Parse the command line of `python -m <method>` and train."""
+    import tyro
+
+    module = importlib.import_module(method)
+    scale = _scale(sys.argv[1:])
+    config = tyro.cli(
+        module.Config,
+        default=module.Config.at(scale),
+        prog=f"python -m {method}",
+        description=module.__doc__.split("\n\n")[0],
+    )
+    try:
+        train(method, config)
+    except KeyboardInterrupt:
+        command = " ".join([f"python -m {method}", *sys.argv[1:]])
+        print(f"\nStopped. The run is resumable: {command}", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
+    except expected_errors() as error:
+        print(f"\n{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+
+
+def expected_errors() -> tuple[type[Exception], ...]:
+    """Errors whose message is for the person who typed the command."""
+    import gymnasium
+
+    from benchmarks import DataUnavailable
+    from learners.checkpoint import RunFolderError
+    from learners.models import ModelNotFound
+    from tools import ToolUnavailable
+
+    return (
+        UsageError,
+        RunFolderError,
+        ModelNotFound,
+        DataUnavailable,
+        ToolUnavailable,
+        gymnasium.error.Error,
+    )
+
+
+def _scale(arguments: Sequence[str]) -> Scale:
+    """The scale on the command line; it decides the other defaults."""
+    given = [b for a, b in zip(arguments, arguments[1:], strict=False) if a == "--scale"]
+    given += [a.split("=", 1)[1] for a in arguments if a.startswith("--scale=")]
+    if given and given[-1] in ("paper", "laptop"):
+        return given[-1]  # type: ignore[return-value]
+    if "--help" in arguments or "-h" in arguments:
+        return "laptop"
+    import torch
+
+    return "paper" if torch.cuda.is_available() else "laptop"
+
+
+def train(method: str, config: RunConfig) -> Path:
+    """Train until `config.iterations` are done; returns the run's folder.
+
+    Raises:
+        UsageError, RunFolderError, ModelNotFound, DataUnavailable, ToolUnavailable,
+        gymnasium.error.Error: see their messages.
+    """
+    from learners.checkpoint import RunFolderError, open_folder, read_metrics, write_text
+    from learners.loop import run_iteration
+    from learners.progress import Progress
+    from learners.report import final_report
+
+    env = training_env(config)
+    folder = Path(config.out or default_folder(method, config))
+    newest = open_folder(folder, method, config)
+    session = open_session(config, env, folder, newest)
+    iteration = importlib.import_module(method).iteration
+    progress = Progress(method, session, resumed=newest)
+    run = session.run
+    kept = [m for m in read_metrics(folder) if m["iteration"] < run.iteration]
+    try:
+        write_text(folder / "metrics.jsonl", "".join(json.dumps(m) + "\n" for m in kept))
+        evaluate_once(session, "before", progress)
+        with progress:
+            while run.iteration < config.iterations:
+                metrics = {"iteration": run.iteration, **run_iteration(session, iteration)}
+                record(session, metrics)
+                progress.iteration(metrics)
+        evaluate_once(session, "after", progress)
+    except OSError as error:
+        if error.errno != 28:
+            raise
+        raise RunFolderError(
+            f"no space left on the disk of {folder}; free some and run the same command to resume"
+        ) from error
+    finally:
+        env.close()
+    final_report(folder, progress.console)
+    return folder
+
+
+def training_env(config: RunConfig) -> Any:
+    """The environment that training plays.
+
+    Raises:
+        gymnasium.error.Error: no such id; the message names the nearest.
+        UsageError: it would train on test rows, or is no environment of ours.
+    """
+    import gymnasium as gym
+
+    import envs
+
+    if config.train_split == "test" and not config.train_on_test:
+        raise UsageError(
+            "--train-split test trains on the rows results are reported on; use train, or add "
+            "--train-on-test if that is what you want"
+        )
+    env = gym.make(config.env, **env_arguments(config, config.train_split)).unwrapped
+    if not isinstance(env, envs.ToolEnv):
+        raise UsageError(f"--env {config.env} is not one of ours; expected appo/<Benchmark>-v0")
+    return env
+
+
+def env_arguments(config: RunConfig, split: str) -> dict[str, Any]:
+    """What gym.make is given for a split."""
+    return {
+        "split": split,
+        "data_dir": config.data_dir,
+        "reward": config.reward,
+        "level": config.level,
+        "tools": config.tools,
+        "sandbox": config.sandbox,
+    }
+
+
+def default_folder(method: str, config: RunConfig) -> str:
+    """runs/<method>-<benchmark>-<seed>."""
+    benchmark = config.env.split("/")[-1].removesuffix("-v0")
+    return f"runs/{method.split('.')[-1]}-{benchmark}-{config.seed}"
+
+
+def open_session(config: RunConfig, env: Any, folder: Path, newest: int | None) -> Session:
+    """Load model and tasks; continue from the newest checkpoint if there is one."""
+    import torch
+
+    from learners.checkpoint import checkpoint_folder, load_checkpoint
+    from learners.loop import Run
+    from learners.models import load_model
+    from learners.policy import Policy
+    from learners.rollout import Rollouts
+    from learners.sampler import TransformersSampler
+
+    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    tasks = env.tasks
+    source = config.model if newest is None else str(checkpoint_folder(folder, newest))
+    loaded = load_model(source, seed=config.seed)
+    if torch.cuda.is_available():
+        loaded.model.to("cuda")
+    policy = Policy(
+        loaded,
+        learning_rate=learning_rate(config, loaded.model.num_parameters()),
+        temperature=config.temperature,
+        microbatch_tokens=config.microbatch_tokens,
+    )
+    sampler = TransformersSampler(
+        loaded.model, loaded.tokenizer, env.stop_tags, rows=config.sampler_rows
+    )
+    rollouts = Rollouts(
+        env, sampler, loaded.tokenizer, config.max_response_tokens, config.temperature, config.seed
+    )
+    session = Session(Run(config, policy, rollouts), folder, tasks)
+    if newest is not None:
+        state = load_checkpoint(folder, newest, policy)
+        session.run.iteration, session.run.lost = newest, state["lost"]
+    return session
+
+
+def learning_rate(config: RunConfig, parameters: int) -> float:
+    """The rate given, or the scale's: a laptop takes few steps, so it takes larger ones."""
+    if config.learning_rate is not None:
+        return config.learning_rate
+    if config.scale == "paper":
+        return 1e-6
+    return 3e-4 if parameters < 20_000_000 else 1e-5
+
+
+def record(session: Session, metrics: dict[str, Any]) -> None:
+    """Write an iteration's metrics and rollouts, then its checkpoint; advance."""
+    from learners.checkpoint import save_checkpoint
+    from learners.rollout_files import write_rollouts
+
+    run = session.run
+    write_rollouts(session.folder, run.iteration, run.trees, run.policy.loaded.tokenizer)
+    with (session.folder / "metrics.jsonl").open("a") as lines:
+        lines.write(json.dumps(metrics) + "\n")
+        lines.flush()
+        os.fsync(lines.fileno())
+    run.iteration += 1
+    last = run.iteration >= run.config.iterations
+    if run.iteration % run.config.checkpoint_every == 0 or last:
+        save_checkpoint(session.folder, run.iteration, run.policy, {"lost": run.lost})
+
+
+def evaluate_once(session: Session, name: str, progress: Any) -> None:
+    """Evaluate on held-out test tasks, unless this run did so already; write <name>.json."""
+    import gymnasium as gym
+
+    from learners.checkpoint import write_text
+    from learners.evaluation import evaluate
+
+    config, run = session.run.config, session.run
+    path = session.folder / f"evaluation-{name}.json"
+    if config.eval_tasks == 0 or (name == "before" and path.exists()):
+        return
+    env = gym.make(config.env, **env_arguments(config, "test")).unwrapped
+    rollouts = replace(
+        run.rollouts, env=env, temperature=config.eval_temperature, ledger=type(run.ledger)()
+    )
+    start = time.perf_counter()
+    try:
+        with progress.status(f"evaluating {name} training"):
+            result = evaluate(rollouts, env.tasks[: config.eval_tasks])
+    finally:
+        env.close()
+    result["seconds"] = round(time.perf_counter() - start, 2)
+    result["iteration"] = run.iteration
+    write_text(path, json.dumps(result))

@@ -1,0 +1,203 @@
+"""Rollout trees: what one task's episodes sampled, shared and earned.
+
+A trajectory is a prompt followed by a response; the response alternates between what the policy
+sampled (actions) and what the environment answered (observations). Trajectories of a task share
+their common turns as objects. Nothing here samples, trains or talks to an environment.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+from benchmarks import Task
+from envs import EnvState
+
+StopReason = Literal["tag", "eos", "length"]
+"""What ended a turn: a closing tag, an end token, or the room that was left."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What the policy wrote in one turn. T tokens."""
+
+    token_ids: tuple[int, ...] = ()
+    """(T,)"""
+    logprobs: tuple[float, ...] = ()
+    """(T,) nats, under the policy that sampled, at its temperature."""
+    entropies: tuple[float, ...] = ()
+    """(T,) nats, of the distribution each token was drawn from."""
+    stop: StopReason = "tag"
+
+    def __add__(self, rest: "Completion") -> "Completion":
+        """A prefill and what was sampled after it, as one completion."""
+        return Completion(
+            self.token_ids + rest.token_ids,
+            self.logprobs + rest.logprobs,
+            self.entropies + rest.entropies,
+            rest.stop,
+        )
+
+    def first(self, count: int) -> "Completion":
+        """The first `count` tokens, as a prefill."""
+        return Completion(
+            self.token_ids[:count], self.logprobs[:count], self.entropies[:count], self.stop
+        )
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One `env.step`."""
+
+    state: EnvState
+    """Before the step: a fork inside this turn restarts here."""
+    action: Completion
+    observation_ids: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.action.token_ids) + len(self.observation_ids)
+
+
+class BranchPoint(NamedTuple):
+    """Where a branch leaves a trajectory."""
+
+    trajectory: "Trajectory"
+    position: int
+    """Response tokens shared; the token at `position` is sampled anew."""
+    score: float = 0.0
+
+
+@dataclass(eq=False)
+class Trajectory:
+    """One episode in tokens. Mutated by append only, in `learners.rollout`; identity equality."""
+
+    prompt_ids: tuple[int, ...]
+    state: EnvState
+    """After the turns below."""
+    path: tuple[int, ...]
+    """Root index, then for every fork (position, child index): names the draws of this trajectory."""
+    turns: list[Turn] = field(default_factory=list)
+    prefill: Completion = field(default_factory=Completion)
+    """The first tokens of the turn under way, shared with the parent."""
+    parent: BranchPoint | None = None
+    reward: float = 0.0
+    reward_terms: dict[str, float] = field(default_factory=dict)
+    done: bool = False
+    old_logprobs: Tensor | None = None
+    """(T,) nats, by the policy's own forward pass before the step's first update."""
+
+    @property
+    def response_ids(self) -> tuple[int, ...]:
+        """(T,) sampled and observed tokens, the prefill of an open turn included."""
+        return tuple(chain.from_iterable(ids for ids, _ in self._segments()))
+
+    @property
+    def response_mask(self) -> tuple[bool, ...]:
+        """(T,) True where the policy sampled the token."""
+        return tuple(chain.from_iterable([own] * len(ids) for ids, own in self._segments()))
+
+    @property
+    def sampler_logprobs(self) -> tuple[float, ...]:
+        """(T,) nats as the sampler reported them; 0 on observations."""
+        parts = [t.action.logprobs + (0.0,) * len(t.observation_ids) for t in self.turns]
+        return tuple(chain(*parts, self.prefill.logprobs))
+
+    @property
+    def sampler_entropies(self) -> tuple[float, ...]:
+        """(T,) nats as the sampler reported them; 0 on observations."""
+        parts = [t.action.entropies + (0.0,) * len(t.observation_ids) for t in self.turns]
+        return tuple(chain(*parts, self.prefill.entropies))
+
+    def __len__(self) -> int:
+        return sum(len(turn) for turn in self.turns) + len(self.prefill.token_ids)
+
+    @property
+    def sampled_tokens(self) -> int:
+        """Tokens that the policy sampled for this trajectory, shared ones included."""
+        return sum(len(t.action.token_ids) for t in self.turns) + len(self.prefill.token_ids)
+
+    def _segments(self) -> Iterator[tuple[tuple[int, ...], bool]]:
+        for turn in self.turns:
+            yield turn.action.token_ids, True
+            yield turn.observation_ids, False
+        yield self.prefill.token_ids, True
+
+
+@dataclass(eq=False)
+class RolloutTree:
+    """All trajectories of one task: the group of every method. Mutated by `root` and `fork`."""
+
+    task: Task
+    prompt_ids: tuple[int, ...]
+    start: EnvState
+    trajectories: list[Trajectory] = field(default_factory=list)
+    unavailable: str | None = None
+    """Why the environment's machinery failed this tree; such a tree is never trained on."""
+
+    @property
+    def roots(self) -> list[Trajectory]:
+        """Trajectories sampled from the prompt."""
+        return [t for t in self.trajectories if t.parent is None]
+
+    @property
+    def branches(self) -> list[Trajectory]:
+        """Trajectories that left another one."""
+        return [t for t in self.trajectories if t.parent is not None]
+
+    def root(self) -> Trajectory:
+        """A new trajectory from the prompt."""
+        root = Trajectory(self.prompt_ids, self.start, path=(len(self.roots),))
+        self.trajectories.append(root)
+        return root
+
+    def fork(self, point: BranchPoint) -> Trajectory:
+        """A new trajectory that shares `point.position` response tokens and continues from there.
+
+        Raises:
+            ValueError: the position is neither a sampled token nor the end of an unfinished
+                trajectory.
+        """
+        source, position = point.trajectory, point.position
+        turns, left = [], position
+        for turn in source.turns:
+            if left < len(turn):
+                break
+            turns.append(turn)
+            left -= len(turn)
+        if len(turns) == len(source.turns):
+            fits = not source.done and left == len(source.prefill.token_ids)
+            state, prefill = source.state, source.prefill
+        else:
+            turn = source.turns[len(turns)]
+            fits = left < len(turn.action.token_ids)
+            state, prefill = turn.state, turn.action.first(left)
+        if position < 0 or not fits:
+            raise ValueError(
+                f"position {position} is not a sampled token of this trajectory of {len(source)} "
+                "response tokens; fork where response_mask is True"
+            )
+        twins = sum(
+            t.path[: len(source.path) + 1] == (*source.path, position)
+            and len(t.path) == len(source.path) + 2
+            for t in self.trajectories
+        )
+        branch = Trajectory(
+            self.prompt_ids,
+            state,
+            path=(*source.path, position, twins),
+            turns=turns,
+            prefill=prefill,
+            parent=point,
+        )
+        self.trajectories.append(branch)
+        return branch
+
+
+class Row(NamedTuple):
+    """One trajectory to train on; what gets no row is not trained on."""
+
+    trajectory: Trajectory
+    advantages: Tensor
+    """(T,) over response tokens."""
