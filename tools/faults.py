@@ -15,7 +15,7 @@ from tools.gate import Fault, Gate, Limits, Slot, Traffic
 from tools.per_process import PerProcess
 from tools.tool import ToolUnavailable
 
-__all__ = ["Fault", "Guard", "Limits", "Traffic", "within"]
+__all__ = ["Fault", "Guard", "Limits", "Traffic", "Worker", "within"]
 
 T = TypeVar("T")
 
@@ -103,29 +103,59 @@ class Guard:
         return slot
 
 
-def within(seconds: float, ask: Callable[[], T], abandon: Callable[[], object]) -> T:
-    """What `ask` returns or raises, for code that cannot be trusted to keep to its own time-outs.
+class Worker:
+    """A thread that runs one call after the other, each within a time. Mutated by every call.
 
-    It runs in a thread of its own; past `seconds` that thread is left behind after `abandon`, which
-    should make it end soon.
-
-    Raises:
-        Fault: `ask` took longer.
+    It is for one user at a time. After a call that took too long it ends with that call.
     """
-    box: queue.SimpleQueue[tuple[T, None] | tuple[None, BaseException]] = queue.SimpleQueue()
 
-    def run() -> None:
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def within(self, seconds: float, ask: Callable[[], T], abandon: Callable[[], object]) -> T:
+        """What `ask` returns or raises; past `seconds` it is left behind.
+
+        Args:
+            seconds: for `ask`.
+            ask: code that cannot be trusted to keep to its own time-outs.
+            abandon: should make `ask` end soon.
+
+        Raises:
+            Fault: `ask` took longer.
+        """
+        box: queue.SimpleQueue[tuple[T, None] | tuple[None, BaseException]] = queue.SimpleQueue()
+
+        def run() -> None:
+            try:
+                box.put((ask(), None))
+            except BaseException as error:  # handed over, whatever it is
+                box.put((None, error))
+
+        self._jobs.put(run)
         try:
-            box.put((ask(), None))
-        except BaseException as error:  # handed over, whatever it is
-            box.put((None, error))
+            answer, error = box.get(timeout=max(0.0, seconds))
+        except queue.Empty:
+            self.stop()
+            abandon()
+            raise Fault(f"no answer within {seconds:.1f} s") from None
+        if error is not None:
+            raise error
+        return answer  # type: ignore[return-value]  # None only where T allows it
 
-    threading.Thread(target=run, daemon=True).start()
+    def stop(self) -> None:
+        """End the thread when it is free."""
+        self._jobs.put(None)
+
+    def _work(self) -> None:
+        while (run := self._jobs.get()) is not None:
+            run()
+
+
+def within(seconds: float, ask: Callable[[], T], abandon: Callable[[], object]) -> T:
+    """`Worker.within` by a worker of its own."""
+    worker = Worker()
     try:
-        answer, error = box.get(timeout=max(0.0, seconds))
-    except queue.Empty:
-        abandon()
-        raise Fault(f"no answer within {seconds:.1f} s") from None
-    if error is not None:
-        raise error
-    return answer  # type: ignore[return-value]  # None only where T allows it
+        return worker.within(seconds, ask, abandon)
+    finally:
+        worker.stop()

@@ -6,9 +6,10 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from tools.faults import Fault, within
+from tools.faults import Fault, Worker
 from tools.per_process import PerProcess
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 _STEP_S = 5.0
 """Longest silence, and about how long a thread outlives a call that was abandoned."""
-_CLIENTS_KEPT = 64
+_LINES_KEPT = 64
 
 
 class Reply(NamedTuple):
@@ -35,7 +36,7 @@ class Reply(NamedTuple):
 class HttpClient:
     """Sends single requests; follows no redirect, keeps no cookie, reads no proxy variable.
 
-    Thread-safe; each process keeps its own connections. Mutated by `send`, which keeps clients for
+    Thread-safe; each process keeps its own connections. Mutated by `send`, which keeps lines for
     later.
     """
 
@@ -70,9 +71,9 @@ class HttpClient:
         import httpx
 
         pool = self._pool.get()
-        client = pool.take()
+        line = pool.take()
         step = min(_STEP_S, seconds)
-        request = client.build_request(
+        request = line.client.build_request(
             method,
             url,
             headers={"Accept-Encoding": "gzip", **(headers or {})},
@@ -81,16 +82,17 @@ class HttpClient:
             extensions={"sni_hostname": server_name} if server_name else {},
         )
         request.extensions.setdefault("timeout", httpx.Timeout(step).as_dict())
+        end = time.monotonic() + seconds
+        read = partial(_read, line.client, request, max_bytes, end)
         try:
-            end = time.monotonic() + seconds
-            reply = within(seconds, lambda: _read(client, request, max_bytes, end), client.close)
+            reply = line.worker.within(seconds, read, line.client.close)
         except httpx.TransportError as error:
-            client.close()
+            line.close()
             raise Fault(f"{type(error).__name__}: {error}") from error
         except BaseException:
-            client.close()
+            line.close()
             raise
-        pool.give_back(client)
+        pool.give_back(line)
         return reply
 
     def close(self) -> None:
@@ -109,14 +111,25 @@ def failure(reply: Reply) -> Fault | None:
     return Fault(f"HTTP status {reply.status}", retry, after if retry else None)
 
 
+class _Line(NamedTuple):
+    """A client and the thread that uses it."""
+
+    client: "httpx.Client"
+    worker: Worker
+
+    def close(self) -> None:
+        self.worker.stop()
+        self.client.close()
+
+
 class _Pool:
-    """Clients that nobody uses, and the certificates they share. Mutated by every method."""
+    """Lines that nobody uses, and the certificates they share. Mutated by every method."""
 
     def __init__(self) -> None:
-        self._free: deque[httpx.Client] = deque(maxlen=_CLIENTS_KEPT)
+        self._free: deque[_Line] = deque()
         self._certificates: ssl.SSLContext | None = None
 
-    def take(self) -> "httpx.Client":
+    def take(self) -> _Line:
         import httpx
 
         try:
@@ -124,14 +137,14 @@ class _Pool:
         except IndexError:
             if self._certificates is None:  # reading them takes 15 ms
                 self._certificates = httpx.create_ssl_context()
-            return httpx.Client(verify=self._certificates, trust_env=False)
+            return _Line(httpx.Client(verify=self._certificates, trust_env=False), Worker())
 
-    def give_back(self, client: "httpx.Client") -> None:
-        client.cookies.clear()
-        if len(self._free) < _CLIENTS_KEPT:
-            self._free.append(client)
+    def give_back(self, line: _Line) -> None:
+        line.client.cookies.clear()
+        if len(self._free) < _LINES_KEPT:
+            self._free.append(line)
         else:
-            client.close()
+            line.close()
 
     def close(self) -> None:
         while self._free:
