@@ -24,6 +24,13 @@ for package in ("httpx", "trafilatura", "lxml_html_clean", "pypdf"):
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.fixture(scope="module")
+def reader():
+    reader = PageReader()
+    yield reader
+    reader.close()
+
+
 def test_a_page_is_its_text_and_its_links():
     tool: Tool[None] = BrowseTool(WebPages(Addresses(LOOPBACK), robots=False))
     assert tool.initial_state(ToolContext()) is None
@@ -173,6 +180,35 @@ def test_pages_are_recorded_and_replayed(tmp_path):
             browse(base(server) + "/other")
     with browsing(cache=Cache(tmp_path / "c", "frozen")) as browse:
         assert "not in the recording" in refused(browse, base(server) + "/other")
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "text"),
+    [
+        (b"<p>only a fragment", "text/html", "only a fragment"),
+        ("<p>東京の塔".encode(), "text/html", "東京の塔"),
+        ("<p>abcd東".encode()[:-1], "text/html", "abcd"),
+        (b'<meta charset="iso-8859-1"><p>caf\xe9 au lait', "text/html", "café au lait"),
+        ("<p>caf\xe9 noir".encode("latin-1"), "text/html; charset=ISO-8859-1", "café noir"),
+        (b'<?xml version="1.0" encoding="utf-8"?><html><body><p>declared', "text/html", "declared"),
+        (b"<div>" * 100_000 + b"x</div><p>deep", "text/html", ""),
+        (b"<p>nul\x00s are dropped", "text/html", "nuls are dropped"),
+    ],
+)
+def test_markup_is_read_as_it_comes(body, content_type, text):
+    reader = PageReader()
+    assert text in reader.read(body, content_type, "http://a/").text
+    reader.close()
+
+
+def test_a_page_cannot_include_a_file():
+    entity = (
+        b'<!DOCTYPE r [<!ENTITY x SYSTEM "file:///etc/passwd">]><html><body><p>&x; and text</p>'
+    )
+    reader = PageReader()
+    for content_type in ("text/html", "application/xhtml+xml"):
+        assert "root:" not in reader.read(entity, content_type, "http://a/").text
+    reader.close()
 
 
 def test_a_page_that_breaks_its_reader_does_not_break_the_next():

@@ -5,11 +5,14 @@ this package, so that it can run isolated. A request is a line of JSON and the b
 a response is a line of JSON.
 """
 
+import codecs
 import io
 import json
 import logging
 import resource
 import sys
+from importlib import import_module
+from itertools import islice
 from typing import Any
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
@@ -18,25 +21,32 @@ _HTML_BYTES = 2 << 20
 _PDF_PAGES = 200
 _CHARACTERS = 200_000
 _LINKS = 300
+_ANCHORS = 3000
 
 
 def _html(body: bytes, charset: str, url: str) -> dict[str, object]:
     import trafilatura
 
-    markup = body[:_HTML_BYTES].decode(charset, "replace") if charset else body[:_HTML_BYTES]
-    tree = trafilatura.load_html(markup)
-    if tree is None:
-        raise ValueError("no markup")
+    body = body[:_HTML_BYTES].replace(b"\0", b"")
+    tree = _tree(body, charset)
     links, title = _links(tree, url), " ".join(tree.xpath("//title//text()")[:5])
     text = trafilatura.extract(tree, url=url, favor_recall=True, include_comments=False)
-    return {
-        "title": title,
-        "text": text or _all_text(trafilatura.load_html(markup)),
-        "links": links,
-    }
+    return {"title": title, "text": text or _all_text(_tree(body, charset)), "links": links}
 
 
-def _all_text(tree: Any) -> str:  # noqa: ANN401 - lxml has no types
+def _tree(body: bytes, charset: str) -> Any:  # noqa: ANN401 - lxml has no types
+    html = import_module("lxml.html")
+    if not charset:
+        try:
+            # Not at once: the last character may be cut in two.
+            codecs.getincrementaldecoder("utf-8")().decode(body)
+            charset = "utf-8"
+        except UnicodeDecodeError:
+            charset = ""  # what the page says, or Latin-1
+    return html.document_fromstring(body, parser=html.HTMLParser(encoding=charset or None))
+
+
+def _all_text(tree: Any) -> str:  # noqa: ANN401 - likewise
     for hidden in tree.xpath("//script | //style | //noscript | //form | //template | //head"):
         hidden.drop_tree()
     return "\n".join(piece.strip() for piece in tree.itertext() if piece.strip())
@@ -46,7 +56,7 @@ def _links(tree: Any, url: str) -> list[tuple[str, str]]:  # noqa: ANN401 - like
     bases = tree.xpath("//base/@href")
     base = urljoin(url, bases[0]) if bases else url
     found: dict[str, str] = {}
-    for anchor in tree.xpath("//a[@href]"):
+    for anchor in tree.xpath("//a[@href]")[:_ANCHORS]:
         try:
             parts = urlsplit(urljoin(base, anchor.get("href").strip()))
         except ValueError:
@@ -54,7 +64,8 @@ def _links(tree: Any, url: str) -> list[tuple[str, str]]:  # noqa: ANN401 - like
         target = urlunsplit(parts._replace(fragment=""))
         if parts.scheme in ("http", "https") and parts.hostname and target != url:
             found.setdefault(target, "")
-            found[target] = found[target] or " ".join(" ".join(anchor.itertext()).split())[:200]
+            text = " ".join(islice(anchor.itertext(), 20))
+            found[target] = found[target] or " ".join(text.split())[:200]
         if len(found) >= _LINKS:
             break
     return [(text, target) for target, text in found.items()]
