@@ -10,7 +10,7 @@ from tools.browse import BrowseTool
 from tools.faults import Limits
 from tools.web_pages import WebPages
 
-QUICK = Limits(attempts=2, deadline_s=0.7, first_pause_s=0.01, patience_s=3.0)
+CALM = Limits(attempts=2, deadline_s=20.0, first_pause_s=0.01, patience_s=20.0)
 LOOPBACK = ("127.0.0.0/8",)
 ARTICLE = b"""<html><head><title>Mount Etna</title><script>alert("no script")</script></head>
 <body><nav><a href="/">Home</a></nav><article><h1>Mount Etna</h1>
@@ -62,7 +62,7 @@ def base(server):
 @contextmanager
 def browsing(allow=LOOPBACK, cache=None, characters=6000, **options):
     options.setdefault("robots", False)
-    options.setdefault("limits", QUICK)
+    options.setdefault("limits", CALM)
     resolve = options.pop("resolve", None)
     addresses = Addresses(allow, resolve) if resolve else Addresses(allow)
     tool = BrowseTool(WebPages(addresses, **options), cache, characters)

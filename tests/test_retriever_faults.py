@@ -2,6 +2,7 @@ import json
 import pickle
 import resource
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -13,24 +14,28 @@ from tools.remote_retriever import RemoteRetriever
 from tools.retrievers import Hit
 from tools.tool import ToolUnavailable
 
-QUICK = Limits(attempts=2, deadline_s=0.6, first_pause_s=0.01, patience_s=2.0)
+CALM = Limits(attempts=2, deadline_s=20.0, first_pause_s=0.01)
+QUICK = replace(CALM, deadline_s=0.6)
 ETNA = [Hit("Etna", "A volcano.", 2.5)]
 FAULTS = sorted(
     {*ONCE} - {"ok", "good gzip"}
     | {"hang", "drip headers", "drip body", "ten gigabytes", "ten gigabytes in chunks"}
     | {"reset", "reset half-way"}
 )
-ONE_ATTEMPT = {"rate limit a minute", "password", "brotli", "hang", "drip headers", "drip body"}
+LASTING = {"hang", "drip headers", "drip body"}
+ONE_ATTEMPT = {"rate limit a minute", "password", "brotli"} | LASTING
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_that_lasts_makes_the_tool_unavailable_in_bounded_time_and_memory(fault):
+    """The server hangs for 30 s and drips for longer; it would send 10 GB, and 256 MB unpacked."""
     with MisbehavingServer(fault) as server:
-        retriever = RemoteRetriever(server.url, QUICK, max_bytes=100_000)
+        limits = QUICK if fault in LASTING else CALM
+        retriever = RemoteRetriever(server.url, limits, max_bytes=100_000)
         before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
         with pytest.raises(ToolUnavailable, match=r"127\.0\.0\.1"):
             retriever.search("volcano", 3)
-        assert time.monotonic() - start < 2.5
+        assert time.monotonic() - start < 15
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
         assert len(server.requests) == (1 if fault in ONE_ATTEMPT else 2)
         retriever.close()
@@ -39,15 +44,15 @@ def test_a_fault_that_lasts_makes_the_tool_unavailable_in_bounded_time_and_memor
 @pytest.mark.parametrize("fault", sorted({*FAULTS} - ONE_ATTEMPT))
 def test_a_fault_that_passes_is_not_seen(fault):
     with MisbehavingServer(fault, "ok") as server:
-        retriever = RemoteRetriever(server.url, QUICK, max_bytes=100_000)
+        retriever = RemoteRetriever(server.url, CALM, max_bytes=100_000)
         assert retriever.search("volcano", 3) == ETNA
         retriever.close()
 
 
-@pytest.mark.parametrize("fault", ["hang", "drip headers", "drip body"])
+@pytest.mark.parametrize("fault", sorted(LASTING))
 def test_the_call_after_a_hanging_one_is_answered(fault):
     with MisbehavingServer(fault, "ok") as server:
-        retriever = RemoteRetriever(server.url, QUICK)
+        retriever = RemoteRetriever(server.url, replace(QUICK, deadline_s=1.5))
         with pytest.raises(ToolUnavailable, match="no answer within"):
             retriever.search("volcano", 3)
         assert retriever.search("volcano", 3) == ETNA
@@ -56,7 +61,7 @@ def test_the_call_after_a_hanging_one_is_answered(fault):
 
 def test_a_server_that_dies_half_way_is_unavailable_and_a_new_one_is_found():
     with MisbehavingServer("die half-way") as server:
-        retriever = RemoteRetriever(server.url, QUICK)
+        retriever = RemoteRetriever(server.url, CALM)
         with pytest.raises(ToolUnavailable):
             retriever.search("volcano", 3)
     retriever.close()
@@ -66,12 +71,12 @@ def test_nobody_listening_is_a_fault():
     with MisbehavingServer("ok") as server:
         pass
     with pytest.raises(ToolUnavailable, match="refused"):
-        RemoteRetriever(server.url, QUICK).search("volcano", 3)
+        RemoteRetriever(server.url, CALM).search("volcano", 3)
 
 
 def test_the_request_is_that_of_the_schema():
     with MisbehavingServer("good gzip") as server:
-        retriever = RemoteRetriever(server.url, QUICK)
+        retriever = RemoteRetriever(server.url, CALM)
         assert retriever.search('a "quoted" 东京 \ud800', 3) == ETNA
         head, _, body = server.requests[0].partition(b"\r\n\r\n")
         assert head.startswith(b"POST /retrieve HTTP/1.1\r\n")
@@ -95,7 +100,7 @@ def test_every_spelling_of_a_document_is_read(item, hit):
     body = json.dumps({"result": [[item] * 5]}).encode()
     reply = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
     with MisbehavingServer(reply) as server:
-        retriever = RemoteRetriever(server.url + "/retrieve", QUICK)
+        retriever = RemoteRetriever(server.url + "/retrieve", CALM)
         assert retriever.search("q", 2) == [hit, hit]
         retriever.close()
 
@@ -108,7 +113,7 @@ def test_an_address_that_is_none_is_refused(url):
 
 def test_a_connection_is_used_again_and_a_fork_opens_its_own():
     with MisbehavingServer("ok") as server:
-        retriever = pickle.loads(pickle.dumps(RemoteRetriever(server.url, QUICK)))
+        retriever = pickle.loads(pickle.dumps(RemoteRetriever(server.url, CALM)))
         for _ in range(3):
             retriever.search("q", 1)
         assert len(server.threads) == 2
@@ -117,7 +122,7 @@ def test_a_connection_is_used_again_and_a_fork_opens_its_own():
 
 def test_faults_are_never_recorded_and_answers_are(tmp_path):
     with MisbehavingServer("error 500", "error 500", "ok") as server:
-        retriever = RemoteRetriever(server.url, QUICK)
+        retriever = RemoteRetriever(server.url, CALM)
         recorded = RecordedRetriever(retriever, Cache(tmp_path / "c.sqlite"), "test")
         with pytest.raises(ToolUnavailable):
             recorded.search("volcano", 3)
