@@ -127,6 +127,35 @@ def test_threads_that_ask_the_same_wait_for_the_first(tmp_path):
     cache.close()
 
 
+def test_threads_that_ask_the_same_share_its_failure(tmp_path):
+    cache, asked, gate = Cache(tmp_path / "c.sqlite"), [], threading.Event()
+
+    def ask():
+        asked.append(1)
+        gate.wait(10)
+        raise ToolUnavailable("broken")
+
+    def one():
+        try:
+            cache.answer({"q": 1}, ask)
+        except ToolUnavailable as error:
+            failed.append(str(error))
+
+    failed, threads = [], [threading.Thread(target=one) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    while len(cache._store.get()._flights) == 0:
+        time.sleep(0.001)
+    time.sleep(0.05)
+    gate.set()
+    for thread in threads:
+        thread.join()
+    assert failed == ["broken"] * 8
+    assert len(asked) < 8
+    assert cache.answer({"q": 1}, lambda: Answer("well again")) == "well again"
+    cache.close()
+
+
 def test_the_oldest_answers_go_when_the_file_is_full(tmp_path):
     cache, limit = Cache(tmp_path / "c.sqlite", max_bytes=1 << 20), 1 << 20
     noise = random.Random(0)

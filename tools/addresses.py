@@ -27,7 +27,7 @@ _NEVER_PUBLIC = tuple(
     )
 )
 _WRAPPED_IPV4 = ipaddress.ip_network("64:ff9b::/96")
-_UNKNOWN_NAME = {socket.EAI_NONAME, socket.EAI_FAIL, getattr(socket, "EAI_NODATA", socket.EAI_FAIL)}
+_UNKNOWN_NAME = {socket.EAI_NONAME, socket.EAI_FAIL, socket.EAI_NODATA}
 
 
 class Refused(Exception):

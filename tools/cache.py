@@ -63,7 +63,8 @@ class Cache:
     def answer(self, request: Request, ask: Callable[[], Answer]) -> str | None:
         """The answer to a request, from the store or from `ask`, as the mode says.
 
-        Threads of this process that ask the same at once wait for the first of them.
+        Threads of this process that ask the same at once wait for the first of them, and share
+        what it gets.
 
         Raises:
             ReplayMiss: mode replay, and the store does not hold it.
@@ -75,9 +76,7 @@ class Cache:
         wanted = canonical(request)
         key = _key(wanted)
         if self.mode == "record":
-            with store.flight(key):
-                found = store.read(key, fresh_at=time.time())
-                return found if found is not None else self._recorded(store, key, wanted, ask())
+            return store.together(key, partial(self._recorded, store, key, wanted, ask))
         found = store.read(key, fresh_at=None)
         if found is None and self.mode == "replay":
             raise ReplayMiss(f"{self.path} holds no answer to {wanted[:500]}")
@@ -89,7 +88,11 @@ class Cache:
         if store is not None:
             store.close()
 
-    def _recorded(self, store: Store, key: str, request: str, given: Answer) -> str:
+    def _recorded(self, store: Store, key: str, request: str, ask: Callable[[], Answer]) -> str:
+        found = store.read(key, fresh_at=time.time())
+        if found is not None:
+            return found
+        given = ask()
         expires = None if given.lasts_s is None else time.time() + given.lasts_s
         return store.write(key, Row(request, given.text, expires), self.max_bytes)
 

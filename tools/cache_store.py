@@ -5,7 +5,8 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -44,24 +45,36 @@ class Store:
         """
         self._path = path
         self._lock = threading.Lock()
-        self._flights: dict[str, tuple[threading.Lock, int]] = {}
+        self._flights: dict[str, Future[str]] = {}
         with self._faults():
             self._connection = _connect(path, writable)
 
-    @contextmanager
-    def flight(self, key: str) -> Iterator[None]:
-        """One thread at a time for each key."""
+    def together(self, key: str, do: Callable[[], str]) -> str:
+        """What `do` gives, done once for all threads that want the key meanwhile.
+
+        They share its failure, too: during an outage each would wait for the next in vain.
+        """
         with self._lock:
-            turn, waiting = self._flights.get(key, (threading.Lock(), 0))
-            self._flights[key] = turn, waiting + 1
+            flight = self._flights.get(key)
+            mine = flight is None
+            if flight is None:
+                flight = self._flights[key] = Future()
+        if not mine:
+            return flight.result()
         try:
-            with turn:
-                yield
+            answer = do()
+        except Exception as error:
+            flight.set_exception(error)
+            raise
+        except BaseException:
+            flight.set_exception(ToolUnavailable("the thread that asked was stopped"))
+            raise
+        else:
+            flight.set_result(answer)
+            return answer
         finally:
             with self._lock:
-                turn, waiting = self._flights.pop(key)
-                if waiting > 1:
-                    self._flights[key] = turn, waiting - 1
+                del self._flights[key]
 
     def read(self, key: str, fresh_at: float | None) -> str | None:
         """The stored answer; with `fresh_at`, only if it has not expired by then."""
