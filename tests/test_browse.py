@@ -155,7 +155,7 @@ def test_robots_are_asked_once_and_respected():
     ],
 )
 def test_a_host_that_is_out_of_order_is_unavailable(fault):
-    limits = Limits(attempts=2, deadline_s=0.6, first_pause_s=0.01)
+    limits = Limits(attempts=2, attempt_s=0.5, first_pause_s=0.01)
     with (
         MisbehavingServer(fault) as server,
         browsing(limits=limits) as browse,

@@ -48,7 +48,7 @@ class Guard:
         self._gate = PerProcess(partial(Gate, limits, seed, pace_folder))
 
     def call(self, host: str, ask: Callable[[float], T]) -> T:
-        """What `ask` returns; it is given the seconds that are left and raises `Fault` to fail.
+        """What `ask` returns; it is given its seconds and raises `Fault` to fail.
 
         Raises:
             ToolUnavailable: no attempt succeeded, or it was not our turn within `patience_s`.
@@ -59,7 +59,7 @@ class Guard:
             with self._turn(gate, host):
                 start = self._clock()
                 try:
-                    answer = ask(left)
+                    answer = ask(min(left, self._limits.attempt_s))
                 except Fault as fault:
                     failed = fault
                     gate.failed(host, fault, self._clock())

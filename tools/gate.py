@@ -44,6 +44,8 @@ class Limits:
     """Per call."""
     deadline_s: float = 30.0
     """All attempts of a call and the pauses between them; waiting for a turn is not counted."""
+    attempt_s: float = 10.0
+    """One attempt."""
     patience_s: float = 120.0
     """Longest wait for a turn: for the pace, for a slot, or for a host that rests."""
     first_pause_s: float = 1.0

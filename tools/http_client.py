@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     import httpx
 
-_STEP_S = 5.0
-"""Longest silence, and about how long a thread outlives a call that was abandoned."""
 _LINES_KEPT = 64
 
 
@@ -72,16 +70,15 @@ class HttpClient:
 
         pool = self._pool.get()
         line = pool.take()
-        step = min(_STEP_S, seconds)
         request = line.client.build_request(
             method,
             url,
             headers={"Accept-Encoding": "gzip", **(headers or {})},
             content=content,
-            timeout=httpx.Timeout(step),
+            timeout=httpx.Timeout(seconds),
             extensions={"sni_hostname": server_name} if server_name else {},
         )
-        request.extensions.setdefault("timeout", httpx.Timeout(step).as_dict())
+        request.extensions.setdefault("timeout", httpx.Timeout(seconds).as_dict())
         end = time.monotonic() + seconds
         read = partial(_read, line.client, request, max_bytes, end)
         try:
