@@ -213,3 +213,30 @@ def test_a_retriever_is_named_by_words(index, tmp_path):
     open_retriever("remote", "http://127.0.0.1:1").close()
     open_retriever("web", "wikipedia").close()
     assert not (tmp_path / "c").exists()
+
+
+_ADDER = """
+import itertools, sys
+from tools.local_index import Passage, add
+def pages():
+    for number in itertools.count():
+        if number == 2000:
+            print("writing", flush=True)
+        yield Passage(f"killed {number}", "never committed " * 50)
+add(pages(), sys.argv[1], 20 << 20)
+"""
+
+
+def test_an_addition_that_is_killed_adds_nothing_and_locks_nothing(index):
+    adder = subprocess.Popen(
+        [sys.executable, "-c", _ADDER, str(index)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert adder.stdout.readline() == "writing\n"
+    adder.kill()
+    adder.communicate()
+    retriever = LocalRetriever(index)
+    assert len(retriever) == len(PAGES)
+    assert retriever.search("killed", 3) == []
+    assert add([Passage("Vulcano", "An island.")], index, HEAP) == 1
+    retriever.close()
+    assert retriever.search("Vulcano", 1)[0].title == "Vulcano"

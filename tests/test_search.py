@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tools.page_text import TAGS, cut, lines, one_line
 from tools.retrievers import Hit, MemoryRetriever
 from tools.search import SearchTool
-from tools.tool import Tool, ToolContext
+from tools.tool import Tool, ToolContext, ToolUnavailable
 from tools.words import query_terms, terms
 
 
@@ -196,3 +196,12 @@ def test_no_text_becomes_a_tag_however_it_is_cut(title, text, characters):
 def test_a_page_is_found_by_its_own_words(text):
     found = MemoryRetriever([Page("other", "page"), Page("", text)]).search(text, 1)
     assert [hit.text for hit in found] == [text] or terms(text) in ([], ["other"], ["page"])
+
+
+def test_a_retriever_that_is_out_of_order_is_not_an_answer():
+    class Broken(Fixed):
+        def search(self, query, k):
+            raise ToolUnavailable("the service is down")
+
+    with pytest.raises(ToolUnavailable, match="down"):
+        SearchTool(Broken([])).run(None, "volcano")
