@@ -11,6 +11,7 @@ The corpus is read from $APPO_DATA/corpus, ../shared/data by default.
 import argparse
 import asyncio
 import collections
+import importlib.util
 import itertools
 import json
 import math
@@ -110,10 +111,10 @@ def direct_tantivy(path):
     return search
 
 
-def direct_bm25s(pages):
+def direct_bm25s(pages, backend="numpy"):
     import bm25s
 
-    index = bm25s.BM25(method="lucene", k1=1.2, b=0.75)
+    index = bm25s.BM25(method="lucene", k1=1.2, b=0.75, backend=backend)
     documents = [terms(page.title) * TITLE_WEIGHT + terms(page.text) for page in pages]
     index.index(documents, show_progress=False)
 
@@ -145,6 +146,8 @@ def speed(given):
             "bm25s called directly": direct_bm25s(pages),
             "dictionaries in Python": lambda query, k: plain.search(query_terms(query), k),
         }
+        if importlib.util.find_spec("numba"):
+            engines["bm25s with numba"] = direct_bm25s(pages, "numba")
         if not given.skip_rank_bm25:
             from rank_bm25 import BM25Okapi
 
