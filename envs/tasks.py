@@ -24,7 +24,7 @@ class TaskTable:
         """Task of every id, in the order of the benchmark.
 
         Raises:
-            ValueError: no task has the level.
+            ValueError: no task has the level, or two have one id.
             benchmarks.DataUnavailable: the rows cannot be had.
         """
         if self._by_id is None:
@@ -40,8 +40,10 @@ class TaskTable:
                     f"{self._benchmark.name} has no {self._split} task of level {self._level!r}; "
                     f"its levels are {sorted({str(level) for level in levels})}"
                 )
-            self._in_order = tuple(kept)
-            self._by_id = {task.id: task for task in kept}
+            by_id = {task.id: task for task in kept}
+            if len(by_id) < len(kept):
+                raise ValueError(f"two {self._split} tasks of {self._benchmark.name} share an id")
+            self._in_order, self._by_id = tuple(kept), by_id
         return self._by_id
 
     def in_order(self) -> tuple[Task, ...]:

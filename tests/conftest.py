@@ -7,7 +7,7 @@ import pytest
 from hypothesis import settings
 
 from envs import ToolEnv
-from tools import ToolContext, ToolUnavailable
+from tools import PythonTool, ToolContext, ToolUnavailable
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,14 +26,21 @@ def data_dir():
 
 
 @pytest.fixture(scope="session")
-def python_env():
-    """SyntheticQA with Python in the local sandbox; skips where the kernel has none."""
-    env = ToolEnv("SyntheticQA", sandbox="local")
-    tool = env.tools[env.benchmark.tools.index("python")]
+def sandboxed_python():
+    """One Python tool in the local sandbox for all tests; None where the kernel has none."""
+    tool = PythonTool("local")
     try:
         tool.run(tool.initial_state(ToolContext()), "1")
-    except ToolUnavailable as error:
-        env.close()
-        pytest.skip(f"no local sandbox: {error}")
-    yield env
-    env.close()
+    except ToolUnavailable:
+        yield None
+    else:
+        yield tool
+    tool.close()
+
+
+@pytest.fixture
+def python_env(sandboxed_python):
+    """SyntheticQA with Python in the local sandbox; skips where the kernel has none."""
+    if sandboxed_python is None:
+        pytest.skip("no local sandbox on this machine")
+    return ToolEnv("SyntheticQA", tools=("search", sandboxed_python))

@@ -4,6 +4,7 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
@@ -22,12 +23,20 @@ IDS = [f"appo/{name}-v0" for name in BENCHMARKS]
 
 
 @pytest.fixture(params=IDS)
-def env(request):
-    """An environment of every id; those that read rows skip where there are none."""
-    rows = {} if "Synthetic" in request.param else {"data_dir": request.getfixturevalue("data_dir")}
-    made = gym.make(request.param, **rows)
-    yield made
-    made.close()
+def env(request, sandboxed_python, tmp_path):
+    """An environment of every id; those that read rows skip where there are none.
+
+    One sandbox serves them all, and only HotpotQA searches the whole corpus of the rows' folder.
+    """
+    tools = ("search", sandboxed_python or "calculator")
+    if request.param == "appo/SyntheticQA-v0":
+        return gym.make(request.param, tools=tools)
+    rows = request.getfixturevalue("data_dir")
+    if request.param == "appo/HotpotQA-v0":
+        return gym.make(request.param, data_dir=rows, tools=tools)
+    corpus = tmp_path / "passages.jsonl"
+    corpus.write_text('{"id": "1", "title": "Reynard", "text": "A red fox."}\n', encoding="utf-8")
+    return gym.make(request.param, data_dir=rows, tools=tools, corpus=corpus)
 
 
 def test_there_are_fourteen_ids():
@@ -189,6 +198,12 @@ def test_a_split_and_a_level_choose_the_tasks():
         toy_env(level="9").reset()
 
 
+def test_two_tasks_of_one_id_are_refused():
+    twice = replace(TOY, load=lambda split, data_dir: TOY.load(split) * 2)
+    with pytest.raises(ValueError, match="two test tasks of Toy share an id"):
+        ToolEnv(twice, tools=()).reset()
+
+
 def test_a_step_needs_a_running_episode():
     env = toy_env()
     for act in (lambda: env.step("a"), lambda: env.truncate("length")):
@@ -301,6 +316,20 @@ def test_python_runs_in_the_workers_of_a_vector(python_env):
         assert list(seen) == [" <result>\n42\n\n</result>", " <result>\n49\n\n</result>"]
     finally:
         vector.close()
+
+
+def test_a_worker_that_inherits_an_open_environment_opens_tools_of_its_own(python_env):
+    python_env.reset(seed=0)
+    play(python_env, call("python", "x = 6"))
+    state = python_env.snapshot()
+    vector = gym.vector.AsyncVectorEnv([python_env.fork] * 2, shared_memory=False, context="fork")
+    try:
+        vector.call("restore", state)
+        seen, *_ = vector.step((call("python", "x += 1; x"), call("python", "x * 7")))
+        assert list(seen) == [" <result>\n7\n\n</result>", " <result>\n42\n\n</result>"]
+    finally:
+        vector.close()
+    assert play(python_env, call("python", "x"))[0] == " <result>\n6\n\n</result>"
 
 
 def test_a_python_cell_runs_in_an_episode_and_its_names_live_on(python_env):

@@ -1,6 +1,7 @@
 """Forking: states are values, and check_fork tells when a tool's are not."""
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
@@ -162,6 +163,21 @@ def test_any_tree_of_forks_agrees_with_playing_each_path_alone(choices, order):
         alone.reset(options={"task": "t"})
         assert tuple(play(alone, turn) for turn in path) == seen
         assert alone.snapshot() == state
+
+
+def test_forks_play_in_threads_as_they_do_alone():
+    env = toy_env(max_tool_calls=50)
+    env.reset(options={"task": "t"})
+    start = env.snapshot()
+
+    def episode(number):
+        fork = env.fork()
+        fork.restore(start)
+        return [fork.step(call("search", f"{number} {turn}")) for turn in range(30)]
+
+    alone = [episode(number) for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(episode, range(8))) == alone
 
 
 CELLS = (
