@@ -1,4 +1,4 @@
-"""The Python tool as an environment meets it: values in, values out, whatever happens to the processes behind."""
+"""The Python tool as an environment meets it: values in, values out."""
 
 import json
 import os
@@ -187,7 +187,8 @@ def test_numpy_is_seeded_too_and_has_one_thread(tool):
 def test_a_thread_that_goes_on_is_mentioned_and_stops(tool):
     cell = (
         "import threading, time\nn = 0\ndef work():\n    global n\n    while True:\n"
-        "        n += 1\n        time.sleep(0.001)\nthreading.Thread(target=work, daemon=True).start()"
+        "        n += 1\n        time.sleep(0.001)\n"
+        "threading.Thread(target=work, daemon=True).start()"
     )
     state, result = play(tool, cell)
     assert "do not go on in the next cell" in result.text

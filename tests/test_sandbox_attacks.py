@@ -1,4 +1,4 @@
-"""Hostile cells against both sandboxes: whatever they try, the host and everyone else stay unharmed."""
+"""Hostile cells against both sandboxes: the host and everyone else stay unharmed."""
 
 import contextlib
 import gc
@@ -17,8 +17,8 @@ from tools.sandbox import Limits
 from tools.tool import ToolContext
 
 LIMITS = Limits(
-    cpu=2.0,
-    wall=5.0,
+    cpu=1.5,
+    wall=3.0,
     memory=192 << 20,
     processes=16,
     output=4 << 20,
@@ -27,7 +27,7 @@ LIMITS = Limits(
     file_size=8 << 20,
     open_files=128,
     all_processes=512,
-    start=3.0,
+    start=2.0,
 )
 KINDS = [
     "local",

@@ -4,6 +4,7 @@ Any image that has python3 (3.9 or later) serves: everything of ours is sent as 
 """
 
 import os
+import socket
 import struct
 import threading
 from typing import TYPE_CHECKING
@@ -102,7 +103,12 @@ def open_docker(limits: Limits, options: DockerOptions) -> HubSandbox:
     except docker.errors.DockerException as error:
         client.close()
         raise ToolUnavailable(f"the container could not be started: {error}") from None
-    settings = {"folder": FOLDER, "env": environment(FOLDER), "python": "python3"}
+    settings = {
+        "folder": FOLDER,
+        "own_disk": FOLDER,
+        "env": environment(FOLDER),
+        "python": "python3",
+    }
     state = {"folder": FOLDER, "roots": ROOTS, "devices": DEVICES, "warm": list(WARM)}
     return HubSandbox(transport, boot_message("repl_spawn", settings, state, limits), limits)
 
@@ -147,12 +153,18 @@ def _client() -> "docker.DockerClient":
         raise ToolUnavailable(
             f"the package docker is missing ({error}); pip install docker"
         ) from None
+    host = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
     try:
+        if host.startswith("unix://"):
+            # The package leaves its socket open when nobody answers; so ask first.
+            with socket.socket(socket.AF_UNIX) as asked:
+                asked.connect(host.removeprefix("unix://"))
         client = docker.from_env(timeout=60)
         client.ping()
-    except docker.errors.DockerException as error:
+    except (docker.errors.DockerException, OSError) as error:
         raise ToolUnavailable(
-            f"no Docker engine answers ({error}); install Docker and start it, or set DOCKER_HOST"
+            f"no Docker engine answers at {host} ({error});"
+            " install Docker and start it, or set DOCKER_HOST"
         ) from None
     return client
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 
 from tools.sandbox import Limits
 from tools.sandbox_boot import WARM, boot_code, boot_message, environment
@@ -43,6 +44,7 @@ class LocalTransport:
         )
         theirs.close()
         self.inside = 0
+        self._lock = threading.Lock()
         self._ended: str | None = None
 
     def send(self, data: bytes) -> None:
@@ -53,8 +55,12 @@ class LocalTransport:
 
     def kill(self) -> str:
         """Let the hub end its processes; if it cannot, end them from here."""
-        if self._ended is not None:
+        with self._lock:
+            if self._ended is None:
+                self._ended = self._kill()
             return self._ended
+
+    def _kill(self) -> str:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         try:
@@ -65,11 +71,11 @@ class LocalTransport:
         if self.inside and self._process.returncode:
             end_group(self.inside)
         self._errors.seek(0)
-        self._ended = self._errors.read()[-2000:].decode("utf-8", "replace").strip()
+        said = self._errors.read()[-2000:].decode("utf-8", "replace").strip()
         self._errors.close()
         self._socket.close()
         shutil.rmtree(self.folder, ignore_errors=True)
-        return self._ended
+        return said
 
 
 def end_group(leader: int) -> None:
@@ -117,6 +123,7 @@ def open_local(limits: Limits) -> HubSandbox:
     folder = tempfile.mkdtemp(prefix="appo-sandbox-")
     settings = {
         "folder": folder,
+        "own_disk": "",
         "python": sys.executable,
         "env": environment(folder),
         "degraded": [],

@@ -31,7 +31,7 @@ BROKEN = (
     "[not run: an earlier cell has broken this interpreter (it replaced, closed or blocked what"
     " runs cells), and it cannot go on]"
 )
-ATTEMPTS = 3
+ATTEMPTS = 5
 """Sandboxes tried for one call before the tool counts as unavailable."""
 
 
@@ -70,6 +70,7 @@ class PythonTool:
         """Start without a sandbox; after a fork, the parent keeps the one there was."""
         self._lock = threading.RLock()
         self._sandbox: Sandbox | None = None
+        self._closings = 0
         self._live: OrderedDict[PythonState, int] = OrderedDict()
 
     def initial_state(self, context: ToolContext) -> PythonState:
@@ -81,29 +82,32 @@ class PythonTool:
         if len(argument) > LONGEST_CELL:
             text = f"[not run: the cell has {len(argument)} characters, {LONGEST_CELL} are allowed]"
             return state, ToolResult(text, False, time.perf_counter() - begun)
+        closings = self._closings
         for attempt in range(ATTEMPTS):
             sandbox = self._opened()
             try:
                 reply = self._run(sandbox, state, argument)
-                again = attempt > (0 if reply.why == "fault" else 1)
-                broken = reply.why in ("gone", "fault") and again and self._healthy(sandbox, state)
-            except SandboxLost as error:
-                why = str(error)
-                self._discard(sandbox, why)
-                continue
-            if broken:
-                return state, ToolResult(BROKEN, False, time.perf_counter() - begun)
-            if reply.why in ("gone", "fault"):
+                if reply.why not in ("gone", "fault"):
+                    return self._result(sandbox, state, argument, reply, begun)
                 why = f"the process of the state is gone ({reply.why})"
                 with self._lock:
                     self._live.pop(state, None)
-                continue
-            return self._result(sandbox, state, argument, reply, begun)
+                time.sleep(0.1 * attempt)
+                if attempt > 1 and self._healthy(sandbox, state):
+                    return state, ToolResult(BROKEN, False, time.perf_counter() - begun)
+                if attempt > 1:
+                    raise SandboxLost("it starts no processes any more")
+            except SandboxLost as error:
+                why = str(error)
+                self._discard(sandbox, why)
+                if self._closings != closings:
+                    raise ToolUnavailable("the tool was closed during the call") from None
         raise ToolUnavailable(f"Python could not be run, {ATTEMPTS} times in a row: {why}")
 
     def close(self) -> None:
         with self._lock:
             sandbox = self._sandbox
+            self._closings += 1
             self._sandbox = None
             self._live.clear()
         if sandbox is not None:
@@ -152,6 +156,8 @@ class PythonTool:
             reply = sandbox.run(handle, [cell])
             if reply.why not in ("gone", "deep"):
                 return reply
+            with self._lock:
+                self._live.pop(state, None)
         handle = self._rebuild(sandbox, state)
         return sandbox.run(handle, [cell]) if handle is not None else Reply(None, (), "gone")
 

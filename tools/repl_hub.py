@@ -41,7 +41,7 @@ class Hub:
         self.next_handle = 1
         self.inbox = bytearray()
         self.counters = {"cells": 0, "evicted": 0, "killed": 0}
-        self.patrol = Patrol(self.limits, group)
+        self.patrol = Patrol(self.limits, group, settings["own_disk"])
         self.zygote = Live(0, zygote, None, Folder(self.base, None), None)
 
     def serve(self) -> None:

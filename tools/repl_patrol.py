@@ -26,12 +26,14 @@ States = dict[int, Live]
 class Patrol:
     """Looks after states that run nothing. Mutated by every look."""
 
-    def __init__(self, limits: dict[str, float], first: int) -> None:
+    def __init__(self, limits: dict[str, float], first: int, own_disk: str) -> None:
         self.limits = limits
         self.first = first
         self.strays = 0
         self.chasing_since = 0.0
         self.queue: list[Live] = []
+        self.own_disk = own_disk
+        self.look_at_disk = 0.0
 
     def look(self, now: float, states: States, running: States) -> list[Live]:
         """One round; the states to forget: evicted ones are `calm`."""
@@ -66,6 +68,9 @@ class Patrol:
 
     def _too_many(self, states: States) -> list[Live]:
         """The longest unused states beyond the bounds on number and memory."""
+        if self._crowded():
+            by_age = sorted(states.values(), key=lambda live: live.used)
+            return by_age[: len(by_age) // 4 + 1]
         total = sum(live.memory for live in states.values())
         count = len(states)
         if total <= self.limits["live_memory"] and count <= self.limits["live_states"]:
@@ -78,6 +83,14 @@ class Patrol:
             count -= 1
             chosen.append(live)
         return chosen
+
+    def _crowded(self) -> bool:
+        """Whether the disk that is the sandbox's own is nearly full."""
+        if not self.own_disk or time.monotonic() < self.look_at_disk:
+            return False
+        self.look_at_disk = time.monotonic() + 0.5
+        about = os.statvfs(self.own_disk)
+        return about.f_bavail * 5 < about.f_blocks or about.f_favail * 5 < about.f_files
 
     def sweep(self, states: States, running: States) -> None:
         """Kill and reap what came to the hub and is no state; Ended if it cannot be caught."""

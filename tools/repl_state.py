@@ -91,7 +91,12 @@ class State:
     def _fork(self, message: Message, fds: list[int]) -> None:
         """Become two: the parent stays as it is, the child takes the channel that came."""
         numbers = random.getstate()
-        if os.fork():
+        try:
+            parent = os.fork() != 0
+        except OSError:
+            # No room for a process just now: the hub sees the channel closed, this state lives on.
+            parent = True
+        if parent:
             for fd in fds:
                 os.close(fd)
             return

@@ -25,6 +25,8 @@ class Limits:
     """Time on the clock of a cell; the backstop behind `cpu`."""
     start: float = 15.0
     """Time for a state to fork; one that does not is given up."""
+    answer: float = 30.0
+    """Time on top of the cells' own for the hub to answer; one that does not is given up."""
     memory: int = 1 << 30
     """Memory of a cell's processes together; also what one may add to the bare interpreter."""
     processes: int = 32
@@ -45,8 +47,8 @@ class Limits:
     """States kept alive; the longest unused are forgotten and rebuilt by replay when needed."""
     live_memory: int = 2 << 30
     """Memory of all live states, shared pages counted once."""
-    all_processes: int = 4096
-    """Processes of the whole sandbox."""
+    all_processes: int = 1536
+    """Processes of the whole sandbox, frozen states included."""
 
 
 @dataclasses.dataclass(frozen=True)

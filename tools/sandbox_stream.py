@@ -67,7 +67,7 @@ class HubSandbox:
             self._reader.join(10)
 
     def _cells(self, message: dict[str, object], count: int) -> Reply:
-        answer = self._ask(message, 30.0 + self.limits.wall * count)
+        answer = self._ask(message, self.limits.answer + self.limits.wall * count)
         results = answer["results"]
         assert isinstance(results, list)
         state, why = answer["state"], answer["why"]

@@ -1,0 +1,266 @@
+"""Sandboxes when things go wrong around them: learners, hubs and containers that die."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tools import docker_sandbox, local_sandbox
+from tools.python import PythonTool
+from tools.sandbox import DockerOptions, Limits
+from tools.tool import ToolContext, ToolUnavailable
+
+LIMITS = Limits(cpu=5.0, wall=20.0, memory=256 << 20, processes=16)
+KINDS = [
+    "local",
+    pytest.param("docker", marks=[pytest.mark.docker, pytest.mark.full]),
+]
+
+
+@pytest.fixture(params=KINDS)
+def tool(request):
+    made = PythonTool(request.param, LIMITS)
+    yield made
+    made.close()
+
+
+def begin(tool, cell="x = 41"):
+    return tool.run(tool.initial_state(ToolContext(seed=1)), cell)[0]
+
+
+def kill_hub(tool, number=signal.SIGKILL):
+    """Kill what runs the sandbox: the hub's process, or the container."""
+    transport = tool._sandbox._transport
+    if tool.sandbox_name == "docker":
+        if number == signal.SIGSTOP:
+            transport._client.api.pause(transport.container)
+        else:
+            transport._client.api.kill(transport.container)
+    else:
+        os.kill(transport._process.pid, number)
+
+
+def test_a_killed_hub_or_container_is_rebuilt_by_replay(tool):
+    state = begin(tool)
+    kill_hub(tool)
+    assert tool.run(state, "x + 1")[1].text == "42\n"
+    assert tool.replays == 1
+
+
+def test_a_hub_killed_while_a_cell_runs_is_not_the_models_mistake(tool):
+    state = begin(tool)
+    killer = subprocess.Popen(["sleep", "1.0"])
+    import threading
+
+    threading.Thread(target=lambda: (killer.wait(), kill_hub(tool))).start()
+    after, result = tool.run(state, "import time; time.sleep(2); x + 1")
+    assert result.text == "42\n"
+    assert len(after[1]) == 2
+
+
+def test_a_hub_that_hangs_is_given_up(request):
+    made = PythonTool("local", Limits(cpu=1.0, wall=1.0, answer=3.0))
+    try:
+        state = begin(made)
+        hub = made._sandbox._transport._process.pid
+        os.kill(hub, signal.SIGSTOP)
+        assert made.run(state, "x + 1")[1].text == "42\n"
+        assert not Path(f"/proc/{hub}").exists()
+    finally:
+        made.close()
+
+
+def test_a_closed_tool_opens_again(tool):
+    state = begin(tool)
+    tool.close()
+    assert tool.run(state, "x + 1")[1].text == "42\n"
+
+
+def test_close_ends_a_cell_that_runs(tool):
+    import threading
+
+    state = begin(tool)
+    failures = []
+
+    def work():
+        try:
+            tool.run(state, "import time; time.sleep(15)")
+        except ToolUnavailable as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    time.sleep(0.5)
+    tool.close()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert "closed during the call" in str(failures[0])
+
+
+LEARNER = """
+import sys, threading
+sys.path.insert(0, {repository!r})
+from tools.python import PythonTool
+from tools.sandbox import Limits
+from tools.tool import ToolContext
+tool = PythonTool({kind!r}, Limits(cpu=60.0, wall=60.0))
+tool.run(tool.initial_state(ToolContext(seed=0)), "1")
+transport = tool._sandbox._transport
+where = transport.container if {kind!r} == "docker" else transport.folder
+begun = threading.Semaphore(0)
+def work(number):
+    state, _ = tool.run(tool.initial_state(ToolContext(seed=number)), "x = 1")
+    begun.release()
+    tool.run(
+        state,
+        "import subprocess, time\\nsubprocess.Popen(['sleep', '61.5'])\\n"
+        "while True: time.sleep(0.01)",
+    )
+for number in range(100):
+    threading.Thread(target=work, args=(number,), daemon=True).start()
+for number in range(100):
+    begun.acquire()
+print(tool._sandbox.pid, where, flush=True)
+import time; time.sleep(600)
+"""
+
+
+def running(marker):
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if marker in (entry / "cmdline").read_bytes():
+                found.append(entry.name)
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_outlives_a_learner_killed_during_a_hundred_cells(kind):
+    code = LEARNER.format(repository=str(Path(__file__).parents[1]), kind=kind)
+    learner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    leader, where = learner.stdout.readline().split()
+    deadline = time.monotonic() + 30
+    while len(running(b"61.5")) < 90 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert len(running(b"61.5")) >= 90
+    learner.kill()
+    learner.wait()
+    learner.stdout.close()
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and (running(b"61.5") or left(kind, leader, where)):
+        time.sleep(0.1)
+    assert running(b"61.5") == []
+    assert left(kind, leader, where) == []
+
+
+def left(kind, leader, where):
+    """Processes, folders and containers of a sandbox that should be gone."""
+    if kind == "docker":
+        import docker
+
+        with contextlib.closing(docker.from_env()) as client:
+            return client.api.containers(all=True, filters={"id": where})
+    found = [where] if Path(where).exists() else []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = entry.read_text().rpartition(")")[2].split()
+            found += [entry.parent.name] if fields[2] == leader and fields[0] != "Z" else []
+    return found
+
+
+def test_evicted_states_come_back(request):
+    made = PythonTool("local", Limits(live_states=4))
+    try:
+        root = begin(made, "import random; x = [random.random()]")
+        leaves = [made.run(root, f"x.append({i}); x")[0] for i in range(12)]
+        texts = [made.run(leaf, "x[1], random.random()")[1].text for leaf in leaves]
+        again = [made.run(leaf, "x[1], random.random()")[1].text for leaf in reversed(leaves)]
+        assert texts == again[::-1]
+        assert made.replays > 0
+        assert made.status()["states"] <= 5
+    finally:
+        made.close()
+
+
+def test_states_over_the_memory_bound_are_evicted_and_come_back(request):
+    made = PythonTool("local", Limits(live_memory=160 << 20))
+    try:
+        states = [begin(made, f"x = bytearray({60 + i} << 20); len(x)") for i in range(5)]
+        deadline = time.monotonic() + 20
+        while made.status()["evicted"] < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert made.status()["evicted"] >= 2
+        for i, state in enumerate(states):
+            assert made.run(state, "len(x)")[1].text == f"{60 + i << 20}\n"
+    finally:
+        made.close()
+
+
+def test_without_linux_the_error_says_docker(monkeypatch):
+    monkeypatch.setattr(local_sandbox.sys, "platform", "darwin")
+    with pytest.raises(ToolUnavailable, match="install Docker and use sandbox='docker'"):
+        local_sandbox.open_local(LIMITS)
+
+
+def test_an_old_kernel_is_named_with_what_it_lacks(monkeypatch):
+    import sandlock
+
+    monkeypatch.setattr(sandlock, "landlock_abi_version", lambda: 3)
+    with pytest.raises(ToolUnavailable, match=r"Landlock version 3.*Linux 6.12.*Docker"):
+        local_sandbox.open_local(LIMITS)
+
+
+def test_without_an_engine_the_error_says_so(monkeypatch):
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent/docker.sock")
+    with pytest.raises(ToolUnavailable, match=r"no Docker engine answers.*install Docker"):
+        docker_sandbox.open_docker(LIMITS, DockerOptions())
+
+
+def test_with_neither_the_error_names_both(monkeypatch):
+    monkeypatch.setattr(local_sandbox.sys, "platform", "darwin")
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent/docker.sock")
+    made = PythonTool("auto")
+    with pytest.raises(ToolUnavailable, match=r"(?s)local: .*docker: "):
+        begin(made)
+
+
+@pytest.mark.docker
+def test_an_image_that_is_missing_is_named(request):
+    with pytest.raises(ToolUnavailable, match="no image 'nobody/nothing:never'"):
+        docker_sandbox.open_docker(LIMITS, DockerOptions(image="nobody/nothing:never"))
+
+
+def test_auto_says_which_sandbox_it_took(caplog):
+    made = PythonTool("auto")
+    with caplog.at_level("INFO", logger="tools.sandbox"):
+        begin(made)
+    assert made.sandbox_name in ("local", "docker")
+    assert f"python runs in the {made.sandbox_name} sandbox" in caplog.text
+    made.close()
+
+
+@pytest.mark.docker
+@pytest.mark.full
+def test_a_container_has_no_rights(request):
+    made = PythonTool("docker", LIMITS)
+    try:
+        begin(made)
+        transport = made._sandbox._transport
+        about = transport._client.api.inspect_container(transport.container)
+        host = about["HostConfig"]
+        assert host["NetworkMode"] == "none"
+        assert host["ReadonlyRootfs"] is True
+        assert host["CapDrop"] == ["ALL"]
+        assert host["SecurityOpt"] == ["no-new-privileges"]
+        assert host["PidsLimit"] == LIMITS.all_processes
+        assert host["Memory"] > 0
+        assert host["NanoCpus"] > 0
+        assert about["Config"]["User"] == "65534:65534"
+        assert about["Mounts"] == []
+    finally:
+        made.close()
