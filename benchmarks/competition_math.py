@@ -1,8 +1,11 @@
 """AIME24, AIME25, MATH500, MATH and GSM8K: what their rows mean and how they are scored."""
 
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
-from benchmarks.benchmark import AnswerType, Benchmark, Task
+from benchmarks.benchmark import AnswerType, Benchmark, Demonstration, Task
 from benchmarks.catalog import EVALUATED, GSM8K_TRAIN
 from benchmarks.loading import LeftOut, RowToTask, TableLoad, Training
 from benchmarks.mixtures import MATH_ROWS
@@ -44,7 +47,8 @@ def gsm8k_task(row: Row, counts: Counter[str]) -> Task:
     if not mark:
         raise DataUnavailable("a GSM8K answer has no ####")
     gold = number.strip().replace(",", "")
-    return Task(question_id(question), question, (gold,), "number")
+    kept = (("solution", rationale),)
+    return Task(question_id(question), question, (gold,), "number", metadata=kept)
 
 
 def _benchmark(name: str, to_task: RowToTask, training: Training, train_source: str) -> Benchmark:
@@ -63,9 +67,22 @@ AIME24 = _benchmark("AIME24", aime_task, MATH_ROWS, _MIXTURE)
 AIME25 = _benchmark("AIME25", aime_task, MATH_ROWS, _MIXTURE)
 MATH500 = _benchmark("MATH500", math_task, MATH_ROWS, _MIXTURE)
 MATH = _benchmark("MATH", math_task, MATH_ROWS, _MIXTURE)
-GSM8K = _benchmark(
-    "GSM8K",
-    gsm8k_task,
-    Training("gsm8k_train", GSM8K_TRAIN, gsm8k_task, validation=500),
-    "GSM8K's own train split; its last 500 rows are validation",
+
+
+def _demonstrations(data_dir: Path | None) -> Sequence[Demonstration]:
+    """Scripted episodes; see `gsm8k_demonstrations.py`."""
+    from benchmarks.gsm8k_demonstrations import demonstrations
+
+    return demonstrations(data_dir)
+
+
+GSM8K = replace(
+    _benchmark(
+        "GSM8K",
+        gsm8k_task,
+        Training("gsm8k_train", GSM8K_TRAIN, gsm8k_task, validation=500),
+        "GSM8K's own train split; its last 500 rows are validation",
+    ),
+    tools=("python",),  # nothing in these questions can be looked up
+    demonstrations=_demonstrations,
 )

@@ -1,1 +1,1 @@
-"""Learners: one readable module per method, each with `Config` and `iteration`. Nobody imports learners."""
+"""Learners: one module per method, with `Config` and `iteration`. Nobody imports learners."""

@@ -18,6 +18,7 @@ rollout; only A_fut differs from token to token. `appo_reference.py` has the pub
 formulas; `--profile reference` runs them.
 """
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,20 +68,20 @@ def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
     if config.profile == "reference":
         from learners import appo_reference
 
-        return appo_reference.iteration(tasks, run, config)
+        appo_reference.iteration(tasks, run, config)
+        return
     trees = run.new_trees(tasks, roots=config.initial_rollouts)
     run.rollout(trees)  # by the old policy
     run.remember_old_logprobs([root for tree in trees for root in tree.roots])
-    noise = 0.0
-    for index, batch in enumerate(run.minibatches(trees)):
+    before, noise = run.policy.updates, 0.0
+    for batch in run.minibatches(trees):
         roots = [root for tree in batch for root in tree.roots]
         stats = run.token_stats(roots)
-        if index == 0:  # nothing moved yet: what differs between the two passes is rounding
+        moved = run.policy.updates > before
+        if not moved:  # same weights: what differs between the two passes is rounding
             noise = omega_spread(roots, stats, config)
         for tree in batch:
-            chosen = branch_points(
-                tree, stats, config, run.draw(tree.task.id), noise, moved=index > 0
-            )
+            chosen = branch_points(tree, stats, config, run.draw(tree.task.id), noise, moved=moved)
             run.count("branch/undefined", chosen.undefined)
             run.note("branch/score", [point.score for point in chosen.points])
             for point in chosen.points:
@@ -90,7 +91,6 @@ def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
         masks = [torch.tensor(row.trajectory.response_mask) for row in rows]
         weights = sequence_mean(masks, rows=len(batch) * config.rollouts)  # eq. 8: 1/M, 1/|H_n|
         run.update(rows, weights, partial(policy_loss, config=config))
-    return None
 
 
 class Branching(NamedTuple):
@@ -218,7 +218,7 @@ def _standardised(reward: float, group: list[float]) -> float | None:
     if len(group) < 2 or max(group) == min(group):
         return None
     mean = sum(group) / len(group)
-    deviation = (sum((r - mean) ** 2 for r in group) / len(group)) ** 0.5
+    deviation = math.sqrt(sum((r - mean) ** 2 for r in group) / len(group))
     return (reward - mean) / deviation
 
 

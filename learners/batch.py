@@ -1,4 +1,4 @@
-"""Rows laid in a rectangle. Every tensor is (B, T), prompt included; entry [i, t] speaks of token t of row i."""
+"""Rows laid in a rectangle: (B, T), prompt included; entry [i, t] speaks of token t of row i."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -70,11 +70,11 @@ def pack(
         if weights is not None:
             counts[index, end - len(weights[index]) : end] = weights[index]
     tensors = (ids, attention, mask, sampler, old, advantages, counts)
-    return Batch(*(tensor.to(device) for tensor in tensors), share=share)
+    return Batch(*[tensor.to(device) for tensor in tensors], share=share)  # type: ignore[misc, arg-type]
 
 
 def microbatches(rows: Sequence[Row], tokens: int) -> Iterator[list[Row]]:
-    """Rows by length, longest first, in groups of at most `tokens` padded tokens (one row at least)."""
+    """Rows, longest first, in groups of at most `tokens` padded tokens (one row at least)."""
 
     def length(row: Row) -> int:
         return len(row.trajectory.prompt_ids) + len(row.trajectory)

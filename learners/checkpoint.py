@@ -93,7 +93,7 @@ def save_checkpoint(folder: Path, iteration: int, policy: Policy, state: dict[st
             raise
         raise RunFolderError(
             f"no space left for checkpoint {iteration} in {folder} (about "
-            f"{_needed(policy) / 1e6:.0f} MB). Free some space and run the same command: it resumes "
+            f"{_needed(policy) / 1e6:.0f} MB). Free some and run the same command: it resumes "
             f"from checkpoint {(list_checkpoints(folder) or [0])[-1]}."
         ) from error
     for old in list_checkpoints(folder)[:-KEPT]:
@@ -144,4 +144,4 @@ def _disk_full(error: Exception) -> bool:
 
 
 def _needed(policy: Policy) -> int:
-    return 3 * sum(p.numel() * p.element_size() for p in policy.model.parameters())
+    return 3 * sum(int(p.numel() * p.element_size()) for p in policy.model.parameters())

@@ -8,7 +8,6 @@ that a turn that goes on, a branch, or a second root starts from what was alread
 from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +34,9 @@ class RowCache:
         """Positions that its attention looks at."""
         self._layers: list[tuple[Tensor, Tensor]] = []
 
-    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
+    def update(
+        self, keys: Tensor, values: Tensor, layer_idx: int, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
         """Write (R, H, Q, D) keys and values; return (R, H, span, D) of the same rows."""
         if layer_idx == len(self._layers):
             empty = keys.new_zeros((self.rows.stop, keys.shape[1], self.span, keys.shape[3]))
@@ -45,7 +46,8 @@ class RowCache:
         index = self.positions[:, None, :, None].expand_as(keys)
         for store, new in zip(kept, (keys, values), strict=True):
             store[self.rows].scatter_(2, index, new)
-        return tuple(store[self.rows, :, : self.span] for store in kept)
+        seen = (self.rows, slice(None), slice(0, self.span))
+        return kept[0][seen], kept[1][seen]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions are always given, so this is never used to make them."""

@@ -1,4 +1,4 @@
-"""Pieces of policy losses that two or more methods share. Everything is (B, T); log-probabilities in nats."""
+"""Pieces of policy losses that methods share. All is (B, T); log-probabilities in nats."""
 
 from collections.abc import Sequence
 

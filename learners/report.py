@@ -4,26 +4,25 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from learners.checkpoint import checkpoint_folder, list_checkpoints, read_metrics
 from learners.evaluation import bootstrap_mean, wilson
+from learners.progress import Narrator
 
 
-def final_report(folder: Path, console: Console) -> None:
+def final_report(folder: Path, narrator: Narrator) -> None:
     """Print the tables of a finished run and draw its reward curve."""
     metrics = read_metrics(folder)
     before, after = (_read(folder / f"evaluation-{name}.json") for name in ("before", "after"))
     if before is not None and after is not None:
-        console.print(_learned(before, after))
-    console.print(_costs(metrics))
+        narrator.say(_learned(before, after))
+    narrator.say(_costs(metrics))
     _draw_curve(folder, metrics)
     newest = (list_checkpoints(folder) or [0])[-1]
-    console.print(
+    narrator.say(
         f"files: {folder}/config.json, metrics.jsonl, reward.png, rollouts/, "
-        f"{checkpoint_folder(folder, newest)} (give it to --model)",
-        highlight=False,
+        f"{checkpoint_folder(folder, newest)} (give it to --model)"
     )
 
 
@@ -57,7 +56,7 @@ def _learned(before: dict[str, Any], after: dict[str, Any]) -> Table:
 
 def _costs(metrics: list[dict[str, Any]]) -> Table:
     def total(name: str) -> float:
-        return sum(m.get(name, 0.0) for m in metrics)
+        return sum(float(m.get(name, 0.0)) for m in metrics)
 
     table = Table(title=f"cost of {len(metrics)} iterations, evaluations not counted")
     table.add_column("")

@@ -68,7 +68,7 @@ class Rollouts:
         """
         with ThreadPoolExecutor(self.tool_threads) as pool:
             while active := _unfinished(trees):
-                by_key = {}
+                by_key: dict[str, tuple[RolloutTree, Trajectory]] = {}
                 for tree, trajectory in active:
                     request = self._request(tree, trajectory, key)
                     by_key[request.key] = (tree, trajectory)
@@ -77,7 +77,11 @@ class Rollouts:
                     sampled = [(by_key[r.key], c) for r, c in self.sampler.completed()]
                 sampled.sort(key=lambda item: active.index(item[0]))  # whatever ended first
                 with self.ledger.phase("tools"):
-                    list(pool.map(lambda item: self.advance(*item[0], item[1]), sampled))
+                    list(
+                        pool.map(
+                            lambda item: self.advance(item[0][0], item[0][1], item[1]), sampled
+                        )
+                    )
                 if after_turn is not None:
                     after_turn(trees)
 

@@ -7,14 +7,19 @@ of restricted tasks are left out: their owners ask that they are not written in 
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from learners.tree import RolloutTree, Trajectory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 VERSION = 1
 
 
-def write_rollouts(folder: Path, iteration: int, trees: list[RolloutTree], tokenizer: Any) -> None:
+def write_rollouts(
+    folder: Path, iteration: int, trees: list[RolloutTree], tokenizer: "PreTrainedTokenizerBase"
+) -> None:
     """Write `rollouts/<iteration>.jsonl`, replacing one of a discarded attempt."""
     target = folder / "rollouts" / f"{iteration:06d}.jsonl"
     target.parent.mkdir(exist_ok=True)
@@ -25,7 +30,9 @@ def write_rollouts(folder: Path, iteration: int, trees: list[RolloutTree], token
                 lines.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _row(tree: RolloutTree, trajectory: Trajectory, tokenizer: Any) -> dict[str, Any]:
+def _row(
+    tree: RolloutTree, trajectory: Trajectory, tokenizer: "PreTrainedTokenizerBase"
+) -> dict[str, Any]:
     parent = trajectory.parent
     row: dict[str, Any] = {
         "version": VERSION,

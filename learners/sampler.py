@@ -107,7 +107,7 @@ class _Row:
 
 
 class TransformersSampler:
-    """Samples with the policy's own model: no second copy of the weights, finished rows leave at once.
+    """Samples with the policy's own model; finished rows leave the batch at once.
 
     Mutated by `submit` and `completed`. Rows are served in order of submission, at most `rows` at a
     time; a prefix that a kept row shares is not read again.

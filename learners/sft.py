@@ -14,9 +14,17 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from learners.run_config import RunConfig
+
+if TYPE_CHECKING:
+    from benchmarks import Demonstration
+    from learners.policy import Policy
+    from learners.progress import Narrator
+    from learners.rollout import Rollouts
+    from learners.training import Session
+    from learners.tree import Trajectory
 
 WARM_UP = 0.03
 """Share of the updates in which the learning rate rises."""
@@ -72,6 +80,7 @@ def cold_start(config: Config) -> Path:
     """
     from learners.checkpoint import open_folder, write_text
     from learners.models import save_model
+    from learners.progress import Narrator
     from learners.training import UsageError, evaluate_once, open_session, training_env
 
     config = resolved(config)
@@ -83,7 +92,7 @@ def cold_start(config: Config) -> Path:
     folder = Path(config.out or f"runs/sft-{name}-{config.model.split('/')[-1]}-{config.seed}")
     newest = open_folder(folder, "learners.sft", config)
     session = open_session(config, env, folder, newest)
-    narrator = _Narrator()
+    narrator = Narrator()
     try:
         if not config.new_weights:
             evaluate_once(session, "before", narrator)
@@ -117,14 +126,14 @@ def resolved(config: Config) -> Config:
     )
 
 
-def played(rollouts: Any, demonstrations: Sequence[Any]) -> list[Any]:
+def played(rollouts: "Rollouts", demonstrations: "Sequence[Demonstration]") -> "list[Trajectory]":
     """Each demonstration as the trajectory that sampling its turns would have made."""
     with ThreadPoolExecutor(rollouts.tool_threads) as pool:
         found = list(pool.map(lambda demonstration: _play(rollouts, demonstration), demonstrations))
     return [t for t in found if t is not None and len(t) <= rollouts.max_response_tokens]
 
 
-def _play(rollouts: Any, demonstration: Any) -> Any:
+def _play(rollouts: "Rollouts", demonstration: "Demonstration") -> "Trajectory | None":
     """The scripted trajectory, or None if its script ends outside the rules of the episode."""
     from envs.tags import render
     from learners.tree import Completion
@@ -138,10 +147,15 @@ def _play(rollouts: Any, demonstration: Any) -> Any:
         nothing = (0.0,) * len(ids)
         rollouts.advance(tree, trajectory, Completion(ids, nothing, nothing, "tag"))
     rollouts.ledger.take()
-    return trajectory if trajectory.done else None
+    return trajectory if trajectory.state.stop == "answered" else None
 
 
-def fine_tune(session: Any, trajectories: Sequence[Any], config: Config, narrator: Any) -> None:
+def fine_tune(
+    session: "Session",
+    trajectories: "Sequence[Trajectory]",
+    config: Config,
+    narrator: "Narrator",
+) -> None:
     """All updates, from the newest checkpoint on; batches are the same for the same seed."""
     from learners.checkpoint import save_checkpoint
 
@@ -152,7 +166,7 @@ def fine_tune(session: Any, trajectories: Sequence[Any], config: Config, narrato
         for batch in _batches(trajectories, config.batch_tokens or 0, f"{config.seed}/{epoch}")
     ]
     losses: list[float] = []
-    with narrator.bar(len(batches), policy.updates) as advance:
+    with narrator.bar("fine-tuning", len(batches), policy.updates) as advance:
         while policy.updates < len(batches):
             policy.set_learning_rate(
                 (config.learning_rate or 0) * _schedule(policy.updates / len(batches))
@@ -165,7 +179,9 @@ def fine_tune(session: Any, trajectories: Sequence[Any], config: Config, narrato
                 save_checkpoint(session.folder, policy.updates, policy, {"lost": []})
 
 
-def _update(policy: Any, trajectories: Sequence[Any], observation_weight: float) -> float:
+def _update(
+    policy: "Policy", trajectories: "Sequence[Trajectory]", observation_weight: float
+) -> float:
     import torch
 
     from learners.tree import Row
@@ -177,14 +193,13 @@ def _update(policy: Any, trajectories: Sequence[Any], observation_weight: float)
         mask = torch.tensor([False] * len(trajectory.prompt_ids) + list(trajectory.response_mask))
         rows.append(Row(trajectory, torch.zeros(len(trajectory))))
         weights.append(mask / total + ~mask * (observation_weight / max(rest, 1)))
-    everything = observation_weight > 0
     done = policy.update(
         rows,
         weights,
         lambda logprobs, batch: -(logprobs * batch.weights).sum(),
-        everything=everything,
+        everything=observation_weight > 0,
     )
-    return float(done.loss)
+    return done.loss
 
 
 def _schedule(progress: float) -> float:
@@ -192,15 +207,17 @@ def _schedule(progress: float) -> float:
     return min(1.0, progress / WARM_UP + 0.02, max(0.05, 2 * (1 - progress)))
 
 
-def _batches(trajectories: Sequence[Any], tokens: int, seed: str) -> list[list[Any]]:
+def _batches(
+    trajectories: "Sequence[Trajectory]", tokens: int, seed: str
+) -> "list[list[Trajectory]]":
     """Trajectories of like length together, in an order that the seed decides."""
     draw = random.Random(f"sft/{seed}")
 
-    def length(trajectory: Any) -> int:
+    def length(trajectory: "Trajectory") -> int:
         return len(trajectory.prompt_ids) + len(trajectory)
 
     ordered = sorted(trajectories, key=lambda t: length(t) + draw.random() * 32)
-    batches: list[list[Any]] = [[]]
+    batches: list[list[Trajectory]] = [[]]
     longest = 0
     for trajectory in ordered:
         longest = max(longest, length(trajectory))
@@ -218,54 +235,6 @@ def _summary(result: dict[str, Any]) -> dict[str, Any]:
     rows = result.get("tasks", [])
     rate = wilson(sum(row["score"] for row in rows), len(rows))
     return {"held_out_tasks": len(rows), "accuracy": str(rate)} if rows else {}
-
-
-class _Narrator:
-    """Says on the console what is going on."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-
-        self.console = Console()
-
-    def say(self, text: str) -> None:
-        self.console.print(text, highlight=False)
-
-    def status(self, text: str) -> Any:
-        self.say(text)
-        return self.console.status(text)
-
-    def bar(self, total: int, done: int) -> Any:
-        from contextlib import contextmanager
-
-        import rich.progress
-
-        @contextmanager
-        def shown() -> Any:
-            columns = (
-                rich.progress.TextColumn("fine-tuning"),
-                rich.progress.BarColumn(),
-                rich.progress.MofNCompleteColumn(),
-                rich.progress.TextColumn("{task.description}"),
-                rich.progress.TimeRemainingColumn(),
-            )
-            terminal = self.console.is_terminal
-            with rich.progress.Progress(
-                *columns, console=self.console, disable=not terminal
-            ) as bar:
-                task = bar.add_task("", total=total, completed=done)
-                count = done
-
-                def advance(text: str) -> None:
-                    nonlocal count
-                    count += 1
-                    bar.update(task, completed=count, description=text)
-                    if not terminal and count % max(1, total // 20) == 0:
-                        self.say(f"update {count}/{total}  {text}")
-
-                yield advance
-
-        return shown()
 
 
 if __name__ == "__main__":

@@ -12,10 +12,17 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from learners.run_config import RunConfig, Scale
+
+if TYPE_CHECKING:
+    from benchmarks import Task
+    from envs import ToolEnv
+    from learners.loop import Run
+    from learners.progress import Narrator
 
 
 class UsageError(RuntimeError):
@@ -26,13 +33,13 @@ class UsageError(RuntimeError):
 class Session:
     """A run with its folder and tasks. Mutated once per iteration."""
 
-    run: Any
+    run: "Run"
     folder: Path
-    tasks: Sequence[Any]
+    tasks: "Sequence[Task]"
     """Training tasks, in the benchmark's order."""
 
-    def tasks_of(self, iteration: int) -> list[Any]:
-        """The tasks of an iteration: those lost before first, then the next of the epoch's order."""
+    def tasks_of(self, iteration: int) -> "list[Task]":
+        """The tasks of an iteration: those lost before, then the next of the epoch's order."""
         config = self.run.config
         by_id = {task.id: task for task in self.tasks}
         lost = [by_id[name] for name in self.run.lost][: config.prompts]
@@ -40,7 +47,7 @@ class Session:
         fresh = [self._at(index, config.seed) for index in wanted]
         return (lost + fresh)[: config.prompts]
 
-    def _at(self, index: int, seed: int) -> Any:
+    def _at(self, index: int, seed: int) -> "Task":
         epoch, place = divmod(index, len(self.tasks))
         order = list(range(len(self.tasks)))
         random.Random(f"{seed}/epoch/{epoch}").shuffle(order)
@@ -57,7 +64,7 @@ def main(method: str) -> None:
         module.Config,
         default=module.Config.at(scale),
         prog=f"python -m {method}",
-        description=module.__doc__.split("\n\n")[0],
+        description=(module.__doc__ or "").split("\n\n")[0],
     )
     try:
         train(method, config)
@@ -91,7 +98,7 @@ def expected_errors() -> tuple[type[Exception], ...]:
 
 def _scale(arguments: Sequence[str]) -> Scale:
     """The scale on the command line; it decides the other defaults."""
-    given = [b for a, b in zip(arguments, arguments[1:], strict=False) if a == "--scale"]
+    given = [b for a, b in pairwise(arguments) if a == "--scale"]
     given += [a.split("=", 1)[1] for a in arguments if a.startswith("--scale=")]
     if given and given[-1] in ("paper", "laptop"):
         return given[-1]  # type: ignore[return-value]
@@ -111,7 +118,7 @@ def train(method: str, config: RunConfig) -> Path:
     """
     from learners.checkpoint import RunFolderError, open_folder, read_metrics, write_text
     from learners.loop import run_iteration
-    from learners.progress import Progress
+    from learners.progress import Narrator
     from learners.report import final_report
 
     env = training_env(config)
@@ -119,18 +126,19 @@ def train(method: str, config: RunConfig) -> Path:
     newest = open_folder(folder, method, config)
     session = open_session(config, env, folder, newest)
     iteration = importlib.import_module(method).iteration
-    progress = Progress(method, session, resumed=newest)
+    narrator = Narrator()
+    narrator.say(opening(method, session, newest))
     run = session.run
     kept = [m for m in read_metrics(folder) if m["iteration"] < run.iteration]
     try:
         write_text(folder / "metrics.jsonl", "".join(json.dumps(m) + "\n" for m in kept))
-        evaluate_once(session, "before", progress)
-        with progress:
+        evaluate_once(session, "before", narrator)
+        with narrator.bar("iteration", config.iterations, run.iteration, every=1) as advance:
             while run.iteration < config.iterations:
                 metrics = {"iteration": run.iteration, **run_iteration(session, iteration)}
                 record(session, metrics)
-                progress.iteration(metrics)
-        evaluate_once(session, "after", progress)
+                advance(described(metrics))
+        evaluate_once(session, "after", narrator)
     except OSError as error:
         if error.errno != 28:
             raise
@@ -139,11 +147,37 @@ def train(method: str, config: RunConfig) -> Path:
         ) from error
     finally:
         env.close()
-    final_report(folder, progress.console)
+    final_report(folder, narrator)
     return folder
 
 
-def training_env(config: RunConfig) -> Any:
+def opening(method: str, session: Session, resumed: int | None) -> str:
+    """What is about to happen, in three lines."""
+    run, config = session.run, session.run.config
+    size = run.policy.model.num_parameters() / 1e6
+    rate = run.policy.optimizer.param_groups[0]["lr"]
+    return (
+        f"{method} on {config.env}: {config.model} ({size:.1f}M parameters), scale {config.scale}, "
+        f"{config.prompts} prompts x {getattr(config, 'rollouts', 1)} rollouts, learning rate "
+        f"{rate:g}, {config.iterations} iterations\n"
+        f"training on the {config.train_split} split: {len(session.tasks)} tasks from "
+        f"{run.rollouts.env.benchmark.train_source}; evaluating on {config.eval_tasks} test tasks\n"
+        f"run folder {session.folder}"
+        + (f", resuming after iteration {resumed}" if resumed is not None else "")
+    )
+
+
+def described(metrics: dict[str, Any]) -> str:
+    """An iteration in one line."""
+    return (
+        f"reward {metrics.get('reward/mean', 0):+.3f}  answered "
+        f"{metrics.get('stop/answered', 0):.2f}  "
+        f"calls {metrics.get('response/tool_calls', 0):.1f}  "
+        f"{metrics['seconds/iteration']:.1f} s"
+    )
+
+
+def training_env(config: RunConfig) -> "ToolEnv":
     """The environment that training plays.
 
     Raises:
@@ -183,7 +217,7 @@ def default_folder(method: str, config: RunConfig) -> str:
     return f"runs/{method.split('.')[-1]}-{benchmark}-{config.seed}"
 
 
-def open_session(config: RunConfig, env: Any, folder: Path, newest: int | None) -> Session:
+def open_session(config: RunConfig, env: "ToolEnv", folder: Path, newest: int | None) -> Session:
     """Load model and tasks; continue from the newest checkpoint if there is one."""
     import torch
 
@@ -205,6 +239,7 @@ def open_session(config: RunConfig, env: Any, folder: Path, newest: int | None) 
         learning_rate=learning_rate(config, loaded.model.num_parameters()),
         temperature=config.temperature,
         microbatch_tokens=config.microbatch_tokens,
+        autocast=config.autocast,
     )
     sampler = TransformersSampler(
         loaded.model, loaded.tokenizer, env.stop_tags, rows=config.sampler_rows
@@ -245,10 +280,11 @@ def record(session: Session, metrics: dict[str, Any]) -> None:
         save_checkpoint(session.folder, run.iteration, run.policy, {"lost": run.lost})
 
 
-def evaluate_once(session: Session, name: str, progress: Any) -> None:
+def evaluate_once(session: Session, name: str, narrator: "Narrator") -> None:
     """Evaluate on held-out test tasks, unless this run did so already; write <name>.json."""
     import gymnasium as gym
 
+    import envs
     from learners.checkpoint import write_text
     from learners.evaluation import evaluate
 
@@ -257,12 +293,13 @@ def evaluate_once(session: Session, name: str, progress: Any) -> None:
     if config.eval_tasks == 0 or (name == "before" and path.exists()):
         return
     env = gym.make(config.env, **env_arguments(config, "test")).unwrapped
+    assert isinstance(env, envs.ToolEnv)  # as the training environment is
     rollouts = replace(
         run.rollouts, env=env, temperature=config.eval_temperature, ledger=type(run.ledger)()
     )
     start = time.perf_counter()
     try:
-        with progress.status(f"evaluating {name} training"):
+        with narrator.status(f"evaluating {name} training"):
             result = evaluate(rollouts, env.tasks[: config.eval_tasks])
     finally:
         env.close()

@@ -77,7 +77,7 @@ class Trajectory:
     state: EnvState
     """After the turns below."""
     path: tuple[int, ...]
-    """Root index, then for every fork (position, child index): names the draws of this trajectory."""
+    """Root index, then (position, child index) per fork: names the draws of this trajectory."""
     turns: list[Turn] = field(default_factory=list)
     prefill: Completion = field(default_factory=Completion)
     """The first tokens of the turn under way, shared with the parent."""
