@@ -23,6 +23,9 @@ ARTICLE = b"""<html><head><title>Mount Etna</title><script>alert("no script")</s
 class Pages(http.server.BaseHTTPRequestHandler):
     """Serves `server.routes`: path -> (status, headers, body)."""
 
+    protocol_version = "HTTP/1.1"  # connections stay open, and must not be mixed up
+    timeout = 5
+
     def do_GET(self):
         self.server.seen.append((self.path, dict(self.headers)))
         status, headers, body = self.server.routes.get(self.path, (404, {}, b"not here"))

@@ -226,9 +226,25 @@ def test_a_page_that_breaks_its_reader_does_not_break_the_next():
     reader = PageReader()
     assert "text" in reader.read(slow, "text/html", "http://a/").text
     reader._pool.get().free[0].kill()
-    with pytest.raises(Refused, match="breaks its reader"):
-        reader.read(slow, "text/html", "http://a/")
+    assert "text" in reader.read(slow, "text/html", "http://a/").text
     assert "text" in reader.read(slow, "text/html; charset=nonsense", "http://a/").text
+    reader.close()
+
+
+@pytest.mark.parametrize(
+    ("child", "error", "told"),
+    [
+        ("import os; os._exit(1)", Refused, "breaks its reader"),
+        ('print(\'{"broken": "No module named x"}\')', ToolUnavailable, "No module named x"),
+        ('print(\'{"error": "odd"}\')', Refused, "cannot be read: odd"),
+        ("print('garbage')", Refused, "breaks its reader"),
+    ],
+)
+def test_a_reader_that_lacks_a_library_is_not_the_pages_fault(tmp_path, child, error, told):
+    (tmp_path / "child.py").write_text("import sys; sys.stdin.buffer.readline()\n" + child)
+    reader = PageReader(program=tmp_path / "child.py")
+    with pytest.raises(error, match=told):
+        reader.read(b"<p>x", "text/html", "http://a/")
     reader.close()
 
 

@@ -16,6 +16,7 @@ REFUSAL_LASTS_S = 600.0
 """How long a recording believes that a page cannot be read."""
 _LINKS_PER_PART = 30
 _LINK_CHARACTERS = 80
+_LONGEST_LINK = 500
 _CALL = re.compile(r"\s*(\S+)(?:\s+(?:part\s+)?(\d{1,4}))?\s*", re.IGNORECASE)
 
 
@@ -100,7 +101,8 @@ def _unpacked(text: str, url: str) -> Fetched:
 
 
 def _shown(fetched: Fetched, part: int, characters: int) -> str:
-    text, links = lines(fetched.page.text), fetched.page.links
+    text = lines(fetched.page.text)
+    links = [link for link in fetched.page.links if len(link[1]) <= _LONGEST_LINK]
     parts = max(1, -(-len(text) // characters), -(-len(links) // _LINKS_PER_PART))
     if part > parts or part < 1:
         raise Refused(f"The page has {parts} part{'s' if parts > 1 else ''}.")

@@ -68,6 +68,8 @@ class HttpClient:
         """
         import httpx
 
+        if seconds <= 0:
+            raise Fault("no time is left for a request")
         pool = self._pool.get()
         line = pool.take()
         request = line.client.build_request(
@@ -89,7 +91,10 @@ class HttpClient:
         except BaseException:
             line.close()
             raise
-        pool.give_back(line)
+        if server_name is None:
+            pool.give_back(line)
+        else:
+            line.close()  # a connection is known by its address: another name must not find it
         return reply
 
     def close(self) -> None:

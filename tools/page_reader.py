@@ -11,7 +11,7 @@ import sys
 import threading
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from tools.addresses import Refused
 from tools.faults import Fault, within
@@ -33,39 +33,42 @@ class Page(NamedTuple):
     """Text and absolute URL, in the page's order."""
 
 
+class _Answer(TypedDict, total=False):
+    title: str
+    text: str
+    links: list[tuple[str, str]]
+    error: str  # what the page did wrong
+    broken: str  # what is wrong with the reader
+
+
 class PageReader:
     """Reads pages in processes of its own. Thread-safe. Mutated by its pool of processes."""
 
-    def __init__(self, seconds: float = 20.0) -> None:
+    def __init__(self, seconds: float = 20.0, program: Path = _CHILD) -> None:
         """A reader; nothing is started yet.
 
         Args:
             seconds: for one page.
+            program: that reads; tests have their own.
         """
         self._seconds = seconds
-        self._pool = PerProcess(_Pool)
+        self._pool = PerProcess(partial(_Pool, program))
 
     def read(self, body: bytes, content_type: str, url: str) -> Page:
         """The page in a response's body.
 
         Raises:
             Refused: the type is none of HTML, PDF and text, or the page cannot be read.
-            ToolUnavailable: the reading process cannot be started.
+            ToolUnavailable: the reading process cannot be started, or lacks a library.
         """
         kind, charset = _kind(body, content_type)
         asked = {"kind": kind, "charset": charset, "url": url, "bytes": len(body)}
         request = json.dumps(asked).encode() + b"\n" + body
-        pool = self._pool.get()
-        with pool.places:
-            child = pool.take()
-            try:
-                answer = json.loads(within(self._seconds, partial(child.ask, request), child.kill))
-            except Fault as fault:
-                raise Refused("The page takes too long to read.") from fault
-            except (OSError, ValueError) as error:
-                child.kill()
-                raise Refused("The page breaks its reader.") from error
-            pool.free.append(child)
+        answer = self._answer(request) or self._answer(request)  # the first may have been killed
+        if answer is None:
+            raise Refused("The page breaks its reader.")
+        if "broken" in answer:
+            raise ToolUnavailable(f"the page reader cannot work: {answer['broken']}")
         if "error" in answer:
             raise Refused(f"The page cannot be read: {answer['error']}")
         links = tuple((str(text), str(target)) for text, target in answer["links"])
@@ -77,11 +80,28 @@ class PageReader:
         while pool is not None and pool.free:
             pool.free.pop().kill()
 
+    def _answer(self, request: bytes) -> _Answer | None:
+        """None: the process that read it is gone."""
+        pool = self._pool.get()
+        with pool.places:
+            child = pool.take()
+            try:
+                line = within(self._seconds, partial(child.ask, request), child.kill)
+                answer: _Answer = json.loads(line)
+            except Fault as fault:
+                raise Refused("The page takes too long to read.") from fault
+            except (OSError, ValueError):
+                child.kill()
+                return None
+            pool.free.append(child)
+            return answer
+
 
 class _Pool:
     """Reading processes that are idle. Mutated by `take` and by whoever gives back."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: Path) -> None:
+        self._program = program
         self.free: list[_Child] = []
         self.places = threading.BoundedSemaphore(_AT_ONCE)
 
@@ -89,16 +109,16 @@ class _Pool:
         try:
             return self.free.pop()
         except IndexError:
-            return _Child()
+            return _Child(self._program)
 
 
 class _Child:
     """One reading process."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: Path) -> None:
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", str(_CHILD)],
+                [sys.executable, "-I", str(program)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

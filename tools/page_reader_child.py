@@ -108,7 +108,9 @@ def main() -> None:
         body = sys.stdin.buffer.read(asked["bytes"])
         try:
             answer = _read(asked["kind"], asked["charset"], asked["url"], body)
-        # Whatever a page breaks in the libraries is the page's fault, and this program's purpose.
+        except ImportError as error:
+            answer = {"broken": str(error)}
+        # Whatever else a page breaks in the libraries is its own fault, and this program's purpose.
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}"[:300]}
         answers.write(json.dumps(answer) + "\n")
