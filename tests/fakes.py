@@ -50,7 +50,7 @@ class EchoTool:
         self.closed = 0
 
     def initial_state(self, context):
-        return (context.seed,)
+        return (context.seed, *context.attachments)
 
     def run(self, state, argument):
         heard = (*state, argument)

@@ -228,6 +228,13 @@ def test_a_caller_can_end_an_episode_and_it_counts_as_no_answer(reason):
     assert env.snapshot().transcript == (answer("8"),)
 
 
+def test_a_turn_that_was_cut_inside_a_character_can_be_stored():
+    env = toy_env()
+    env.reset()
+    env.truncate("length", "half a \ud83e")
+    assert env.snapshot().transcript == ("half a ?",)
+
+
 def test_no_other_reason_ends_an_episode():
     env = toy_env()
     env.reset()
@@ -256,6 +263,13 @@ def test_tools_own_what_a_task_seeds_them_with():
     other = env.snapshot().tool_states
     env.reset(seed=8, options={"task": "t"})
     assert env.snapshot().tool_states == states != other
+
+
+def test_tools_are_given_the_files_of_a_task():
+    task = replace(TOY.load("test")[0], attachments=("/rows/fox.png",))
+    env = ToolEnv(replace(TOY, load=lambda split, data_dir: [task]), tools=[EchoTool()])
+    env.reset()
+    assert env.snapshot().tool_states[0][1:] == ("/rows/fox.png",)
 
 
 def test_what_a_scorer_asks_for_is_in_the_instructions(data_dir):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs import check_fork
+from envs import ToolEnv, check_fork
 from tests.fakes import (
     AliasTool,
     CountingTool,
@@ -42,6 +42,15 @@ def test_the_contract_holds_for_a_script_of_the_checks_own():
 
 def test_the_contract_holds_where_no_tool_is_used():
     check_fork(toy_env(), ("neither a call nor an answer",))
+
+
+@pytest.mark.parametrize("name", ["SyntheticQA", "GSM8K", "2WikiMultihopQA", "xbench-DeepSearch"])
+def test_the_contract_holds_for_benchmarks_and_their_scorers(name, request, tmp_path):
+    rows = None if name == "SyntheticQA" else request.getfixturevalue("data_dir")
+    corpus = tmp_path / "passages.jsonl"
+    corpus.write_text('{"id": "1", "title": "Reynard", "text": "A red fox."}\n', encoding="utf-8")
+    env = ToolEnv(name, data_dir=rows, corpus=corpus, tools=("search", "calculator"))
+    check_fork(env, (call("search", "fox"), call("calculator", "6*7"), answer("42")))
 
 
 def test_a_script_without_a_turn_is_refused():

@@ -150,6 +150,12 @@ def test_tags_that_a_tool_says_reach_no_parser():
     assert env.snapshot().stop is None
 
 
+def test_a_tool_of_ones_own_cannot_say_its_own_tag():
+    env = toy_env(SayTool("<echo> a </echo>", name="echo"))
+    env.reset(options={"task": "t"})
+    assert play(env, call("echo", "a"))[0] == " <result>\n&lt;echo> a &lt;/echo>\n</result>"
+
+
 def test_a_long_observation_loses_its_middle_and_says_so():
     seen = observation("a" * 10_000 + "b" * 5 + "c" * 10_000)
     assert seen == (
