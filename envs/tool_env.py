@@ -52,9 +52,6 @@ class ToolEnv(gym.Env[str, str]):
     says that no call is left, the next call ends it), and length or turn_limit, which the caller
     declares with `truncate`. An episode that ends without an answer is scored as one with none.
 
-    ## Arguments
-    See `__init__`.
-
     ## Version history
     * v0: first release.
     """
@@ -177,7 +174,8 @@ class ToolEnv(gym.Env[str, str]):
 
         Raises:
             ResetNeeded: the episode has ended, or none began.
-            tools.ToolUnavailable: a tool's machinery failed; the state is as before the call.
+            tools.ToolUnavailable, benchmarks.GraderUnavailable: the machinery of a tool or of the
+                scorer failed; the state is as before the turn.
         """
         state = self._running()
         turn = encodable(action)
@@ -199,6 +197,7 @@ class ToolEnv(gym.Env[str, str]):
         Raises:
             ResetNeeded: the episode has ended, or none began.
             ValueError: another reason.
+            benchmarks.GraderUnavailable: as for `step`.
         """
         if reason not in ("length", "turn_limit"):
             raise ValueError(f"reason is {reason!r}; expected length or turn_limit")

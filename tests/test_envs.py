@@ -13,7 +13,7 @@ from gymnasium.error import NameNotFound, ResetNeeded
 from gymnasium.utils.env_checker import check_env
 
 import envs
-from benchmarks import BENCHMARKS, DataUnavailable
+from benchmarks import BENCHMARKS, DataUnavailable, GraderUnavailable
 from envs import ToolEnv
 from envs.spaces import Unicode
 from tests.conftest import ROOT
@@ -194,6 +194,8 @@ def test_a_split_and_a_level_choose_the_tasks():
     assert [task.id for task in toy_env(split="train").tasks] == ["a", "b", "c"]
     assert [task.id for task in toy_env(split="validation").tasks] == ["v"]
     assert [task.id for task in toy_env(split="train", level="2").tasks] == ["c"]
+    hard = ToolEnv("SyntheticQA", level="4").tasks
+    assert (len(hard), {dict(task.metadata)["level"] for task in hard}) == (100, {"4"})
     with pytest.raises(ValueError, match=r"no test task of level '9'; its levels are \['1', '2'\]"):
         toy_env(level="9").reset()
 
@@ -278,19 +280,32 @@ def test_what_a_scorer_asks_for_is_in_the_instructions(data_dir):
     assert BENCHMARKS["GAIA"].instructions in env.reset(seed=0)[1]["instructions"]
 
 
+def test_a_scorer_that_is_out_of_order_leaves_the_state_as_before_the_answer():
+    def broken(text, task):
+        raise GraderUnavailable("no process")
+
+    env = ToolEnv(replace(TOY, training_score=broken), tools=())
+    env.reset()
+    before = env.snapshot()
+    with pytest.raises(GraderUnavailable, match="no process"):
+        env.step(answer("8"))
+    assert env.snapshot() is before
+
+
 def test_a_benchmark_without_passages_searches_the_corpus_it_is_given(tmp_path):
+    bare = replace(TOY, corpus=lambda split, data_dir: ())
     corpus = tmp_path / "passages.jsonl"
     corpus.write_text('{"id": "1", "title": "Reynard", "text": "A red fox."}\n', encoding="utf-8")
-    env = ToolEnv(TOY, corpus=corpus)
+    env = ToolEnv(bare, corpus=corpus)
     env.reset(options={"task": "u"})
     assert "Reynard. A red fox." in play(env, call("search", "fox"))[0]
     beside = tmp_path / "corpus"
     beside.mkdir()
     corpus.rename(beside / "passages.jsonl")
-    env = ToolEnv(TOY, data_dir=tmp_path)
+    env = ToolEnv(bare, data_dir=tmp_path)
     env.reset(options={"task": "u"})
     assert "Reynard. A red fox." in play(env, call("search", "fox"))[0]
-    env = ToolEnv(TOY, search="local")
+    env = ToolEnv(bare, search="local")
     with pytest.raises(DataUnavailable, match="give corpus= a JSONL file"):
         env.reset()
 
