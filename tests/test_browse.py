@@ -201,20 +201,16 @@ def test_pages_are_recorded_and_replayed(tmp_path):
         (b"<p>nul\x00s are dropped", "text/html", "nuls are dropped"),
     ],
 )
-def test_markup_is_read_as_it_comes(body, content_type, text):
-    reader = PageReader()
+def test_markup_is_read_as_it_comes(reader, body, content_type, text):
     assert text in reader.read(body, content_type, "http://a/").text
-    reader.close()
 
 
-def test_a_page_cannot_include_a_file():
+def test_a_page_cannot_include_a_file(reader):
     entity = (
         b'<!DOCTYPE r [<!ENTITY x SYSTEM "file:///etc/passwd">]><html><body><p>&x; and text</p>'
     )
-    reader = PageReader()
     for content_type in ("text/html", "application/xhtml+xml"):
         assert "root:" not in reader.read(entity, content_type, "http://a/").text
-    reader.close()
 
 
 def test_a_page_that_breaks_its_reader_does_not_break_the_next():
