@@ -37,7 +37,9 @@ def test_a_fault_that_lasts_makes_the_tool_unavailable_in_bounded_time_and_memor
             retriever.search("volcano", 3)
         assert time.monotonic() - start < 15
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
-        assert len(server.requests) == (1 if fault in ONE_ATTEMPT else 2)
+        attempts = 1 if fault in ONE_ATTEMPT else 2
+        assert len(server.requests) == attempts
+        assert retriever.traffic() == (1, attempts, attempts, 1)
         retriever.close()
 
 

@@ -7,7 +7,7 @@ import json
 from functools import partial
 from urllib.parse import urlsplit
 
-from tools.faults import Fault, Guard, Limits
+from tools.faults import Fault, Guard, Limits, Traffic
 from tools.http_client import HttpClient, Reply, failure
 from tools.retrievers import Hit
 
@@ -39,6 +39,10 @@ class RemoteRetriever:
     def search(self, query: str, k: int) -> list[Hit]:
         """At most `k` hits, as the service ranks them."""
         return self._guard.call(self._host, partial(self._ask, query, k))
+
+    def traffic(self) -> Traffic:
+        """Calls, attempts, faults and calls given up by this process."""
+        return self._guard.traffic()
 
     def close(self) -> None:
         """Close the connections."""

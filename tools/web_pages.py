@@ -9,7 +9,7 @@ from typing import NamedTuple
 from urllib.parse import SplitResult, quote, urljoin, urlsplit, urlunsplit
 
 from tools.addresses import Addresses, Refused
-from tools.faults import Fault, Guard, Limits
+from tools.faults import Fault, Guard, Limits, Traffic
 from tools.http_client import HttpClient, Reply, failure
 from tools.page_reader import Page, PageReader
 from tools.per_process import PerProcess
@@ -86,6 +86,10 @@ class WebPages:
                 raise Refused("The page redirects to nowhere.")
             here = tidy_url(urljoin(urlunsplit(here), target))
         raise Refused(f"The page redirects more than {_REDIRECTS} times.")
+
+    def traffic(self) -> Traffic:
+        """Calls, attempts, faults and calls given up by this process."""
+        return self._guard.traffic()
 
     def close(self) -> None:
         """Close connections and reading processes."""

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from tools.faults import Fault, Guard, Limits, within
+from tools.faults import Fault, Guard, Limits, Traffic, within
 from tools.per_process import PerProcess
 from tools.retrievers import Hit
 
@@ -89,6 +89,10 @@ class WebRetriever:
             ToolUnavailable: blocked, out of time, or broken; ddgs cannot always tell which.
         """
         return self._guard.call(self._settings.backend, partial(self._attempt, query, k))
+
+    def traffic(self) -> Traffic:
+        """Calls, attempts, faults and calls given up by this process."""
+        return self._guard.traffic()
 
     def close(self) -> None:
         """Nothing is kept open."""
