@@ -3,6 +3,7 @@
     python -m tests.perf.search recall          gold passages found, on the corpus questions
     python -m tests.perf.search speed           queries per second against the libraries themselves
     python -m tests.perf.search overlap         64 episodes against a retriever that takes 200 ms
+    python -m tests.perf.search service         queries per second through the retrieval server
 
 `tests.perf.search_growth` measures build time, size, speed and memory by corpus size.
 The corpus is read from $APPO_DATA/corpus, ../shared/data by default.
@@ -19,9 +20,12 @@ import multiprocessing
 import os
 import re
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 from tools.dense import DenseRetriever
@@ -228,6 +232,46 @@ def overlap(given):
         service.join()
 
 
+def service(given):
+    queries = [row["question"] for name in SETS for row in questions(name)]
+    with tempfile.TemporaryDirectory() as folder:
+        build(read_passages(CORPUS / "passages.jsonl"), Path(folder) / "i")
+        command = [sys.executable, "-m", "tools.retrieval_server", f"{folder}/i", "--port", "0"]
+        server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        url = server.stdout.readline().strip()
+        try:
+            remote = RemoteRetriever(url)
+            per_second(remote.search, queries[:50])
+            print(f"one query a request, one client: {per_second(remote.search, queries):,.0f}/s")
+            remote.close()
+            with multiprocessing.get_context("spawn").Pool(given.clients) as pool:
+                pool.map(ask_service, [(url, queries[:20], 4)] * given.clients)
+                start = time.perf_counter()
+                pool.map(ask_service, [(url, queries, 4)] * given.clients)
+                rate = given.clients * len(queries) / (time.perf_counter() - start)
+            print(f"one query a request, {given.clients} clients of 4 threads: {rate:,.0f}/s")
+            many = queries[:1000]
+            body = json.dumps({"queries": many, "topk": 3, "return_scores": True}).encode()
+            start = time.perf_counter()
+            urllib.request.urlopen(urllib.request.Request(url, body)).read()
+            print(f"1,000 queries in a request: {len(many) / (time.perf_counter() - start):,.0f}/s")
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def ask_service(arguments):
+    url, queries, threads = arguments
+    remote = RemoteRetriever(url)
+    parts = [queries[n::threads] for n in range(threads)]
+    workers = [threading.Thread(target=per_second, args=(remote.search, part)) for part in parts]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    remote.close()
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -245,8 +289,10 @@ def main():
     command.add_argument("--calls", type=int, default=5)
     command.add_argument("--seconds", type=float, default=0.2)
     command.add_argument("--rounds", type=int, default=5)
+    commands.add_parser("service").add_argument("--clients", type=int, default=2)
     given = parser.parse_args()
-    {"recall": recall, "speed": speed, "overlap": overlap}[given.command](given)
+    run = {"recall": recall, "speed": speed, "overlap": overlap, "service": service}
+    run[given.command](given)
 
 
 if __name__ == "__main__":
