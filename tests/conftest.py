@@ -44,3 +44,16 @@ def python_env(sandboxed_python):
     if sandboxed_python is None:
         pytest.skip("no local sandbox on this machine")
     return ToolEnv("SyntheticQA", tools=("search", sandboxed_python))
+
+
+@pytest.fixture(scope="session")
+def taught(tmp_path_factory):
+    """Folder of a tiny model that writes well-formed turns most of the time."""
+    import torch
+
+    from tests.learner_fakes import teach
+
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("taught")
+    teach(folder)
+    return folder

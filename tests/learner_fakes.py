@@ -1,0 +1,130 @@
+"""Stand-ins for learners: a tiny policy that knows the tags, scripted and recording samplers."""
+
+import random
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import torch
+
+from benchmarks import Demonstration, Step
+from envs import ToolEnv
+from learners.models import load_model, save_model
+from learners.policy import Policy
+from learners.rollout import Rollouts
+from learners.sft import played
+from learners.tree import Completion, Row
+from tests.fakes import EchoTool, SayTool
+
+TAUGHT_TURNS = (
+    ("search", "Milo"),
+    ("search", "the founder"),
+    ("calculator", "2 + 3"),
+)
+
+
+def teach(folder, updates=30):
+    """Save a tiny model in a folder that writes well-formed turns most of the time, in seconds.
+
+    It has learned three tool calls and two answers by heart: rewards differ between rollouts, which
+    is all that tests of training need.
+    """
+    env = ToolEnv(
+        "SyntheticQA", split="train", tools=(SayTool("found", "search"), EchoTool("calculator"))
+    )
+    draw = random.Random(0)
+    demonstrations = []
+    for task in env.tasks[:32]:
+        calls = [Step("so", *turn) for turn in draw.sample(TAUGHT_TURNS, draw.choice((0, 1, 2)))]
+        answer = Step("so", "answer", draw.choice(("5", "Deep Gate")))
+        demonstrations.append(Demonstration(task, (*calls, answer)))
+    loaded = load_model("tiny")
+    policy = Policy(loaded, learning_rate=5e-3)
+    trajectories = played(Rollouts(env, None, loaded.tokenizer, 200), demonstrations)
+    for _ in range(updates):
+        batch = draw.sample(trajectories, 12)
+        rows = [Row(t, torch.zeros(len(t))) for t in batch]
+        masks = [torch.tensor(t.response_mask) for t in batch]
+        total = sum(int(mask.sum()) for mask in masks)
+        policy.update(rows, [mask / total for mask in masks], likelihood)
+    save_model(loaded, folder)
+
+
+def likelihood(logprobs, batch):
+    """Minus the weighted log-likelihood."""
+    return -(logprobs * batch.weights).sum()
+
+
+class Hidden(NamedTuple):
+    """What a model without a head returns."""
+
+    last_hidden_state: torch.Tensor
+
+
+class Parrot(torch.nn.Module):
+    """Says at every position what the script has there; keeps the shape of every forward pass."""
+
+    def __init__(self, script, vocabulary):
+        super().__init__()
+        self.base_model = self.recite
+        self.generation_config = SimpleNamespace(eos_token_id=None)
+        self.device = torch.device("cpu")
+        self.shapes = []
+        self._script = torch.tensor(script)
+        self._vocabulary = vocabulary
+
+    def recite(self, input_ids, attention_mask, position_ids, past_key_values, use_cache):
+        self.shapes.append(tuple(input_ids.shape))
+        coming = self._script[(position_ids + 1).clamp_max(len(self._script) - 1)]
+        return Hidden(torch.nn.functional.one_hot(coming, self._vocabulary).double() * 1000)
+
+    def get_output_embeddings(self):
+        return torch.nn.Identity()
+
+
+class RecordingSampler:
+    """Keeps what went to a sampler and what came back."""
+
+    def __init__(self, sampler):
+        self._sampler = sampler
+        self.exchanges = []
+
+    def submit(self, request):
+        self._sampler.submit(request)
+
+    def completed(self):
+        for request, completion in self._sampler.completed():
+            self.exchanges.append((request, completion))
+            yield request, completion
+
+    def sync(self):
+        self._sampler.sync()
+
+
+class ScriptedSampler:
+    """Says, for every path of a trajectory, the next of its turns of text; a turn may be ids."""
+
+    def __init__(self, tokenizer, turns):
+        self._tokenizer = tokenizer
+        self._turns = {path: list(said) for path, said in turns.items()}
+        self._waiting = []
+        self.syncs = 0
+
+    def submit(self, request):
+        self._waiting.append(request)
+
+    def completed(self):
+        for request in reversed(self._waiting):  # whoever came last ends first
+            said = self._turns[request.key.rsplit("/", 1)[-1]].pop(0)
+            yield request, self.completion(request, said)
+        self._waiting = []
+
+    def completion(self, request, said):
+        ids = said
+        if isinstance(said, str):
+            ids = self._tokenizer.encode(said, add_special_tokens=False)
+        stop = "tag" if len(ids) < request.max_tokens else "length"
+        ids = tuple(ids[: request.max_tokens])
+        return Completion(ids, (-0.5,) * len(ids), (0.25,) * len(ids), stop)
+
+    def sync(self):
+        self.syncs += 1

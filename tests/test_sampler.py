@@ -1,0 +1,275 @@
+"""The sampler: a request gives the same tokens whatever else goes on, and turns end at tags."""
+
+import math
+import random
+
+import pytest
+import torch
+
+from envs import EnvState
+from learners.loop import Run
+from learners.models import load_model
+from learners.policy import Policy
+from learners.rollout import Rollouts
+from learners.run_config import RunConfig
+from learners.sampler import Request, TransformersSampler, draw, uniform
+from learners.tree import BranchPoint, RolloutTree, Row, Turn
+from tests.fakes import toy_env, toy_load
+from tests.learner_fakes import Parrot, likelihood
+
+TAGS = ("</search>", "</python>", "</answer>")
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    torch.set_num_threads(1)
+    return load_model("tiny", dtype=torch.float64)
+
+
+def sampler_of(loaded, **options):
+    return TransformersSampler(loaded.model, loaded.tokenizer, TAGS, **options)
+
+
+def request(prefix, *, prefill=(), max_tokens=8, key="k", temperature=1.0):
+    return Request(tuple(prefix), tuple(prefill), max_tokens, key, len(prefix), temperature)
+
+
+def serve(sampler, *requests):
+    """Completions in the order of the requests."""
+    for one in requests:
+        sampler.submit(one)
+    found = {r.key: c for r, c in sampler.completed()}
+    return [found[r.key] for r in requests]
+
+
+def mixed_requests():
+    """Six, of different lengths; two share a prefix, two have a prefill, one may say little."""
+    ids = random.Random(0)
+    shared = [ids.randrange(260, 500) for _ in range(20)]
+    return [
+        request(shared, key="a"),
+        request([*shared, 300, 301], key="b", prefill=(302,)),
+        request([ids.randrange(260, 500) for _ in range(3)], key="c", max_tokens=2),
+        request([ids.randrange(260, 500) for _ in range(40)], key="d", temperature=0.5),
+        request([261], key="e", prefill=(270, 271), max_tokens=12),
+        request([ids.randrange(260, 500) for _ in range(9)], key="f", temperature=0.0),
+    ]
+
+
+def fresh_logits(loaded, ids):
+    """(T, V) by one pass that knows no cache."""
+    with torch.inference_mode():
+        return loaded.model(torch.tensor([ids]), use_cache=False).logits[0]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 64])
+@pytest.mark.parametrize("order", ["as given", "reversed"])
+def test_ids_are_the_same_whatever_the_batch(tiny, rows, order):
+    alone = [serve(sampler_of(tiny), one)[0] for one in mixed_requests()]
+    requests = mixed_requests() if order == "as given" else mixed_requests()[::-1]
+    together = serve(sampler_of(tiny, rows=rows), *requests)
+    if order == "reversed":
+        together.reverse()
+    assert [c.token_ids for c in together] == [c.token_ids for c in alone]
+    for one, other in zip(together, alone, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-12)
+        assert one.entropies == pytest.approx(other.entropies, abs=1e-12)
+
+
+def test_ids_are_the_same_with_and_without_kept_prefixes(tiny):
+    sampler = sampler_of(tiny)
+    cold = serve(sampler, *mixed_requests())
+    read = sampler.prefilled_tokens
+    warm = serve(sampler, *mixed_requests())
+    assert [c.token_ids for c in warm] == [c.token_ids for c in cold]
+    assert sampler.prefilled_tokens - read == 6  # the last token of each prefix: it predicts
+
+
+def logits_of(loaded, sampler, one):
+    """(tokens, V): what the sampler drew from, and its completion."""
+    seen = []
+    head = loaded.model.get_output_embeddings()
+    handle = head.register_forward_hook(lambda _module, _input, output: seen.append(output))
+    try:
+        (completion,) = serve(sampler, one)
+    finally:
+        handle.remove()
+    return torch.cat(seen), completion
+
+
+def test_logits_of_a_continued_row_equal_a_fresh_pass(tiny):
+    """A turn, an observation of three tokens, and the next turn; nothing known is read again."""
+    sampler = sampler_of(tiny)
+    prompt = (261, 300, 301, 302)
+    (first,) = serve(sampler, request(prompt, key="turn 1"))
+    observed = (*prompt, *first.token_ids, 310, 311, 312)
+    read = sampler.prefilled_tokens
+    logits, second = logits_of(tiny, sampler, request(observed, key="turn 2"))
+    assert sampler.prefilled_tokens - read == 4  # the turn's last token was drawn, never read
+    fresh = fresh_logits(tiny, [*observed, *second.token_ids])
+    expected = fresh[len(observed) - 1 : -1]
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-10)
+
+
+def test_a_branch_after_an_update_never_reads_a_stale_cache():
+    """The branch's logits equal a fresh pass by the moved weights, and not one by the old ones."""
+    loaded = load_model("tiny", dtype=torch.float64)
+    policy = Policy(loaded, learning_rate=1e-2)
+    sampler = sampler_of(loaded)
+    env = toy_env(split="train")
+    run = Run(RunConfig(), policy, Rollouts(env, sampler, loaded.tokenizer, 64))
+    prompt = (261, 300, 301, 302, 303)
+    (said,) = serve(sampler, request(prompt, max_tokens=10, key="root"))
+    tree = RolloutTree(toy_load("train")[0], prompt, EnvState("Toy", "1", "train", "a"))
+    root = tree.root()
+    root.turns = [Turn(tree.start, said, ())]
+    shared = (*prompt, *said.token_ids[:4])
+    old = fresh_logits(loaded, shared)[-1]
+    row = Row(root, torch.ones(len(root), dtype=torch.float64))
+    run.update([row], [torch.ones(len(root)) / len(root)], likelihood)
+    branch = tree.fork(BranchPoint(root, 4))
+    logits, _ = logits_of(
+        loaded, sampler, request(prompt, prefill=branch.prefill.token_ids, key="branch")
+    )
+    torch.testing.assert_close(logits[0], fresh_logits(loaded, shared)[-1], rtol=0, atol=1e-10)
+    assert (logits[0] - old).abs().max() > 0.01
+
+
+def test_temperature_zero_is_greedy(tiny):
+    prefix = [261, 300, 301]
+    (said,) = serve(sampler_of(tiny), request(prefix, max_tokens=5, temperature=0.0))
+    best = fresh_logits(tiny, [*prefix, *said.token_ids]).argmax(-1).tolist()
+    assert list(said.token_ids) == best[2:-1]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_and_entropies_are_the_policys_own(tiny, temperature):
+    prompt = (261, 300, 301, 302)
+    tree = RolloutTree(toy_load("train")[0], prompt, EnvState("Toy", "1", "train", "a"))
+    root = tree.root()
+    (said,) = serve(sampler_of(tiny), request(prompt, temperature=temperature))
+    root.turns = [Turn(tree.start, said, ())]
+    policy = Policy(tiny, learning_rate=0.0, temperature=temperature)
+    (stats,) = policy.token_stats([root])
+    assert stats.logprobs.tolist() == pytest.approx(said.logprobs, abs=1e-10)
+    assert stats.entropies.tolist() == pytest.approx(said.entropies, abs=1e-10)
+
+
+TURN = "<think> 🦊 is a fox </think><echo> 🦊</echo>"
+SCRIPT = TURN + " and more that nobody asked for </echo>"
+
+
+def turn_ids(tokenizer):
+    return tokenizer.encode(TURN, add_special_tokens=False)
+
+
+def parrot_sampler(loaded, text, tags=("</echo>",), **options):
+    """Says the text after a prompt of one token."""
+    script = [261, *loaded.tokenizer.encode(text, add_special_tokens=False)]
+    parrot = Parrot(script, len(loaded.tokenizer))
+    return parrot, TransformersSampler(parrot, loaded.tokenizer, tags, **options)
+
+
+def test_a_tag_is_found_across_prefill_and_output_wherever_the_turn_was_cut(tiny):
+    """Every token of a turn, inside the four bytes of the fox and inside the seven of the tag."""
+    ids = turn_ids(tiny.tokenizer)
+    assert len(ids) > 24
+    for cut in range(len(ids)):
+        _, sampler = parrot_sampler(tiny, SCRIPT)
+        (said,) = serve(sampler, request([261], prefill=ids[:cut], max_tokens=60))
+        assert (list(said.token_ids), said.stop) == (ids[cut:], "tag"), f"cut at {cut}"
+        assert tiny.tokenizer.decode([*ids[:cut], *said.token_ids]) == TURN
+
+
+def test_a_turn_ends_at_the_first_token_that_completes_any_tag(tiny):
+    _, sampler = parrot_sampler(tiny, "<search> a</search><answer> b</answer>", TAGS)
+    (said,) = serve(sampler, request([261], max_tokens=60))
+    assert tiny.tokenizer.decode(said.token_ids) == "<search> a</search>"
+
+
+def test_a_tag_in_an_earlier_turn_does_not_end_this_one(tiny):
+    """The prefix holds a closing tag; only the open turn counts."""
+    earlier = tiny.tokenizer.encode("<echo> 1</echo>", add_special_tokens=False)
+    script = [261, *earlier, *tiny.tokenizer.encode("<echo> 2</echo>", add_special_tokens=False)]
+    sampler = TransformersSampler(Parrot(script, len(tiny.tokenizer)), tiny.tokenizer, ("</echo>",))
+    (said,) = serve(sampler, request([261, *earlier], max_tokens=60))
+    assert tiny.tokenizer.decode(said.token_ids) == "<echo> 2</echo>"
+
+
+def test_an_end_token_ends_the_turn(tiny):
+    end = tiny.tokenizer.eos_token
+    _, sampler = parrot_sampler(tiny, f"<think> done{end} and on")
+    (said,) = serve(sampler, request([261], max_tokens=60))
+    assert said.stop == "eos"
+    assert said.token_ids[-1] == tiny.tokenizer.eos_token_id
+
+
+def test_finished_rows_leave_the_batch(tiny):
+    """Rows that may say 1, 2 and 4 tokens: three rows read the prompt, then two, one, one."""
+    parrot, sampler = parrot_sampler(tiny, SCRIPT)
+    serve(sampler, *(request([261], max_tokens=n, key=str(n)) for n in (4, 1, 2)))
+    assert parrot.shapes == [(3, 1), (2, 1), (1, 1), (1, 1)]
+
+
+def test_waiting_rows_join_as_soon_as_a_row_is_free(tiny):
+    """At most two rows; the third reads its three tokens when the first has ended."""
+    parrot, sampler = parrot_sampler(tiny, SCRIPT, rows=2)
+    ids = turn_ids(tiny.tokenizer)[:2]
+    one, two, three = (request([261], max_tokens=n, key=str(n)) for n in (1, 3, 2))
+    serve(sampler, one, two, three._replace(prefill_ids=tuple(ids)))
+    assert parrot.shapes == [(2, 1), (1, 1), (1, 3), (2, 1)]
+
+
+def test_every_request_has_its_own_limit(tiny):
+    _, sampler = parrot_sampler(tiny, SCRIPT)
+    said = serve(sampler, *(request([261], max_tokens=n, key=str(n)) for n in (5, 1, 200)))
+    assert [(len(c.token_ids), c.stop) for c in said] == [
+        (5, "length"),
+        (1, "length"),
+        (len(turn_ids(tiny.tokenizer)), "tag"),
+    ]
+
+
+@pytest.mark.parametrize(("prefix", "room"), [((), 4), ((261,), 0), ((261,), -3)])
+def test_a_request_that_cannot_be_served_is_refused_at_once(tiny, prefix, room):
+    with pytest.raises(ValueError, match=f"{len(prefix)} prefix tokens and max_tokens={room}$"):
+        sampler_of(tiny).submit(request(prefix, max_tokens=room))
+
+
+def test_uniform_numbers_are_uniform():
+    """20,000 draws over 20 bins: chi-square exceeds 64.4 once in a million with 19 degrees."""
+    counts = [0] * 20
+    for key in range(100):
+        for position in range(200):
+            counts[int(uniform(f"0/1/task/{key}", position) * 20)] += 1
+    assert sum((count - 1000) ** 2 / 1000 for count in counts) < 64.4
+
+
+def test_uniform_numbers_are_decided_by_key_and_position():
+    assert uniform("0/0/a/0", 3) == 0.3419950967246229
+    draws = {uniform(key, at) for key in ("0/0/a/0", "1/0/a/0", "0/0/a/0/3/0") for at in range(9)}
+    assert len(draws) == 27
+    assert all(0 <= number < 1 for number in draws)
+
+
+def test_a_draw_inverts_the_distribution_by_hand():
+    """Probabilities 0.2, 0.3, 0.5; a draw on a boundary takes the token above it."""
+    logits = torch.tensor([[0.2, 0.3, 0.5]] * 5, dtype=torch.float64).log()
+    drawn = draw(logits, [0.0, 0.19, 0.21, 0.51, 1 - 2**-53], [1.0] * 5)
+    assert drawn.token_ids == [0, 0, 1, 2, 2]
+    assert drawn.logprobs[2] == pytest.approx(math.log(0.3))
+    entropy = -(0.2 * math.log(0.2) + 0.3 * math.log(0.3) + 0.5 * math.log(0.5))
+    assert drawn.entropies == pytest.approx([entropy] * 5)
+
+
+def test_a_token_of_no_probability_is_never_drawn():
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf]])
+    assert draw(logits, [0.0], [1.0]) == ([1], [0.0], [0.0])
+
+
+def test_temperature_flattens_what_is_drawn_from():
+    """Odds of 1 to 9 become odds of 1 to 3 at temperature 2."""
+    logits = torch.tensor([[0.1, 0.9]], dtype=torch.float64).log()
+    assert draw(logits, [0.24], [2.0]).token_ids == [0]
+    assert draw(logits, [0.24], [1.0]).token_ids == [1]
+    assert draw(logits, [0.24], [2.0]).logprobs == pytest.approx([math.log(0.25)])
