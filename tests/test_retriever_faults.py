@@ -113,6 +113,16 @@ def test_a_connection_is_used_again_and_a_fork_opens_its_own():
         retriever.close()
 
 
+def test_a_connection_that_was_hung_up_meanwhile_is_no_fault():
+    with MisbehavingServer("good gzip", "ok") as server:
+        retriever = RemoteRetriever(server.url, CALM)
+        assert retriever.search("volcano", 3) == ETNA
+        time.sleep(0.1)
+        assert retriever.search("volcano", 3) == ETNA
+        assert retriever.traffic() == (2, 2, 0, 0)
+        retriever.close()
+
+
 def test_faults_are_never_recorded_and_answers_are(tmp_path):
     with MisbehavingServer("error 500", "error 500", "ok") as server:
         retriever = RemoteRetriever(server.url, CALM)

@@ -17,7 +17,7 @@ from tools.retrieval_server import application, listen
 from tools.retrievers import MemoryRetriever
 from tools.tool import ToolUnavailable
 
-for package in ("tantivy", "starlette", "uvicorn", "httpx"):
+for package in ("tantivy", "starlette", "uvicorn"):
     pytest.importorskip(package, reason=f"the package {package} is not installed")
 
 ROOT = Path(__file__).parent.parent

@@ -3,7 +3,7 @@
 import time
 import zlib
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -157,30 +157,47 @@ def _read(client: "httpx.Client", request: "httpx.Request", max_bytes: int, end:
     response = client.send(request, stream=True, follow_redirects=False)
     try:
         headers = {name.lower(): value for name, value in response.headers.items()}
-        body, whole = bytearray(), True
-        for piece in _decoded(response, headers.get("content-encoding", ""), max_bytes):
-            body += piece
-            whole = len(body) <= max_bytes
-            if not whole:
-                break
-            if time.monotonic() > end:
-                raise Fault("the response drips too slowly")
-        return Reply(response.status_code, headers, bytes(body[:max_bytes]), whole)
+        body, whole = collected(response.iter_raw(), headers, max_bytes, end)
+        return Reply(response.status_code, headers, body, whole)
     finally:
         response.close()
 
 
-def _decoded(response: "httpx.Response", encoding: str, max_bytes: int) -> Iterator[bytes]:
+def collected(
+    pieces: Iterable[bytes], headers: Mapping[str, str], max_bytes: int, end: float
+) -> tuple[bytes, bool]:
+    """The body that comes in pieces, unpacked, and whether it is whole.
+
+    Args:
+        pieces: as they come from the network.
+        headers: names in lower case.
+        max_bytes: after which the rest is not read.
+        end: by `time.monotonic`.
+
+    Raises:
+        Fault: damaged, of an unknown encoding, or too slow.
+    """
+    body = bytearray()
+    for piece in _decoded(pieces, headers.get("content-encoding", ""), max_bytes):
+        body += piece
+        if len(body) > max_bytes:
+            return bytes(body[:max_bytes]), False
+        if time.monotonic() > end:
+            raise Fault("the response drips too slowly")
+    return bytes(body), True
+
+
+def _decoded(pieces: Iterable[bytes], encoding: str, max_bytes: int) -> Iterator[bytes]:
     """The body in pieces of bounded size, however well it was packed."""
     encoding = encoding.strip().lower()
     if encoding in ("", "identity"):
-        yield from response.iter_raw()
+        yield from pieces
         return
     if encoding not in ("gzip", "x-gzip"):
         raise Fault(f"unknown content encoding {encoding[:40]!r}", retry=False)
     unpack = zlib.decompressobj(wbits=31)
     try:
-        for packed in response.iter_raw():
+        for packed in pieces:
             yield unpack.decompress(packed, max_bytes + 1)
             while unpack.unconsumed_tail:
                 yield unpack.decompress(unpack.unconsumed_tail, max_bytes + 1)

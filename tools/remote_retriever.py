@@ -8,8 +8,9 @@ from functools import partial
 from urllib.parse import urlsplit
 
 from tools.faults import Fault, Guard, Limits, Traffic
-from tools.http_client import HttpClient, Reply, failure
+from tools.http_client import Reply, failure
 from tools.retrievers import Hit
+from tools.service_client import ServiceClient
 
 REMOTE_LIMITS = Limits()
 """A service of our own: not paced, 64 calls in flight."""
@@ -29,16 +30,13 @@ class RemoteRetriever:
             max_bytes: of one response; a longer one is a fault.
             seed: draws the pauses between attempts.
         """
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{url!r} is no http or https address of a retrieval service")
-        self._url = url if parts.path.strip("/") else url.rstrip("/") + "/retrieve"
-        self._host, self._max_bytes = parts.netloc.rpartition("@")[2], max_bytes
-        self._guard, self._client = Guard(limits, seed), HttpClient()
+        service = url if urlsplit(url).path.strip("/") else url.rstrip("/") + "/retrieve"
+        self._client, self._max_bytes = ServiceClient(service), max_bytes
+        self._guard = Guard(limits, seed)
 
     def search(self, query: str, k: int) -> list[Hit]:
         """At most `k` hits, as the service ranks them."""
-        return self._guard.call(self._host, partial(self._ask, query, k))
+        return self._guard.call(self._client.host, partial(self._ask, query, k))
 
     def traffic(self) -> Traffic:
         """Calls, attempts, faults and calls given up by this process."""
@@ -51,14 +49,9 @@ class RemoteRetriever:
     def _ask(self, query: str, k: int, seconds: float) -> list[Hit]:
         # Search-R1 fails without return_scores, so it is always sent.
         wanted = {"queries": [query], "topk": k, "return_scores": True}
-        reply = self._client.send(
-            "POST",
-            self._url,
-            seconds=seconds,
-            max_bytes=self._max_bytes,
-            headers={"Content-Type": "application/json", "Accept": "application/json"},
-            content=json.dumps(wanted).encode(),
-        )
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        content = json.dumps(wanted).encode()
+        reply = self._client.post(content, headers, seconds, self._max_bytes)
         fault = failure(reply)
         if fault is not None:
             raise fault
