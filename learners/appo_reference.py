@@ -1,0 +1,247 @@
+"""APPO as its published code runs it (AMAP-ML/APPO, commit b04e7e9); `--profile reference`.
+
+What differs from the paper's equations, which `appo.py` has:
+
+- Branches are made once per step, before any update. Omega therefore compares the policy's own pass
+  with what the sampler reported, two computations of the same weights, and not a moved policy.
+- The best tokens of all of a prompt's rollouts are taken together, and the chosen token is kept.
+- A branch's standardised reward is credited to its source up to the token it left after.
+- The future-aware factor is computed from the policy in training, inside the loss.
+
+Every formula is in `appo_reference_formulas.py`. M, N, temperature and lengths are the run's; the
+code has M = 16, N = 8 (12 and 6 for its 14B model). What the code gets wrong is right here:
+log-probabilities stay with their tokens after a tool's result, calls are counted in the response
+only, nothing is padded before the update. A chosen token that ends a turn could only give a branch
+that skips the tool's result or equals its source; the next candidate takes its place. The code's KL
+term (k3, coefficient 0.001) is left out: the loop holds no reference model.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from learners.appo_reference_formulas import (
+    Aggregation,
+    branching_scores,
+    dual_group_advantages,
+    future_surrogate,
+    reward_profile,
+    row_mean_of_means,
+    row_mean_of_sums,
+    select,
+    sum_over_length,
+    token_mean,
+)
+from learners.tree import BranchPoint, RolloutTree, Row, Trajectory
+
+if TYPE_CHECKING:
+    from benchmarks import Task
+    from learners.appo import Config
+    from learners.batch import Batch
+    from learners.loop import Run
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the code's launchers set beside M and N; those for 7B reasoning unless said."""
+
+    score_discount: float = 1.0
+    """gamma of Omega in the branching score. [algorithm.gamma; the launchers leave it]"""
+    score_clip: float = 0.2
+    """Omega is kept in [1 - e, 1 + e] there. [policy_loss.future_kl_clip_ratio]"""
+    reward_discount: float = 0.9
+    """Of the factor M that branches multiply token rewards by. [algorithm.reward_scale_discount]"""
+    clip: tuple[float, float] = (0.2, 0.28)
+    """PPO's clip, below and above. [actor.clip_ratio_low, clip_ratio_high]"""
+    dual_clip: float = 3.0
+    """c: bounds the loss where A < 0; tokens of a larger ratio add nothing to f. [clip_ratio_c]"""
+    future_discount: float = 2 ** (-1 / 64)
+    """Of f, per token. [policy_loss.decay_rate 64; the YAML's default is 128]"""
+    future_bounds: tuple[float, float] = (1.0, 1.2)
+    """f is kept in this range. [future_kl_clip_ratio 0.2 with future_kl_clip_high_only]"""
+    future_weight: float = 1.0
+    """b of A (1 + b f). [policy_loss.future_kl_weight; the paper: 0.5]"""
+    safety_ratio: float = 6.0
+    """Above it f of a token with A < 0 is at most 1. [policy_loss.safety_thresh; YAML: 4]"""
+    aggregation: Literal["token-mean", "row-sum", "row-mean", "sum-over-length"] = "token-mean"
+    """Of a micro-batch's token losses. [actor.loss_agg_mode]"""
+
+
+PUBLISHED = Settings()
+
+
+def iteration(
+    tasks: "list[Task]", run: "Run", config: "Config", settings: Settings = PUBLISHED
+) -> None:
+    """One training step: roll out, branch, credit, update."""
+    trees = run.new_trees(tasks, roots=config.initial_rollouts)
+    run.rollout(trees)
+    usable = _usable(trees)
+    run.remember_old_logprobs([root for tree in usable for root in tree.roots])
+    budget = config.rollouts - config.initial_rollouts
+    for tree in usable:
+        points = branch_request(tree, budget, run.rollouts.tokenizer.decode, settings)
+        run.note("branch/score", [point.score for point in points])
+        run.count("branch/from_prompt", sum(point.position == 0 for point in points))
+        for point in points:
+            tree.fork(point)
+    run.rollout(usable)
+    best = largest_score(_usable(trees))
+    for batch in run.minibatches(trees):
+        rows = [row for tree in batch for row in credit(tree, best, settings)]
+        # Branches count as rows of the mini-batch, though they carry no loss.
+        loss = partial(
+            policy_loss,
+            settings=settings,
+            trained=len(rows) / (len(batch) * config.rollouts),
+            length=config.max_response_tokens,
+            note=run.note,
+        )
+        run.update(rows, [torch.ones(len(row.trajectory)) for row in rows], loss)
+
+
+def branch_request(
+    tree: RolloutTree, budget: int, decode: Callable[[list[int]], str], settings: Settings
+) -> list[BranchPoint]:
+    """Where a prompt's branches leave its roots, best first; always `budget` points.
+
+    Args:
+        tree: with finished roots that remember their old log-probabilities.
+        budget: M - N.
+        decode: one token's text; blank tokens are no candidates.
+        settings: discount and clip of the score.
+    """
+    roots = tree.roots
+    mask = pad_sequence([torch.tensor(root.response_mask) for root in roots], batch_first=True)
+    log_ratio = _padded([_log_ratio(root) for root in roots])
+    entropies = _padded([torch.tensor(root.sampler_entropies) for root in roots])
+    scores = branching_scores(
+        log_ratio, entropies, mask, settings.score_discount, settings.score_clip
+    )
+    picks = select(scores, _inner(mask) & _worded(roots, decode, mask), budget)
+    if not picks:  # every answer is one token: start anew, and credit no token with it
+        return [BranchPoint(roots[i % len(roots)], 0) for i in range(budget)]
+    return [BranchPoint(roots[pick.row], pick.token + 1, pick.score) for pick in picks]
+
+
+def largest_score(trees: Sequence[RolloutTree]) -> float:
+    """The largest branching score of the step; 0 without branches."""
+    return max((b.parent.score for tree in trees for b in tree.branches if b.parent), default=0.0)
+
+
+def credit(tree: RolloutTree, best: float, settings: Settings) -> list[Row]:
+    """A row for every root; branches are not trained on.
+
+    The reward sits on the last token, and no branch leaves after that one, so that the factor M
+    changes no outcome; it would change rewards given along the way.
+
+    Args:
+        tree: with finished trajectories.
+        best: `largest_score` of the step.
+        settings: discount of the factor M.
+    """
+    roots, branches = tree.roots, tree.branches
+    mask = pad_sequence([torch.ones(len(r), dtype=torch.bool) for r in roots], batch_first=True)
+    parents = [b.parent for b in branches if b.parent is not None]
+    rewards = torch.zeros(mask.shape, dtype=torch.float64)  # (N, L)
+    for index, root in enumerate(roots):
+        rewards[index, len(root) - 1] = root.reward
+        profiles = [
+            reward_profile(p.position - 1, p.score, best, mask.shape[1], settings.reward_discount)
+            for p in parents
+            if p.trajectory is root and p.position > 0
+        ]
+        if profiles:
+            rewards[index] *= torch.stack(profiles).mean(0)
+    advantages = dual_group_advantages(
+        rewards.sum(-1),
+        torch.tensor([b.reward for b in branches], dtype=torch.float64),
+        torch.tensor([roots.index(p.trajectory) for p in parents], dtype=torch.long),
+        torch.tensor([p.position - 1 for p in parents], dtype=torch.long),
+        mask,
+    ).float()
+    return [Row(root, row[: len(root)]) for root, row in zip(roots, advantages, strict=True)]
+
+
+def policy_loss(
+    logprobs: Tensor,
+    batch: "Batch",
+    *,
+    settings: Settings,
+    trained: float,
+    length: int,
+    note: Callable[[str, list[float]], None],
+) -> Tensor:
+    """The micro-batch's aggregated loss, times its share of the mini-batch's rows.
+
+    Args:
+        logprobs: (B, T).
+        batch: its weights are not used; the code averages within each micro-batch.
+        settings: of the loss.
+        trained: roots over all trajectories of the mini-batch.
+        length: most response tokens.
+        note: takes metrics.
+    """
+    surrogate, kept = future_surrogate(
+        logprobs,
+        batch.old_logprobs,
+        batch.advantages,
+        batch.response_mask,
+        clip=settings.clip,
+        dual_clip=settings.dual_clip,
+        discount=settings.future_discount,
+        bounds=settings.future_bounds,
+        weight=settings.future_weight,
+        safety_ratio=settings.safety_ratio,
+    )
+    note("loss/clip_fraction", surrogate.upper[batch.response_mask].float().tolist())
+    note("loss/dual_clip_fraction", surrogate.lower[batch.response_mask].float().tolist())
+    note("loss/dropped_rows", (batch.response_mask.any(-1) & ~kept.any(-1)).float().tolist())
+    loss = _aggregation(settings, length)(surrogate.losses, kept)
+    return loss * batch.share * trained
+
+
+def _aggregation(settings: Settings, length: int) -> Aggregation:
+    modes: dict[str, Aggregation] = {
+        "token-mean": token_mean,
+        "row-sum": row_mean_of_sums,
+        "row-mean": row_mean_of_means,
+        "sum-over-length": partial(sum_over_length, length=length),
+    }
+    return modes[settings.aggregation]
+
+
+def _usable(trees: Sequence[RolloutTree]) -> list[RolloutTree]:
+    return [tree for tree in trees if tree.unavailable is None]
+
+
+def _log_ratio(root: Trajectory) -> Tensor:
+    assert root.old_logprobs is not None, "remember_old_logprobs before scoring"
+    return root.old_logprobs.cpu() - torch.tensor(root.sampler_logprobs)
+
+
+def _padded(rows: Sequence[Tensor]) -> Tensor:
+    """(B, L), 0 where a row is shorter."""
+    return pad_sequence([row.float() for row in rows], batch_first=True)
+
+
+def _inner(mask: Tensor) -> Tensor:
+    """(B, L) True where the next token is sampled too: the token does not end its turn."""
+    following = torch.zeros_like(mask)
+    following[:, :-1] = mask[:, 1:]
+    return following
+
+
+def _worded(
+    roots: Sequence[Trajectory], decode: Callable[[list[int]], str], mask: Tensor
+) -> Tensor:
+    """(B, L) True where the token's text is not blank."""
+    known = {token for root in roots for token in root.response_ids}
+    worded = {token for token in known if decode([token]).strip()}
+    flags = [torch.tensor([token in worded for token in root.response_ids]) for root in roots]
+    return pad_sequence(flags, batch_first=True) & mask
