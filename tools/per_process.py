@@ -32,7 +32,7 @@ class PerProcess(Generic[R]):
             return self._resources[pid]
 
     def pop(self) -> R | None:
-        """Forget the resource of this process and hand it to the caller to close; None: not open."""
+        """Forget this process's resource and hand it over to be closed; None: it was not open."""
         return self._resources.pop(os.getpid(), None)
 
     def __reduce__(self) -> tuple[type["PerProcess[R]"], tuple[Callable[[], R]]]:
