@@ -3,6 +3,7 @@
 Any image that has python3 (3.9 or later) serves: everything of ours is sent as source.
 """
 
+import contextlib
 import os
 import socket
 import struct
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tools.sandbox import DockerOptions, Limits
 from tools.sandbox_boot import WARM, boot_code, boot_message, environment
-from tools.sandbox_stream import HubSandbox
+from tools.sandbox_stream import HubSandbox, readable
 from tools.tool import ToolUnavailable
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class DockerTransport:
     def send(self, data: bytes) -> None:
         self._socket.sendall(data)
 
-    def receive(self) -> bytes:
+    def receive(self, seconds: float) -> bytes | None:
         """Standard output of the hub; its standard error is kept for `kill` to tell."""
         while True:
             while len(self._frames) >= 8:
@@ -56,6 +57,8 @@ class DockerTransport:
                 if kind == 1 and body:
                     return body
                 self._errors = (self._errors + body)[-2000:]
+            if not readable(self._socket, seconds):
+                return None
             data = self._socket.recv(1 << 20)
             if not data:
                 return b""
@@ -78,6 +81,8 @@ class DockerTransport:
                     self._ended += f"; the container could not be removed: {error}"
             except OSError as error:
                 self._ended += f"; the engine could not be reached: {error}"
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
             self._stream.close()
             self._socket.close()
             self._client.close()

@@ -18,7 +18,7 @@ import threading
 
 from tools.sandbox import Limits
 from tools.sandbox_boot import WARM, boot_code, boot_message, environment
-from tools.sandbox_stream import HubSandbox
+from tools.sandbox_stream import HubSandbox, readable
 from tools.tool import ToolUnavailable
 
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
@@ -50,7 +50,9 @@ class LocalTransport:
     def send(self, data: bytes) -> None:
         self._socket.sendall(data)
 
-    def receive(self) -> bytes:
+    def receive(self, seconds: float) -> bytes | None:
+        if not readable(self._socket, seconds):
+            return None
         return self._socket.recv(1 << 20)
 
     def kill(self) -> str:
@@ -84,10 +86,11 @@ def end_group(leader: int) -> None:
         os.killpg(leader, signal.SIGKILL)
 
 
-def readable() -> list[str]:
+def readable_paths() -> list[str]:
     """What cells may read here: the interpreter, its packages, system libraries; nothing else."""
     wanted = ["/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/localtime"]
-    wanted += ["/proc/cpuinfo", "/proc/meminfo"]
+    # The C library asks there whether it may have huge pages, which make forks cheaper.
+    wanted += ["/proc/cpuinfo", "/proc/meminfo", "/sys/kernel/mm/transparent_hugepage"]
     for prefix in (sys.prefix, sys.base_prefix):
         wanted += [os.path.join(prefix, part) for part in ("bin", "lib", "lib64", "pyvenv.cfg")]
     wanted += [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
@@ -130,7 +133,7 @@ def open_local(limits: Limits) -> HubSandbox:
     }
     state = {
         "folder": folder,
-        "roots": readable(),
+        "roots": readable_paths(),
         "devices": [path for path in DEVICES if os.path.exists(path)],
         "warm": list(WARM),
     }

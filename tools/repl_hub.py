@@ -140,6 +140,8 @@ class Hub:
         message = {"op": "fork", "folder": folder.path}
         try:
             self._send(parent, message, (link.theirs.detach(), output.writer))
+            if steps:
+                self._send(live, steps[0])
         except Broken:
             self._ended(parent)
 
@@ -177,8 +179,10 @@ class Hub:
         job, operation = live.job, message.get("op")
         if job is None:
             raise Broken("out of turn")
-        if live.link.sender != live.pid:
+        if not live.pid:
             live.identify(live.link.sender)
+        if live.link.sender != live.pid:
+            raise Broken("somebody else")
         if operation == "done" and job.current is not None:
             if job.output_open:
                 job.output.read()
@@ -195,7 +199,9 @@ class Hub:
         following = job.advance()
         if following is not None:
             job.start(live.pid)
-            self._send(live, following)
+            # The first step has been there since before the state was born.
+            if operation != "born":
+                self._send(live, following)
         else:
             self._finish(live, None)
 
@@ -264,6 +270,7 @@ class Hub:
         if live.link.fileno() < 0:
             return
         self.states.pop(live.handle, None)
+        self.patrol.killed(live.pid)
         with contextlib.suppress(KeyError, ValueError):
             self.selector.unregister(live.link)
         live.kill()

@@ -51,6 +51,16 @@ def landlock_abi() -> int:
     return max(0, int(LIBC.syscall(SYS_LANDLOCK_CREATE, None, 0, 1)))
 
 
+def outermost(paths: list[str]) -> list[str]:
+    """Those that exist, links followed, without any that lie in another."""
+    real = sorted({os.path.realpath(path) for path in paths if os.path.exists(path)})
+    found: list[str] = []
+    for path in real:
+        if not found or not path.startswith(found[-1].rstrip("/") + "/"):
+            found.append(path)
+    return found
+
+
 class Walls:
     """The Landlock layer that each state adds: reads `roots`, writes one folder, signals down."""
 
@@ -60,7 +70,7 @@ class Walls:
         self.rights |= (REFER if abi >= 2 else 0) | (TRUNCATE if abi >= 3 else 0)
         self.rights |= IOCTL_DEV if abi >= 5 else 0
         self.rules: list[tuple[int, int]] = []
-        for path in filter(os.path.exists, roots if abi else []):
+        for path in outermost(roots if abi else []):
             fd = os.open(path, os.O_PATH)
             self.rules.append((fd, READ if os.path.isdir(path) else EXECUTE | READ_FILE))
         for path in filter(os.path.exists, devices if abi else []):
@@ -87,6 +97,21 @@ class Walls:
         finally:
             os.close(own)
             os.close(ruleset)
+
+
+_FORK = ctypes.PyDLL(None, use_errno=True).fork
+
+
+def fork() -> int:
+    """The C library's fork: without what Python does around it, which costs as much again.
+
+    For a process with a single thread only: Python's own state needs no repair then, and
+    `random` is not seeded anew.
+    """
+    pid = int(_FORK())
+    if pid < 0:
+        raise OSError(ctypes.get_errno(), "fork refused")
+    return pid
 
 
 def adopt_orphans(yes: bool) -> None:

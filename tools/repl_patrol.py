@@ -32,12 +32,14 @@ class Patrol:
         self.strays = 0
         self.chasing_since = 0.0
         self.queue: list[Live] = []
+        self.dying: dict[int, float] = {}
         self.own_disk = own_disk
         self.look_at_disk = 0.0
 
     def look(self, now: float, states: States, running: States) -> list[Live]:
         """One round; the states to forget: evicted ones are `calm`."""
         self.sweep(states, running)
+        self.dying = {pid: until for pid, until in self.dying.items() if until > now}
         guilty = self._inspect(now, states, running)
         return guilty + self._too_many(states)
 
@@ -48,7 +50,7 @@ class Patrol:
         count = len(self.queue) // 10 + 1
         batch, self.queue = self.queue[:count], self.queue[count:]
         waiting = {live.parent.handle for live in running.values() if live.parent and not live.pid}
-        known = _pids(states) | _pids(running)
+        known = _pids(states) | _pids(running) | self.dying.keys()
         guilty = []
         for live in batch:
             if live.handle not in states:
@@ -91,6 +93,10 @@ class Patrol:
         self.look_at_disk = time.monotonic() + 0.5
         about = os.statvfs(self.own_disk)
         return about.f_bavail * 5 < about.f_blocks or about.f_favail * 5 < about.f_files
+
+    def killed(self, pid: int) -> None:
+        """A process that takes a moment to die is no stranger meanwhile."""
+        self.dying[pid] = time.monotonic() + 10
 
     def sweep(self, states: States, running: States) -> None:
         """Kill and reap what came to the hub and is no state; Ended if it cannot be caught."""

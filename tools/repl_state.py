@@ -68,6 +68,8 @@ class State:
         self.walls = kernel.Walls(settings["roots"], settings["devices"], kernel.landlock_abi())
         self.open_files: list[int] = []
         self.missing = 0
+        self.has_files = False
+        self.alone = True
         files = settings["open_files"]
         self.cell_files, self.own_files = (files, files + 32), (files + 32, files + 32)
 
@@ -92,7 +94,7 @@ class State:
         """Become two: the parent stays as it is, the child takes the channel that came."""
         numbers = random.getstate()
         try:
-            parent = os.fork() != 0
+            parent = (kernel.fork() if self.alone else os.fork()) != 0
         except OSError:
             # No room for a process just now: the hub sees the channel closed, this state lives on.
             parent = True
@@ -100,7 +102,9 @@ class State:
             for fd in fds:
                 os.close(fd)
             return
-        random.setstate(numbers)
+        if not self.alone:
+            random.setstate(numbers)
+        self.alone = True
         self.channel.socket.close()
         self.channel = Channel(fds[0])
         os.dup2(fds[1], 1)
@@ -113,7 +117,7 @@ class State:
         """Give this state its own copy of the work folder, and walls around it."""
         old, self.folder = self.folder, folder
         os.mkdir(folder)
-        self.missing = copy_folder(old, folder)
+        self.missing = copy_folder(old, folder) if self.has_files else 0
         reopen(self.open_files, old, folder)
         os.chdir(folder)
         for name in ("HOME", "TMPDIR"):
@@ -124,13 +128,22 @@ class State:
         """Seed every generator and lay out the task's files."""
         seed = message["seed"]
         random.seed(seed)
-        numpy = sys.modules.get("numpy")
-        if numpy is not None:
-            numpy.random.seed(seed % 2**32)
+        numpy_random = sys.modules.get("numpy.random")
+        if numpy_random is not None:
+            numpy_random.seed(seed % 2**32)
         for name, content in message["files"]:
             with open(name, "wb") as file:
                 file.write(base64.b64decode(content))
         self.channel.send({"op": "done", "status": "ok"})
+        self._look_around()
+
+    def _look_around(self) -> None:
+        """What a child will have to be given; found out while nobody waits."""
+        self.open_files = regular_files(self.own_files[1])
+        try:
+            self.has_files = bool(os.listdir(self.folder))
+        except OSError:
+            self.has_files = True
 
     def _execute(self, message: Message) -> None:
         kernel.adopt_orphans(True)
@@ -142,7 +155,8 @@ class State:
         threads = self._settle()
         kernel.adopt_orphans(False)
         self.channel.send({"op": "done", "status": status, "threads": threads})
-        self.open_files = regular_files(self.own_files[1])
+        self.alone = not threads
+        self._look_around()
 
     def _settle(self) -> bool:
         """Leave no process running, no timer set; whether threads beside the main one are left."""

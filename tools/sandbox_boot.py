@@ -77,6 +77,7 @@ WARM = [
     "shutil",
     "subprocess",
     "numpy",
+    "numpy.random",
     "sympy",
 ]
 """Modules that the first process imports if they are there, so that no cell waits for them."""

@@ -1,8 +1,11 @@
 """A sandbox behind a byte stream: requests and answers in any order, as JSON."""
 
 import json
+import select
+import socket
 import struct
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -15,13 +18,20 @@ class Transport(Protocol):
     name: str
 
     def send(self, data: bytes) -> None: ...
-    def receive(self) -> bytes:
-        """The next bytes; empty at the end."""
+    def receive(self, seconds: float) -> bytes | None:
+        """The next bytes; empty at the end, None if none came in time."""
         ...
 
     def kill(self) -> str:
         """End every process behind the stream, however it fares; what it last complained of."""
         ...
+
+
+def readable(stream: socket.socket, seconds: float) -> bool:
+    """Whether something can be read within `seconds`."""
+    poller = select.poll()
+    poller.register(stream, select.POLLIN)
+    return bool(poller.poll(seconds * 1e3))
 
 
 class HubSandbox:
@@ -33,14 +43,13 @@ class HubSandbox:
         self.ready: dict[str, object] = {}
         self._transport = transport
         self._lock = threading.Lock()
-        self._waiting: dict[int, list[object]] = {}
-        self._wakers: dict[int, threading.Event] = {}
+        self._answers: dict[int, Mapping[str, object]] = {}
+        self._wakers: dict[int, threading.Event] = {0: threading.Event()}
+        self._reading = False
+        self._inbox = bytearray()
         self._next = 1
         self._lost: str | None = None
-        self._wakers[0] = threading.Event()
         self._post(boot)
-        self._reader = threading.Thread(target=self._read, daemon=True, name="sandbox-reader")
-        self._reader.start()
         started = self._wait(0, 60.0)
         self.pid = int(str(started["pid"]))
         self.ready = dict(started)
@@ -63,8 +72,7 @@ class HubSandbox:
         with self._lock:
             self._lost = self._lost or "closed"
         self._transport.kill()
-        if threading.current_thread() is not self._reader:
-            self._reader.join(10)
+        self._wake_all()
 
     def _cells(self, message: dict[str, object], count: int) -> Reply:
         answer = self._ask(message, self.limits.answer + self.limits.wall * count)
@@ -98,51 +106,78 @@ class HubSandbox:
                 raise SandboxLost(f"writing to the {self.name} sandbox: {error}") from None
 
     def _wait(self, number: int, seconds: float) -> Mapping[str, object]:
-        answered = self._wakers[number].wait(seconds)
+        """The answer to a request. Whoever waits first reads for all; there is no reader thread."""
+        deadline = time.monotonic() + seconds
+        waker = self._wakers[number]
+        try:
+            while True:
+                with self._lock:
+                    if number in self._answers:
+                        return self._answers.pop(number)
+                    if self._lost:
+                        raise SandboxLost(self._lost)
+                    leading = not self._reading
+                    self._reading = True
+                    waker.clear()
+                remaining = deadline - time.monotonic()
+                if leading:
+                    self._lead(remaining)
+                elif remaining > 0:
+                    waker.wait(remaining)
+                if remaining <= 0:
+                    self._lose(f"the {self.name} sandbox did not answer within {seconds:.0f} s")
+        finally:
+            self._hand_over(number)
+
+    def _lead(self, seconds: float) -> None:
+        """Read once, deliver what came, make way for another reader."""
+        try:
+            part = self._transport.receive(max(seconds, 0.0))
+        except (OSError, ValueError):
+            part = b""
+        answers = [] if part is None else self._parse(part)
+        with self._lock:
+            self._reading = False
+            for answer in answers:
+                number = answer["id"]
+                assert isinstance(number, int)
+                waker = self._wakers.get(number)
+                if waker is not None:
+                    self._answers[number] = answer
+                    waker.set()
+        if part == b"":
+            self._lose(f"the {self.name} sandbox ended")
+
+    def _parse(self, part: bytes) -> list[dict[str, object]]:
+        self._inbox += part
+        found = []
+        while len(self._inbox) >= 4:
+            size = struct.unpack_from("!I", self._inbox)[0]
+            if len(self._inbox) < 4 + size:
+                break
+            found.append(json.loads(bytes(self._inbox[4 : 4 + size])))
+            del self._inbox[: 4 + size]
+        return found
+
+    def _hand_over(self, number: int) -> None:
+        """Leave; let another waiter read if nobody does."""
         with self._lock:
             del self._wakers[number]
-            found = self._waiting.pop(number, None)
-            lost = self._lost
-        if found is None:
-            if not answered:
-                lost = f"the {self.name} sandbox did not answer within {seconds:.0f} s"
-                self._lose(lost)
-            raise SandboxLost(lost or "lost")
-        answer = found[0]
-        assert isinstance(answer, dict)
-        return answer
-
-    def _read(self) -> None:
-        data = bytearray()
-        try:
-            while part := self._transport.receive():
-                data += part
-                while len(data) >= 4:
-                    size = struct.unpack_from("!I", data)[0]
-                    if len(data) < 4 + size:
-                        break
-                    self._deliver(json.loads(bytes(data[4 : 4 + size])))
-                    del data[: 4 + size]
-        except OSError:
-            pass
-        self._lose(f"the {self.name} sandbox ended")
-
-    def _deliver(self, answer: dict[str, object]) -> None:
-        number = answer["id"]
-        assert isinstance(number, int)
-        with self._lock:
-            waker = self._wakers.get(number)
-            if waker is not None:
-                self._waiting[number] = [answer]
-                waker.set()
+            self._answers.pop(number, None)
+            if not self._reading:
+                for waker in self._wakers.values():
+                    waker.set()
+                    break
 
     def _lose(self, why: str) -> None:
         with self._lock:
-            if self._lost:
-                why = self._lost
-            else:
+            if not self._lost:
                 self._lost = why
                 said = self._transport.kill()
                 self._lost = f"{why}: {said}" if said else why
+        self._wake_all()
+
+    def _wake_all(self) -> None:
+        with self._lock:
             for waker in self._wakers.values():
                 waker.set()

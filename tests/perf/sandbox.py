@@ -1,0 +1,316 @@
+"""What a cell costs, side by side in one run: python -m tests.perf.sandbox [--rounds N] [--quick]
+
+Every round measures each row once, in an order drawn anew, so that what the neighbours do to the
+machine is done to all rows alike. The ratios are what to keep. The limit is the time that os.fork()
+takes to return in a process of the same size (numpy and sympy imported and used, no huge pages); a
+row that could not be measured says why.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import random
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from tools.docker_sandbox import open_docker
+from tools.local_sandbox import open_local
+from tools.sandbox import DockerOptions, Limits, Sandbox, SandboxLost
+from tools.tool import ToolUnavailable
+
+LIMITS = Limits()
+IMPORTS = "import numpy, sympy"
+HISTORY = ["import numpy, sympy", "x = sympy.Symbol('x')", "y = sympy.solve(x**2 - 2, x)", "z = 1"]
+
+# Prints seconds: the return of os.fork(), the same with the child's exit and the wait for it.
+FORKER = """
+import gc, os, sys, time
+import numpy, sympy
+x = sympy.Symbol('x'); sympy.solve(x**2 - 2, x); sympy.integrate(sympy.sin(x) * x, x)
+gc.collect(); gc.freeze()
+for line in sys.stdin:
+    begun = time.perf_counter()
+    pid = os.fork()
+    if not pid: os._exit(0)
+    returned = time.perf_counter()
+    os.waitpid(pid, 0)
+    print(returned - begun, time.perf_counter() - begun, flush=True)
+"""
+
+
+class Forker:
+    """A process as large as a state's, that forks on demand."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", FORKER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={"PATH": os.environ["PATH"], "OPENBLAS_NUM_THREADS": "1"},
+        )
+
+    def fork(self, column: int) -> float:
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return float(self.process.stdout.readline().split()[column])
+
+    def close(self) -> None:
+        self.process.communicate()
+
+
+def timed(action: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    action()
+    return time.perf_counter() - begun
+
+
+class Played:
+    """A sandbox with one live state, and the operations that are measured on it."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self.sandbox = sandbox
+        session = sandbox.open(0, []).state
+        assert session is not None
+        self.session = session
+        state = sandbox.run(session, HISTORY).state
+        assert state is not None
+        self.state = state
+
+    def run(self) -> float:
+        begun = time.perf_counter()
+        reply = self.sandbox.run(self.state, ["x = 1"])
+        seconds = time.perf_counter() - begun
+        assert reply.state is not None
+        self.sandbox.drop([reply.state])
+        return seconds
+
+    def sixteen(self) -> float:
+        """Sixteen children of one state, asked for at once, until the last has answered."""
+        made: list[int] = []
+
+        def one() -> None:
+            reply = self.sandbox.run(self.state, ["x = 1"])
+            assert reply.state is not None
+            made.append(reply.state)
+
+        threads = [threading.Thread(target=one) for _ in range(16)]
+        begun = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        seconds = time.perf_counter() - begun
+        self.sandbox.drop(made)
+        return seconds
+
+    def open(self) -> float:
+        begun = time.perf_counter()
+        reply = self.sandbox.open(0, [])
+        seconds = time.perf_counter() - begun
+        assert reply.state is not None
+        self.sandbox.drop([reply.state])
+        return seconds
+
+    def replay(self) -> float:
+        begun = time.perf_counter()
+        reply = self.sandbox.run(self.session, [*HISTORY, "x = 1"])
+        seconds = time.perf_counter() - begun
+        assert reply.state is not None
+        self.sandbox.drop([reply.state])
+        return seconds
+
+    def throughput(self, sessions: int, cells: int) -> float:
+        """Cells a second, each session on a thread of its own."""
+
+        def play(seed: int) -> None:
+            state = self.sandbox.open(seed, []).state
+            assert state is not None
+            for _cell in range(cells):
+                following = self.sandbox.run(state, ["x = 1"]).state
+                assert following is not None
+                self.sandbox.drop([following])
+            self.sandbox.drop([state])
+
+        threads = [threading.Thread(target=play, args=(seed,)) for seed in range(sessions)]
+        begun = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return sessions * cells / (time.perf_counter() - begun)
+
+
+def fresh(code: str) -> float:
+    return timed(lambda: subprocess.run([sys.executable, "-c", code], check=True))
+
+
+def docker_rows(image: str) -> dict[str, Callable[[], float]]:
+    """What a new process in a container, and a new container, cost."""
+    run = ["docker", "run", "--rm", "--network", "none", image, "python3", "-c"]
+    name = f"appo-perf-{os.getpid()}"
+    subprocess.run(
+        [
+            "docker",
+            "run",
+            "-d",
+            "--rm",
+            "--network",
+            "none",
+            "--name",
+            name,
+            image,
+            "sleep",
+            "3600",
+        ],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    execute = ["docker", "exec", name, "python3", "-c"]
+    code = IMPORTS + "; x = 1"
+    return {
+        "docker exec python3, same imports": lambda: timed(
+            lambda: subprocess.run([*execute, code], check=True)
+        ),
+        "docker run python3, same imports": lambda: timed(
+            lambda: subprocess.run([*run, code], check=True)
+        ),
+    }
+
+
+@contextlib.contextmanager
+def jupyter_rows() -> Iterator[dict[str, Callable[[], float]]]:
+    """A kernel per episode: its start with the imports, and one cell on a live one."""
+    from jupyter_client.manager import KernelManager
+
+    def begin() -> tuple[KernelManager, object]:
+        manager = KernelManager()
+        manager.start_kernel()
+        client = manager.client()
+        client.start_channels()
+        client.wait_for_ready(timeout=60)
+        client.execute_interactive(IMPORTS + "; x = 1", timeout=60)
+        return manager, client
+
+    def start() -> float:
+        begun = time.perf_counter()
+        manager, client = begin()
+        seconds = time.perf_counter() - begun
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+        return seconds
+
+    manager, client = begin()
+    try:
+        yield {
+            "Jupyter kernel: start, imports, x = 1": start,
+            "Jupyter kernel: x = 1 on a live one (cannot fork)": lambda: timed(
+                lambda: client.execute_interactive("x = 1", timeout=60)
+            ),
+        }
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+@dataclasses.dataclass
+class Table:
+    """Rows and what they took; a slow row is measured in fewer rounds."""
+
+    rows: dict[str, Callable[[], float]] = dataclasses.field(default_factory=dict)
+    slow: dict[str, Callable[[], float]] = dataclasses.field(default_factory=dict)
+    missing: list[str] = dataclasses.field(default_factory=list)
+    took: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+
+    def measure(self, rounds: int) -> None:
+        order = random.Random(0)
+        for number in range(rounds):
+            names = [*self.rows, *(self.slow if number % 8 == 0 else ())]
+            order.shuffle(names)
+            for name in names:
+                action = self.rows.get(name) or self.slow[name]
+                self.took.setdefault(name, []).append(action())
+                # What was dropped takes a moment to end; nobody else should pay for it.
+                time.sleep(0.02)
+
+    def show(self, limit: str) -> str:
+        base = statistics.median(self.took[limit])
+        lines = [
+            f"| {'':58} | median ms | 10-90 % | x limit |",
+            "|---|---:|---:|---:|",
+        ]
+        for name in [*self.rows, *self.slow]:
+            values = sorted(self.took[name])
+            low, high = values[len(values) // 10], values[-1 - len(values) // 10]
+            middle = statistics.median(values)
+            lines.append(
+                f"| {name:58} | {middle * 1e3:.2f} | {low * 1e3:.2f}-{high * 1e3:.2f}"
+                f" | {middle / base:.2f} |"
+            )
+        return "\n".join(lines + [f"not measured: {line}" for line in self.missing])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=80)
+    parser.add_argument("--quick", action="store_true", help="only forks and sandboxes")
+    parser.add_argument("--image", default=DockerOptions().image)
+    arguments = parser.parse_args()
+    table = Table()
+    limit = "limit: os.fork() returns, same size, no huge pages"
+    with contextlib.ExitStack() as stack:
+        forker = Forker()
+        stack.callback(forker.close)
+        table.rows[limit] = lambda: forker.fork(0)
+        table.rows["os.fork(), child exits, waited for"] = lambda: forker.fork(1)
+        played = {}
+        openers = {
+            "local": lambda: open_local(LIMITS),
+            "docker": lambda: open_docker(LIMITS, DockerOptions(image=arguments.image)),
+        }
+        for name, opener in openers.items():
+            try:
+                sandbox = opener()
+            except (ToolUnavailable, SandboxLost) as error:
+                table.missing.append(f"{name}: {error}")
+                continue
+            stack.callback(sandbox.close)
+            one = played[name] = Played(sandbox)
+            table.rows[f"{name}: x = 1 on a live state"] = one.run
+            table.rows[f"{name}: sixteen branches of a state"] = one.sixteen
+            table.rows[f"{name}: open a session"] = one.open
+            table.rows[f"{name}: replay five cells instead"] = one.replay
+        if not arguments.quick:
+            table.slow["fresh python -c, same imports (the reference)"] = lambda: fresh(IMPORTS)
+            add_others(table, stack, arguments.image, "docker" in played)
+        table.measure(arguments.rounds)
+        print(table.show(limit))
+        for name, one in played.items():
+            rates = {count: one.throughput(count, 320 // count) for count in (1, 2, 16, 64)}
+            shown = ", ".join(f"{count} sessions {rate:.0f}" for count, rate in rates.items())
+            print(f"{name}: cells a second with {shown} ({os.cpu_count()} cores)")
+
+
+def add_others(table: Table, stack: contextlib.ExitStack, image: str, docker: bool) -> None:
+    if docker:
+        table.slow.update(docker_rows(image))
+        name = f"appo-perf-{os.getpid()}"
+        command = ["docker", "rm", "-f", name]
+        stack.callback(subprocess.run, command, stdout=subprocess.DEVNULL, check=False)
+    else:
+        table.missing.append("docker exec, docker run: no engine")
+    try:
+        table.slow.update(stack.enter_context(jupyter_rows()))
+    except ImportError as error:
+        table.missing.append(f"Jupyter: {error}; pip install jupyter_client ipykernel")
+
+
+if __name__ == "__main__":
+    main()
