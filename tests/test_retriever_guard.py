@@ -53,6 +53,14 @@ def test_pauses_double_with_full_jitter_and_honour_retry_after():
     assert pacer.traffic() == (1, 5, 4, 0)
 
 
+@pytest.mark.parametrize(
+    "limits", [{"attempts": 0}, {"at_once": 0}, {"failures": 0}, {"burst": 0}, {"per_second": 0}]
+)
+def test_limits_that_allow_nothing_are_refused(limits):
+    with pytest.raises(ValueError, match="must be"):
+        Limits(**limits)
+
+
 def test_a_deadline_ends_the_attempts():
     pacer, clock = guard(attempts=99, deadline_s=5, failures=999)
 

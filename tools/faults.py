@@ -72,7 +72,7 @@ class Guard:
                 gate.count(unavailable=1)
                 raise ToolUnavailable(f"{host}: {failed} (attempt {attempt})") from failed
             self._sleep(pause)
-        raise ValueError(f"attempts must be at least 1, not {self._limits.attempts}")
+        raise AssertionError("Limits allow at least one attempt")
 
     def slow_down(self, host: str, gap_s: float) -> None:
         """Leave at least this long between two attempts at a host, as it asked."""

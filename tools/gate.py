@@ -65,6 +65,12 @@ class Limits:
     longest_rest_s: float = 600.0
     """Bound of rests."""
 
+    def __post_init__(self) -> None:
+        if self.attempts < 1 or self.at_once < 1 or self.failures < 1 or self.burst < 1:
+            raise ValueError(f"attempts, at_once, failures and burst must be at least 1: {self}")
+        if not self.per_second > 0:
+            raise ValueError(f"per_second must be more than 0, not {self.per_second}")
+
 
 class Traffic(NamedTuple):
     """What one process did so far."""
@@ -184,7 +190,9 @@ class Gate:
             drawn = self._random.uniform(0, bound)
         return max(drawn, fault.retry_after_s or 0.0)
 
-    def count(self, calls: int = 0, attempts: int = 0, faults: int = 0, unavailable: int = 0) -> None:
+    def count(
+        self, calls: int = 0, attempts: int = 0, faults: int = 0, unavailable: int = 0
+    ) -> None:
         """Add to the traffic."""
         with self._lock:
             was = self.traffic
@@ -214,9 +222,7 @@ def _reserved(full_s: float, now: float, gap: float, ahead: float, most: float) 
     return _Reserved(None, full_s) if wait > most else _Reserved(wait, max(full_s, now) + gap)
 
 
-def _reserved_by_all(
-    folder: Path, host: str, queue: Callable[[float], _Reserved]
-) -> float | None:
+def _reserved_by_all(folder: Path, host: str, queue: Callable[[float], _Reserved]) -> float | None:
     """The same, for all processes that share the folder; their clock is the machine's."""
     folder.mkdir(parents=True, exist_ok=True)
     name = hashlib.sha256(host.encode("utf-8", "surrogatepass")).hexdigest()[:32]
