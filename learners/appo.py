@@ -30,7 +30,7 @@ from torch import Tensor
 
 from learners.losses import clipped_surrogate, future_values, sequence_mean
 from learners.run_config import RunConfig
-from learners.tree import BranchPoint, RolloutTree, Row, Trajectory
+from learners.tree import BranchPoint, RolloutTree, Row, Trajectory, usable
 
 if TYPE_CHECKING:
     from benchmarks import Task
@@ -72,7 +72,7 @@ def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
         return
     trees = run.new_trees(tasks, roots=config.initial_rollouts)
     run.rollout(trees)  # by the old policy
-    run.remember_old_logprobs([root for tree in trees for root in tree.roots])
+    run.remember_old_logprobs([root for tree in usable(trees) for root in tree.roots])
     before, noise = run.policy.updates, 0.0
     for batch in run.minibatches(trees):
         roots = [root for tree in batch for root in tree.roots]
@@ -87,9 +87,10 @@ def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
             for point in chosen.points:
                 tree.fork(point)
         run.rollout(batch)  # by the current policy
-        rows = [row for tree in batch for row in procedure_advantages(tree, stats, config, run)]
+        kept = usable(batch)  # a branch may have met a tool that failed
+        rows = [row for tree in kept for row in procedure_advantages(tree, stats, config, run)]
         masks = [torch.tensor(row.trajectory.response_mask) for row in rows]
-        weights = sequence_mean(masks, rows=len(batch) * config.rollouts)  # eq. 8: 1/M, 1/|H_n|
+        weights = sequence_mean(masks, rows=len(kept) * config.rollouts)  # eq. 8: 1/M, 1/|H_n|
         run.update(rows, weights, partial(policy_loss, config=config))
 
 
