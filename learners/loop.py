@@ -6,7 +6,7 @@ resources with a few verbs and no idea of methods; `train` runs iterations until
 
 import random
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from learners.ledger import Ledger
 from learners.policy import Policy, PolicyLoss, TokenStats
 from learners.rollout import Hook, Rollouts
 from learners.run_config import RunConfig
-from learners.tree import RolloutTree, Row, Trajectory
+from learners.tree import RolloutTree, Row, Trajectory, usable
 
 if TYPE_CHECKING:
     from learners.training import Session
@@ -44,9 +44,12 @@ class Run:
         self._counts: defaultdict[str, int] = defaultdict(int)
 
     def new_trees(self, tasks: Sequence[Task], roots: int) -> list[RolloutTree]:
-        """A tree per task with unfinished roots."""
+        """A tree per task with unfinished roots; a task may occur more than once."""
         self.trees = [self.rollouts.tree(task) for task in tasks]
+        met: Counter[str] = Counter()
         for tree in self.trees:
+            tree.copy = met[tree.task.id]
+            met[tree.task.id] += 1
             for _ in range(roots):
                 tree.root()
         return self.trees
@@ -57,9 +60,9 @@ class Run:
 
     def minibatches(self, trees: Sequence[RolloutTree]) -> Iterator[list[RolloutTree]]:
         """The trees of one optimiser step after the other; trees without their tools left out."""
-        usable = [tree for tree in trees if tree.unavailable is None]
-        for start in range(0, len(usable), self.config.minibatch_prompts):
-            yield usable[start : start + self.config.minibatch_prompts]
+        kept = usable(trees)
+        for start in range(0, len(kept), self.config.minibatch_prompts):
+            yield kept[start : start + self.config.minibatch_prompts]
 
     def token_stats(self, trajectories: Sequence[Trajectory]) -> dict[Trajectory, TokenStats]:
         """Log-probabilities and entropies under the current policy."""
@@ -102,14 +105,12 @@ class Run:
         """The iteration of every method without branches."""
         trees = self.new_trees(tasks, roots)
         self.rollout(trees)
-        usable = [tree for tree in trees if tree.unavailable is None]
-        self.remember_old_logprobs([t for tree in usable for t in tree.trajectories])
+        self.remember_old_logprobs([t for tree in usable(trees) for t in tree.trajectories])
         for batch in self.minibatches(trees):
             rows = advantages(batch)
-            self.count(
-                "advantage/dropped_groups",
-                len(batch) - len({r.trajectory.state.task_id for r in rows}),
-            )
+            credited = {row.trajectory for row in rows}
+            dropped = sum(credited.isdisjoint(tree.trajectories) for tree in batch)
+            self.count("advantage/dropped_groups", dropped)
             masks = [torch.tensor(row.trajectory.response_mask) for row in rows]
             self.update(rows, weights(masks), loss)
 
@@ -127,7 +128,7 @@ class Run:
 
     def metrics(self) -> dict[str, float]:
         """What the iteration was like; empties the counters."""
-        done = [t for tree in self.trees if tree.unavailable is None for t in tree.trajectories]
+        done = [t for tree in usable(self.trees) for t in tree.trajectories]
         roots = [t for t in done if t.parent is None]
         self.note("reward/mean", [t.reward for t in roots])
         self.note("response/tokens", [float(len(t)) for t in roots])
@@ -159,6 +160,8 @@ def run_iteration(
     run = session.run
     start = time.perf_counter()
     tasks = session.tasks_of(run.iteration)
+    # What the iteration before left in the sampler would round otherwise than a resumed run's.
+    run.rollouts.sampler.sync()
     iteration(tasks, run, run.config)
     metrics = run.metrics()
     run.lost = [

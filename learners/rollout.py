@@ -24,7 +24,6 @@ RESERVED_TOKENS = 64
 """Room that a tool's result must leave for the answer."""
 ATTEMPTS = 3
 """How often a call is made from the same state before its tree is given up."""
-PAUSE_S = 0.2
 
 Hook = Callable[[Sequence[RolloutTree]], None]
 """Called between rounds; may fork unfinished trajectories (ARPO does)."""
@@ -41,6 +40,8 @@ class Rollouts:
     temperature: float = 1.0
     seed: int = 0
     tool_threads: int = 8
+    pause_s: float = 0.2
+    """Before a failed call is made again; doubles from attempt to attempt."""
     ledger: Ledger = field(default_factory=Ledger)
 
     def tree(self, task: Task) -> RolloutTree:
@@ -93,7 +94,7 @@ class Rollouts:
             prefix_ids=trajectory.prompt_ids + whole[: len(whole) - len(prefill)],
             prefill_ids=prefill,
             max_tokens=self.max_response_tokens - len(whole),
-            key=f"{self.seed}/{key}/{tree.task.id}/{path}",
+            key=f"{self.seed}/{key}/{tree.name}/{path}",
             position=len(whole),
             temperature=self.temperature,
         )
@@ -135,11 +136,12 @@ class Rollouts:
         self, env: ToolEnv, text: str
     ) -> tuple[str, float, bool, bool, StepInfo] | ToolUnavailable:
         for attempt in range(ATTEMPTS):
+            if attempt:
+                time.sleep(self.pause_s * 2 ** (attempt - 1))
             try:
                 return env.step(text)
             except ToolUnavailable as error:
                 fault = error
-                time.sleep(PAUSE_S * 2**attempt)
         return fault
 
     def _observed(self, observation: str, room: int) -> tuple[int, ...] | None:

@@ -5,7 +5,7 @@ sampled (actions) and what the environment answered (observations). Trajectories
 their common turns as objects. Nothing here samples, trains or talks to an environment.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Literal, NamedTuple
@@ -133,8 +133,15 @@ class RolloutTree:
     prompt_ids: tuple[int, ...]
     start: EnvState
     trajectories: list[Trajectory] = field(default_factory=list)
+    copy: int = 0
+    """Counts the trees of one task in an iteration: each has draws of its own."""
     unavailable: str | None = None
     """Why the environment's machinery failed this tree; such a tree is never trained on."""
+
+    @property
+    def name(self) -> str:
+        """Names the draws of this tree."""
+        return f"{self.task.id}#{self.copy}" if self.copy else self.task.id
 
     @property
     def roots(self) -> list[Trajectory]:
@@ -193,6 +200,11 @@ class RolloutTree:
         )
         self.trajectories.append(branch)
         return branch
+
+
+def usable(trees: Sequence[RolloutTree]) -> list[RolloutTree]:
+    """The trees whose tools never failed them: those that may be trained on."""
+    return [tree for tree in trees if tree.unavailable is None]
 
 
 class Row(NamedTuple):
