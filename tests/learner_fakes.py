@@ -114,7 +114,7 @@ class ScriptedSampler:
 
     def completed(self):
         for request in reversed(self._waiting):  # whoever came last ends first
-            said = self._turns[request.key.rsplit("/", 1)[-1]].pop(0)
+            said = self._turns[request.key.split("/", 3)[3]].pop(0)
             yield request, self.completion(request, said)
         self._waiting = []
 
