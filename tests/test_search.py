@@ -186,7 +186,9 @@ _PIECES = st.lists(_MARKUP | st.sampled_from([*TAGS, "<", "</", "<|", "|>", "&lt
 @given(_PIECES, _PIECES, st.integers(1, 40))
 def test_no_text_becomes_a_tag_however_it_is_cut(title, text, characters):
     shown_text = shown(Hit(title, text, 1.0), characters=characters).text
-    assert not re.search(rf"<\s*/?\s*({'|'.join(TAGS)})\b|<\|[^|<>]*\|>", shown_text, re.IGNORECASE)
+    tag = rf"<\s*/?\s*({'|'.join(TAGS)})\b|<\|[^|<>]*\|>"
+    assert not re.search(tag, shown_text, re.IGNORECASE)
+    assert not re.search(tag, lines(title + text), re.IGNORECASE)
     assert shown_text.splitlines() == [shown_text]
     assert len(shown_text.encode()) <= 4 * characters + 8
     assert len(shown_text) <= characters + len("Page 1: ")

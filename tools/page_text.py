@@ -24,7 +24,7 @@ def one_line(text: str) -> str:
 def lines(text: str) -> str:
     """Like `one_line`, but line ends stay; runs of empty lines become one."""
     kept = "\n".join(one_line(line) for line in text.splitlines())
-    return re.sub(r"\n{3,}", "\n\n", kept).strip()
+    return _TAG.sub("&lt;", re.sub(r"\n{3,}", "\n\n", kept)).strip()
 
 
 def cut(text: str, characters: int) -> str:
