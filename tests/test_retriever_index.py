@@ -203,6 +203,8 @@ def test_disk_and_memory_agree_on_the_corpus(tmp_path):
 
 def test_a_retriever_is_named_by_words(index, tmp_path):
     assert open_retriever("local", index).search("volcano", 1)[0].title == "Mount Etna"
+    (tmp_path / "p.jsonl").write_text('{"title": "Etna", "text": "A volcano."}')
+    assert open_retriever("local", tmp_path / "p.jsonl").search("volcano", 1)[0].title == "Etna"
     replayed = open_retriever("web", cache=tmp_path / "c", mode="frozen")
     with pytest.raises(ToolUnavailable, match="out of order"):
         replayed.search("volcano", 1)

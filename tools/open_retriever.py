@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from tools.cache import Cache, Mode
-from tools.local_index import LocalRetriever
+from tools.local_index import LocalRetriever, read_passages
 from tools.recorded_retriever import RecordedRetriever
 from tools.remote_retriever import RemoteRetriever
-from tools.retrievers import Retriever
+from tools.retrievers import MemoryRetriever, Retriever
 from tools.web_search import EMPTY_LASTS_S, WebRetriever
 
 Kind = Literal["local", "remote", "web"]
@@ -20,23 +20,27 @@ def open_retriever(
     mode: Mode = "record",
     seed: int = 0,
 ) -> Retriever:
-    """The retriever that the words name; nothing is opened before its first search.
+    """The retriever that the words name.
+
+    Nothing is opened before its first search, but a file of passages, which is read at once.
 
     Args:
-        search: an index on this disk, a `/retrieve` service, or the web.
-        corpus: local: the folder of the index; remote: the service's URL; web: one engine of ddgs,
-            duckduckgo by default.
+        search: passages on this disk, a `/retrieve` service, or the web.
+        corpus: local: the folder of an index, or a small file of JSON lines, held in memory;
+            remote: the service's URL; web: one engine of ddgs, duckduckgo by default.
         cache: a file that records what remote and web say.
         mode: of the cache.
         seed: draws the pauses between attempts.
 
     Raises:
         ValueError: the words do not go together.
-        FileNotFoundError: there is no index in the folder.
+        FileNotFoundError: there is no such file, or no index in the folder.
     """
     if search == "local":
         if corpus is None or cache is not None:
-            raise ValueError("search='local' takes the folder of an index as corpus, and no cache")
+            raise ValueError("search='local' takes passages as corpus, and no cache")
+        if Path(corpus).is_file():
+            return MemoryRetriever(read_passages(corpus))
         return LocalRetriever(corpus)
     if search == "remote":
         if corpus is None:
