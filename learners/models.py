@@ -49,7 +49,9 @@ def load_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) 
         return LoadedModel(_tiny_model(seed, dtype), tiny_tokenizer())
     if name == "smollm2":
         return _load(_smollm2_folder(), dtype, gguf="SmolLM2-135M-Instruct.Q4_1.gguf")
-    return _load(name, dtype)
+    # A cold start's run folder holds its model beside its own config.json.
+    inside = Path(name) / "model"
+    return _load(str(inside) if (inside / "config.json").is_file() else name, dtype)
 
 
 def save_model(loaded: LoadedModel, folder: Path) -> None:

@@ -9,6 +9,7 @@ with new weights (`--model tiny`) also learns to predict prompts and results: it
 import json
 import os
 import random
+import shlex
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,8 @@ WARM_UP = 0.03
 class Config(RunConfig):
     """Fields of the cold start; those of rollouts and the environment are a run's."""
 
+    adam_betas: tuple[float, float] = (0.9, 0.98)
+    """Of AdamW; a short run forgets its first gradients sooner."""
     demonstrations: int | None = None
     """Scripted episodes to train on, from the first; None: all there are."""
     epochs: int = 1
@@ -64,7 +67,7 @@ def main() -> None:
     try:
         cold_start(config)
     except KeyboardInterrupt:
-        command = " ".join(["python -m learners.sft", *sys.argv[1:]])
+        command = shlex.join(["python", "-m", "learners.sft", *sys.argv[1:]])
         print(f"\nStopped. Resume with: {command}", file=sys.stderr)  # noqa: T201
         sys.exit(130)
     except expected_errors() as error:
@@ -96,12 +99,16 @@ def cold_start(config: Config) -> Path:
     try:
         if not config.new_weights:
             evaluate_once(session, "before", narrator)
-        if not (folder / "model.safetensors").exists():
-            demonstrations = script(env.data_dir)[: config.demonstrations]
+        if not (folder / "model").exists():
+            served = {task.id for task in env.tasks}  # a level leaves some out
+            scripted = [d for d in script(env.data_dir) if d.task.id in served]
+            demonstrations = scripted[: config.demonstrations]
             narrator.say(f"playing {len(demonstrations)} demonstrations of {name} with real tools")
             trajectories = played(session.run.rollouts, demonstrations)
             fine_tune(session, trajectories, config, narrator)
-            save_model(session.run.policy.loaded, folder)
+            partial = folder / "partial-model"
+            save_model(session.run.policy.loaded, partial)
+            partial.rename(folder / "model")
         session.run.rollouts.sampler.sync()
         evaluate_once(session, "after", narrator)
     finally:
@@ -137,6 +144,7 @@ def _play(rollouts: "Rollouts", demonstration: "Demonstration") -> "Trajectory |
     """The scripted trajectory, or None if its script ends outside the rules of the episode."""
     from envs.tags import render
     from learners.tree import Completion
+    from tools import ToolUnavailable
 
     tree = rollouts.tree(demonstration.task)
     trajectory = tree.root()
@@ -146,6 +154,8 @@ def _play(rollouts: "Rollouts", demonstration: "Demonstration") -> "Trajectory |
             return None
         nothing = (0.0,) * len(ids)
         rollouts.advance(tree, trajectory, Completion(ids, nothing, nothing, "tag"))
+        if tree.unavailable is not None:
+            raise ToolUnavailable(tree.unavailable)
     rollouts.ledger.take()
     return trajectory if trajectory.state.stop == "answered" else None
 
@@ -158,6 +168,7 @@ def fine_tune(
 ) -> None:
     """All updates, from the newest checkpoint on; batches are the same for the same seed."""
     from learners.checkpoint import save_checkpoint
+    from learners.training import UsageError
 
     policy = session.run.policy
     batches = [
@@ -168,14 +179,16 @@ def fine_tune(
     losses: list[float] = []
     with narrator.bar("fine-tuning", len(batches), policy.updates) as advance:
         while policy.updates < len(batches):
-            policy.set_learning_rate(
-                (config.learning_rate or 0) * _schedule(policy.updates / len(batches))
-            )
-            losses.append(
-                _update(policy, batches[policy.updates], config.observation_weight or 0.0)
-            )
+            done = policy.updates
+            policy.set_learning_rate((config.learning_rate or 0) * _schedule(done / len(batches)))
+            losses.append(_update(policy, batches[done], config.observation_weight or 0.0))
+            if policy.updates == done:
+                raise UsageError(
+                    f"the gradient of update {done + 1} is not finite with --learning-rate "
+                    f"{config.learning_rate:g}; try a smaller one"
+                )
             advance(f"loss {sum(losses[-50:]) / len(losses[-50:]):.3f}")
-            if policy.updates % max(1, len(batches) // 4) == 0:
+            if policy.updates % max(1, len(batches) // 4) == 0 or policy.updates == len(batches):
                 save_checkpoint(session.folder, policy.updates, policy, {"lost": []})
 
 
