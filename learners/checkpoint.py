@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from learners.models import save_model
 from learners.policy import Policy
@@ -34,9 +35,8 @@ def open_folder(folder: Path, method: str, config: RunConfig) -> int | None:
         The iteration of the newest checkpoint, None in a new folder.
 
     Raises:
-        RunFolderError: it holds a run of another method or config.
+        RunFolderError: it holds a run of another method or config, or cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.json"
     wanted = {"method": method, **asdict(config)}
     wanted = json.loads(json.dumps(wanted))
@@ -44,13 +44,21 @@ def open_folder(folder: Path, method: str, config: RunConfig) -> int | None:
         found = json.loads(path.read_text())
         names = (found.keys() | wanted.keys()) - FREE_TO_CHANGE
         other = {n: (found.get(n), wanted.get(n)) for n in names if found.get(n) != wanted.get(n)}
-        if other:
+        # A run that ended before it did anything (no such model, no data) holds nothing to mix up.
+        begun = any(not p.name.startswith((".", "config.json")) for p in folder.iterdir())
+        if other and begun:
             listed = ", ".join(f"{n} was {a!r}, now {b!r}" for n, (a, b) in sorted(other.items()))
             raise RunFolderError(
                 f"{folder} holds another run: {listed}. Give --out another folder, or the "
                 "arguments of that run to resume it."
             )
-    write_text(path, json.dumps(wanted, indent=1))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(wanted, indent=1))
+    except OSError as error:
+        raise RunFolderError(
+            f"{folder} cannot be written: {error.strerror}. Give --out a folder that can."
+        ) from error
     checkpoints = list_checkpoints(folder)
     return checkpoints[-1] if checkpoints else None
 
@@ -73,8 +81,8 @@ def save_checkpoint(folder: Path, iteration: int, policy: Policy, state: dict[st
         RunFolderError: the disk is full; the older checkpoints are whole.
     """
     target = checkpoint_folder(folder, iteration)
-    partial = target.with_name(f"partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = target.with_name("partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
     try:
         partial.mkdir(parents=True)
         save_model(policy.loaded, partial)
@@ -87,9 +95,9 @@ def save_checkpoint(folder: Path, iteration: int, policy: Policy, state: dict[st
             shutil.rmtree(target)
         partial.rename(target)
         _to_disk(target.parent)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if not _disk_full(error):
+        if not disk_full(error):
             raise
         raise RunFolderError(
             f"no space left for checkpoint {iteration} in {folder} (about "
@@ -135,7 +143,8 @@ def _to_disk(path: Path) -> None:
         os.close(handle)
 
 
-def _disk_full(error: Exception) -> bool:
+def disk_full(error: Exception) -> bool:
+    """Whether an error means that no byte more can be written here."""
     text = str(error).lower()
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return (

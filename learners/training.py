@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import random
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -69,7 +70,7 @@ def main(method: str) -> None:
     try:
         train(method, config)
     except KeyboardInterrupt:
-        command = " ".join([f"python -m {method}", *sys.argv[1:]])
+        command = shlex.join(["python", "-m", method, *sys.argv[1:]])
         print(f"\nStopped. The run is resumable: {command}", file=sys.stderr)  # noqa: T201
         sys.exit(130)
     except expected_errors() as error:
@@ -116,7 +117,13 @@ def train(method: str, config: RunConfig) -> Path:
         UsageError, RunFolderError, ModelNotFound, DataUnavailable, ToolUnavailable,
         gymnasium.error.Error: see their messages.
     """
-    from learners.checkpoint import RunFolderError, open_folder, read_metrics, write_text
+    from learners.checkpoint import (
+        RunFolderError,
+        disk_full,
+        open_folder,
+        read_metrics,
+        write_text,
+    )
     from learners.loop import run_iteration
     from learners.progress import Narrator
     from learners.report import final_report
@@ -140,7 +147,7 @@ def train(method: str, config: RunConfig) -> Path:
                 advance(described(metrics))
         evaluate_once(session, "after", narrator)
     except OSError as error:
-        if error.errno != 28:
+        if not disk_full(error):
             raise
         raise RunFolderError(
             f"no space left on the disk of {folder}; free some and run the same command to resume"
@@ -238,6 +245,7 @@ def open_session(config: RunConfig, env: "ToolEnv", folder: Path, newest: int | 
         loaded,
         learning_rate=learning_rate(config, loaded.model.num_parameters()),
         temperature=config.temperature,
+        betas=config.adam_betas,
         microbatch_tokens=config.microbatch_tokens,
         autocast=config.autocast,
     )
