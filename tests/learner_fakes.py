@@ -14,6 +14,7 @@ from learners.rollout import Rollouts
 from learners.sft import played
 from learners.tree import Completion, Row
 from tests.fakes import EchoTool, SayTool
+from tools import ToolUnavailable
 
 TAUGHT_TURNS = (
     ("search", "Milo"),
@@ -128,3 +129,31 @@ class ScriptedSampler:
 
     def sync(self):
         self.syncs += 1
+
+
+class FlakyTool(EchoTool):
+    """Its machinery fails a number of times, then works."""
+
+    def __init__(self, failures):
+        super().__init__("search")
+        self.failures = failures
+        self.states = []
+
+    def run(self, state, argument):
+        self.states.append(state)
+        if len(self.states) <= self.failures:
+            raise ToolUnavailable("the plug is out")
+        return super().run(state, argument)
+
+
+class UnluckyTool(EchoTool):
+    """Its machinery fails from states that it is told of."""
+
+    def __init__(self, name, unlucky):
+        super().__init__(name)
+        self.unlucky = unlucky
+
+    def run(self, state, argument):
+        if self.unlucky(state):
+            raise ToolUnavailable("the plug is out")
+        return super().run(state, argument)

@@ -11,8 +11,7 @@ from learners.sampler import TransformersSampler
 from learners.training import Session
 from learners.tree import BranchPoint
 from tests.fakes import EchoTool, SayTool, answer, call, toy_env, toy_load
-from tests.learner_fakes import RecordingSampler, ScriptedSampler
-from tools import ToolUnavailable
+from tests.learner_fakes import FlakyTool, RecordingSampler, ScriptedSampler, UnluckyTool
 
 TASK = toy_load("train")[0]
 METHODS = {
@@ -117,21 +116,6 @@ def test_a_turn_without_a_tag_is_malformed(tokenizer):
     assert (root.state.stop, root.reward) == ("malformed", -1.0)
 
 
-class FlakyTool(EchoTool):
-    """Its machinery fails a number of times, then works."""
-
-    def __init__(self, failures):
-        super().__init__("search")
-        self.failures = failures
-        self.states = []
-
-    def run(self, state, argument):
-        self.states.append(state)
-        if len(self.states) <= self.failures:
-            raise ToolUnavailable("the plug is out")
-        return super().run(state, argument)
-
-
 def test_an_unavailable_tool_is_asked_again_from_the_kept_state(tokenizer):
     tool = FlakyTool(failures=2)
     said = {"0": [call("search", "fox"), answer("2")]}
@@ -207,19 +191,6 @@ def test_a_task_met_twice_in_an_iteration_has_two_trees_of_its_own(taught, metho
     twins = [tree for tree in trees if tree.task.id == trees[-1].task.id]
     said = [[t.response_ids for t in tree.roots] for tree in twins]
     assert said[0] != said[1]
-
-
-class UnluckyTool(EchoTool):
-    """Its machinery fails from states that it is told of."""
-
-    def __init__(self, name, unlucky):
-        super().__init__(name)
-        self.unlucky = unlucky
-
-    def run(self, state, argument):
-        if self.unlucky(state):
-            raise ToolUnavailable("the plug is out")
-        return super().run(state, argument)
 
 
 def always(name):
