@@ -37,7 +37,7 @@ from learners.appo_reference_formulas import (
     sum_over_length,
     token_mean,
 )
-from learners.tree import BranchPoint, RolloutTree, Row, Trajectory
+from learners.tree import BranchPoint, RolloutTree, Row, Trajectory, usable
 
 if TYPE_CHECKING:
     from benchmarks import Task
@@ -81,17 +81,16 @@ def iteration(
     """One training step: roll out, branch, credit, update."""
     trees = run.new_trees(tasks, roots=config.initial_rollouts)
     run.rollout(trees)
-    usable = _usable(trees)
-    run.remember_old_logprobs([root for tree in usable for root in tree.roots])
+    run.remember_old_logprobs([root for tree in usable(trees) for root in tree.roots])
     budget = config.rollouts - config.initial_rollouts
-    for tree in usable:
+    for tree in usable(trees):
         points = branch_request(tree, budget, run.rollouts.tokenizer.decode, settings)
         run.note("branch/score", [point.score for point in points])
         run.count("branch/from_prompt", sum(point.position == 0 for point in points))
         for point in points:
             tree.fork(point)
-    run.rollout(usable)
-    best = largest_score(_usable(trees))
+    run.rollout(trees)
+    best = largest_score(usable(trees))
     for batch in run.minibatches(trees):
         rows = [row for tree in batch for row in credit(tree, best, settings)]
         # Branches count as rows of the mini-batch, though they carry no loss.
@@ -214,10 +213,6 @@ def _aggregation(settings: Settings, length: int) -> Aggregation:
         "sum-over-length": partial(sum_over_length, length=length),
     }
     return modes[settings.aggregation]
-
-
-def _usable(trees: Sequence[RolloutTree]) -> list[RolloutTree]:
-    return [tree for tree in trees if tree.unavailable is None]
 
 
 def _log_ratio(root: Trajectory) -> Tensor:
