@@ -90,7 +90,7 @@ def _look_ups(walk: Walk) -> list[Step]:
     steps = []
     for hop, relation in enumerate(walk.relations):
         known = "" if hop == 0 else f"the {ASKED[walk.relations[hop - 1]]} is {walk.path[hop]}. "
-        thought = f"{known}find the {ASKED[relation]} of {walk.path[hop]}"
+        thought = f"{known}find the {ASKED[relation]}"
         steps.append(Step(thought, "search", walk.path[hop]))
     return steps
 

@@ -10,7 +10,7 @@ LARGEST_LOG = 20.0
 
 
 def suffix_sum(x: Tensor, discount: float) -> Tensor:
-    """Discounted sum of everything from each position on.
+    """Discounted sum of everything from each position on, in log2(T) passes over x.
 
     out[..., t] = sum over k >= t of discount ** (k - t) * x[..., k]
 
@@ -21,14 +21,12 @@ def suffix_sum(x: Tensor, discount: float) -> Tensor:
     Returns:
         (..., T), same dtype as x.
     """
-    if discount == 1.0:
-        return x.flip(-1).cumsum(-1).flip(-1)
-    out = torch.empty_like(x)
-    running = torch.zeros_like(x[..., 0]) if x.shape[-1] else x.sum(-1)
-    for t in range(x.shape[-1] - 1, -1, -1):
-        running = x[..., t] + discount * running
-        out[..., t] = running
-    return out
+    total, step = x, 1
+    while step < x.shape[-1]:  # total[t] holds the terms up to t + step - 1
+        later = torch.nn.functional.pad(total[..., step:], (0, step))
+        total = total + discount**step * later
+        step *= 2
+    return total
 
 
 def future_values(log_ratio: Tensor, mask: Tensor, discount: float, clip: float) -> Tensor:

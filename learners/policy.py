@@ -50,6 +50,7 @@ class Policy:
     learning_rate: float
     temperature: float = 1.0
     weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
     gradient_clip: float = 1.0
     microbatch_tokens: int = 8192
     """Most padded tokens of one forward and backward pass."""
@@ -63,7 +64,7 @@ class Policy:
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
             lr=self.learning_rate,
-            betas=(0.9, 0.999),
+            betas=self.betas,
             weight_decay=self.weight_decay,
             fused=True,
         )

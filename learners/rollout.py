@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from benchmarks import Task
+from benchmarks import GraderUnavailable, Task
 from envs import StepInfo, ToolEnv
 from learners.ledger import Ledger
 from learners.sampler import Request, Sampler
@@ -24,6 +24,9 @@ RESERVED_TOKENS = 64
 """Room that a tool's result must leave for the answer."""
 ATTEMPTS = 3
 """How often a call is made from the same state before its tree is given up."""
+
+UNAVAILABLE = (ToolUnavailable, GraderUnavailable)
+"""Faults of the machinery: nothing about the turn is known, the state is as before it."""
 
 Hook = Callable[[Sequence[RolloutTree]], None]
 """Called between rounds; may fork unfinished trajectories (ARPO does)."""
@@ -110,7 +113,7 @@ class Rollouts:
             outcome = env.truncate("length", text)
         else:
             stepped = self._step(env, text)
-            if isinstance(stepped, ToolUnavailable):
+            if isinstance(stepped, UNAVAILABLE):
                 tree.unavailable = str(stepped)
                 return
             outcome = stepped
@@ -134,19 +137,25 @@ class Rollouts:
 
     def _step(
         self, env: ToolEnv, text: str
-    ) -> tuple[str, float, bool, bool, StepInfo] | ToolUnavailable:
+    ) -> tuple[str, float, bool, bool, StepInfo] | ToolUnavailable | GraderUnavailable:
         for attempt in range(ATTEMPTS):
             if attempt:
                 time.sleep(self.pause_s * 2 ** (attempt - 1))
             try:
                 return env.step(text)
-            except ToolUnavailable as error:
+            except UNAVAILABLE as error:
                 fault = error
         return fault
 
     def _observed(self, observation: str, room: int) -> tuple[int, ...] | None:
         """An observation's ids, its middle cut to leave room for an answer; None if it cannot."""
-        ids = tuple(self.tokenizer.encode(observation, add_special_tokens=False))
+        ids = tuple(
+            self.tokenizer.encode(
+                observation,
+                add_special_tokens=False,
+                split_special_tokens=True,  # a tool that prints an end token has not ended a turn
+            )
+        )
         most = room - min(RESERVED_TOKENS, self.max_response_tokens // 4)
         if len(ids) <= most:
             return ids

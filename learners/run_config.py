@@ -42,6 +42,8 @@ class RunConfig:
     """Tasks per optimiser step. [paper: 16]"""
     learning_rate: float | None = None
     """Constant rate of AdamW; None: 1e-6 at paper scale, on a laptop by the model's size."""
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    """Of AdamW. [reference code]"""
     max_response_tokens: int = 4096
     """Sampled and observed tokens of one trajectory."""
     temperature: float = 1.0

@@ -288,6 +288,10 @@ def record(session: Session, metrics: dict[str, Any]) -> None:
         save_checkpoint(session.folder, run.iteration, run.policy, {"lost": run.lost})
 
 
+def _is_of(path: Path, iteration: int) -> bool:
+    return bool(json.loads(path.read_text())["iteration"] == iteration)
+
+
 def evaluate_once(session: Session, name: str, narrator: "Narrator") -> None:
     """Evaluate on held-out test tasks, unless this run did so already; write <name>.json."""
     import gymnasium as gym
@@ -298,7 +302,9 @@ def evaluate_once(session: Session, name: str, narrator: "Narrator") -> None:
 
     config, run = session.run.config, session.run
     path = session.folder / f"evaluation-{name}.json"
-    if config.eval_tasks == 0 or (name == "before" and path.exists()):
+    if config.eval_tasks == 0 or (
+        path.exists() and (name == "before" or _is_of(path, run.iteration))
+    ):
         return
     env = gym.make(config.env, **env_arguments(config, "test")).unwrapped
     assert isinstance(env, envs.ToolEnv)  # as the training environment is
