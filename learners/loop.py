@@ -21,7 +21,7 @@ from learners.run_config import RunConfig
 from learners.tree import RolloutTree, Row, Trajectory, usable
 
 if TYPE_CHECKING:
-    from learners.training import Session
+    from learners.session import Session
 
 Weighting = Callable[[Sequence[Tensor]], list[Tensor]]
 """Response masks of the rows of a mini-batch -> what each token's loss counts."""

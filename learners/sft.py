@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from learners.policy import Policy
     from learners.progress import Narrator
     from learners.rollout import Rollouts
-    from learners.training import Session
+    from learners.session import Session
     from learners.tree import Trajectory
 
 WARM_UP = 0.03
@@ -84,7 +84,7 @@ def cold_start(config: Config) -> Path:
     from learners.checkpoint import open_folder, write_text
     from learners.models import save_model
     from learners.progress import Narrator
-    from learners.training import UsageError, evaluate_once, open_session, training_env
+    from learners.session import UsageError, evaluate_once, open_session, training_env
 
     config = resolved(config)
     env = training_env(config)
@@ -168,7 +168,7 @@ def fine_tune(
 ) -> None:
     """All updates, from the newest checkpoint on; batches are the same for the same seed."""
     from learners.checkpoint import save_checkpoint
-    from learners.training import UsageError
+    from learners.session import UsageError
 
     policy = session.run.policy
     batches = [
