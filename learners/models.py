@@ -68,6 +68,8 @@ def _load(name: str, dtype: torch.dtype, gguf: str | None = None) -> LoadedModel
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    if not Path(name).is_dir() and (name.count("/") > 1 or name.startswith(("/", ".", "~"))):
+        raise ModelNotFound(f"--model {name}: there is no such folder")
     extra = {} if gguf is None else {"gguf_file": gguf}
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **extra)

@@ -21,14 +21,16 @@ from learners.session import (
 )
 
 
-def main(method: str) -> None:
+def main(method: str, arguments: Sequence[str] | None = None) -> None:
     """Parse the command line of `python -m <method>` and train."""
     import tyro
 
+    arguments = sys.argv[1:] if arguments is None else arguments
     module = importlib.import_module(method)
-    scale = _scale(sys.argv[1:])
+    scale = _scale(arguments)
     config = tyro.cli(
         module.Config,
+        args=arguments,
         default=module.Config.at(scale),
         prog=f"python -m {method}",
         description=(module.__doc__ or "").split("\n\n")[0],
@@ -36,7 +38,7 @@ def main(method: str) -> None:
     try:
         train(method, config)
     except KeyboardInterrupt:
-        command = shlex.join(["python", "-m", method, *sys.argv[1:]])
+        command = shlex.join(["python", "-m", method, *arguments])
         print(f"\nStopped. The run is resumable: {command}", file=sys.stderr)  # noqa: T201
         sys.exit(130)
     except expected_errors() as error:
