@@ -74,7 +74,8 @@ def fetch_from_hub(
 
         load_dataset = datasets.load_dataset
 
-    failures = (OSError, ValueError, RuntimeError, HfHubHTTPError)
+    # The hub's client lets errors of its HTTP library through; its own error derives from those.
+    failures = (OSError, ValueError, RuntimeError, *HfHubHTTPError.__bases__)
     for config in table.configs:
         try:
             if table.data_files is None:
@@ -113,7 +114,7 @@ def fetch_file(table: HubTable, name: str) -> Path:
 
     try:
         path = hf_hub_download(table.path, name, repo_type="dataset", revision=table.revision)
-    except (OSError, ValueError, HfHubHTTPError) as error:
+    except (OSError, ValueError, *HfHubHTTPError.__bases__) as error:
         raise DataUnavailable(hub_failure(table, error)) from error
     return Path(path)
 
