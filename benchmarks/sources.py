@@ -67,15 +67,11 @@ def fetch_from_hub(
     Raises:
         DataUnavailable: not reachable, not found, or gated and not accepted.
     """
-    from huggingface_hub.errors import HfHubHTTPError
-
     if load_dataset is None:
         import datasets
 
         load_dataset = datasets.load_dataset
 
-    # The hub's client lets errors of its HTTP library through; its own error derives from those.
-    failures = (OSError, ValueError, RuntimeError, *HfHubHTTPError.__bases__)
     for config in table.configs:
         try:
             if table.data_files is None:
@@ -84,9 +80,20 @@ def fetch_from_hub(
                 file = f"hf://datasets/{table.path}@{table.revision}/{table.data_files}"
                 kind = _BUILDERS[file.rpartition(".")[2]]
                 rows = load_dataset(kind, data_files=file, split=table.split)
-        except failures as error:
+        except _failures() as error:
             raise DataUnavailable(hub_failure(table, error)) from error
         yield from rows.remove_columns([c for c in table.drop if c in rows.column_names])
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What a read from the hub may raise.
+
+    The hub's client lets the errors of its HTTP library through, of which its own is one.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    bases = [base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)]
+    return (OSError, ValueError, RuntimeError, *bases)
 
 
 def hub_failure(table: HubTable, error: BaseException) -> str:
@@ -110,11 +117,10 @@ def fetch_file(table: HubTable, name: str) -> Path:
         DataUnavailable: not reachable, not there, or gated and not accepted.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         path = hf_hub_download(table.path, name, repo_type="dataset", revision=table.revision)
-    except (OSError, ValueError, *HfHubHTTPError.__bases__) as error:
+    except _failures() as error:
         raise DataUnavailable(hub_failure(table, error)) from error
     return Path(path)
 
