@@ -17,6 +17,7 @@ class Case:
 
     stem: str
     function: str
+    tags: list
     params: dict
     inputs: dict
     outputs: dict
@@ -31,8 +32,7 @@ class Case:
 def read(path):
     """A file as a case; raises on one that is laid out otherwise."""
     text = json.loads(path.read_text("utf-8"))
-    plain = {"function": text["function"], "params": text["params"]}
-    plain["tolerance"] = text["tolerance"]
+    plain = {name: text[name] for name in ("function", "tags", "params", "tolerance")}
     return Case(
         path.stem, **plain, inputs=_decoded(text["inputs"]), outputs=_decoded(text["outputs"])
     )

@@ -23,7 +23,11 @@ def aggregation_agrees(case):
 
 
 def kl_agrees(case):
-    estimator = {"k1": ours.kl_k1, "k2": ours.kl_k2, "k3": ours.kl_k3, "low_var_kl": ours.kl_k3}
+    estimator = {
+        **dict.fromkeys(("k1", "kl"), ours.kl_k1),
+        **dict.fromkeys(("k2", "mse"), ours.kl_k2),
+        **dict.fromkeys(("k3", "low_var_kl"), ours.kl_k3),
+    }
     actual = estimator[case.params["kl_penalty"]](
         case.inputs["logprob"], case.inputs["ref_logprob"]
     )
@@ -77,7 +81,11 @@ def _weights_agree(case, mask):
     p, reported = case.params, case.outputs["metrics"]
     log_ratio = (case.inputs["log_prob"] - case.inputs["old_log_prob"]).clamp(-20, 20)
     discount = 2 ** (-1 / p["decay_rate"])
+    # What is kept below 1 for safety is kept there inside the loss, after these weights.
+    unsafe = mask & (case.inputs["advantages"] < 0) & (log_ratio.exp() > p["safety_thresh"])
     for name, bounds in (("", _bounds(p)), ("raw_", (0.0, torch.inf))):
+        if unsafe.any() and not name:
+            continue
         f = ours.future_weights(log_ratio, mask, discount, bounds, p["clip_ratio_c"])[mask]
         for kind, value in (("mean", f.mean()), ("min", f.min()), ("max", f.max())):
             expected = torch.tensor(reported[f"actor/fipo_iw_{name}{kind}"])
