@@ -67,9 +67,10 @@ def training_env(config: RunConfig) -> "ToolEnv":
             "--train-split test trains on the rows results are reported on; use train, or add "
             "--train-on-test if that is what you want"
         )
-    env = gym.make(config.env, **env_arguments(config, config.train_split)).unwrapped
-    if not isinstance(env, envs.ToolEnv):
+    if not isinstance(gym.make(config.env).unwrapped, envs.ToolEnv):
         raise UsageError(f"--env {config.env} is not one of ours; expected appo/<Benchmark>-v0")
+    env = gym.make(config.env, **env_arguments(config, config.train_split)).unwrapped
+    assert isinstance(env, envs.ToolEnv)
     return env
 
 
