@@ -143,41 +143,67 @@ def test_the_loss_on_policy_is_minus_twice_the_advantage(aggregation):
     assert noted["loss/clip_fraction"] == [0] * 4
 
 
+PUBLISHED_LOSS = {
+    "clip": (0.2, 0.28),
+    "dual_clip": 3.0,
+    "discount": 1.0,
+    "bounds": (1.0, 1.2),
+    "weight": 1.0,
+    "safety_ratio": 6.0,
+}
+
+
+def future_surrogate(logprobs, advantages, **options):
+    """Of rows whose old log-probabilities are 0, all tokens trained."""
+    mask = torch.ones_like(logprobs, dtype=torch.bool)
+    settings = PUBLISHED_LOSS | options
+    return formulas.future_surrogate(
+        logprobs, torch.zeros_like(mask, dtype=torch.float32), advantages, mask, **settings
+    )
+
+
 def test_a_row_with_two_runaway_tokens_is_left_out():
     """Ratio e^2 > 3 at A < 0, twice in row 0, once in row 1: only row 1 is kept."""
-    logprobs = torch.tensor([[2.0, 2.0], [2.0, 0.0]])
-    _, kept = formulas.future_surrogate(
-        logprobs,
-        torch.zeros(2, 2),
-        -torch.ones(2, 2),
-        torch.ones(2, 2, dtype=torch.bool),
-        clip=(0.2, 0.28),
-        dual_clip=3.0,
-        discount=1.0,
-        bounds=(1.0, 1.2),
-        weight=1.0,
-        safety_ratio=6.0,
-    )
+    _, kept = future_surrogate(torch.tensor([[2.0, 2.0], [2.0, 0.0]]), -torch.ones(2, 2))
     assert kept.tolist() == [[False, False], [True, True]]
+
+
+@pytest.mark.parametrize(("safety_ratio", "first"), [(6.0, 6.0), (8.0, 6.6)])
+def test_a_runaway_token_is_not_blamed_for_its_future(safety_ratio, first):
+    """Ratios 7, 2.5; A -1, 1; the first ratio adds nothing to f, as it exceeds 3.
+
+    f = 1.2 twice: A' = -2.2, bounded at 3 * 2.2 = 6.6, and 2.2, clipped at -2.2 * 1.28 = -2.816.
+    Above the safety ratio, f of the first is 1: A' = -2, bounded at 6.
+    """
+    logprobs = torch.tensor([[7.0, 2.5]]).log()
+    surrogate, _ = future_surrogate(
+        logprobs, torch.tensor([[-1.0, 1.0]]), safety_ratio=safety_ratio
+    )
+    assert surrogate.losses[0].tolist() == pytest.approx([first, -2.816])
 
 
 def test_the_future_factor_does_not_carry_a_gradient():
     """On policy the gradient of -2 A r in log r is -2 A, whatever f would add."""
     logprobs = torch.zeros(1, 2, requires_grad=True)
-    surrogate, _ = formulas.future_surrogate(
-        logprobs,
-        torch.zeros(1, 2),
-        torch.ones(1, 2),
-        torch.ones(1, 2, dtype=torch.bool),
-        clip=(0.2, 0.28),
-        dual_clip=3.0,
-        discount=1.0,
-        bounds=(0.0, 10.0),
-        weight=1.0,
-        safety_ratio=6.0,
-    )
+    surrogate, _ = future_surrogate(logprobs, torch.ones(1, 2), bounds=(0.0, 10.0))
     surrogate.losses.sum().backward()
     assert logprobs.grad.tolist() == [[-2, -2]]
+
+
+def test_rows_without_a_trained_token_do_not_dilute_the_others():
+    """Losses 1 2 | 9 9, the second row masked: mean of sums 3, mean of means 1.5."""
+    losses, mask = torch.tensor([[1.0, 2], [9, 9]]), torch.tensor([[True, True], [False, False]])
+    assert float(formulas.row_mean_of_sums(losses, mask)) == 3
+    assert float(formulas.row_mean_of_means(losses, mask)) == 1.5
+
+
+def test_estimates_of_the_divergence_by_hand():
+    """p / q = 2: log 2; (log 2)^2 / 2; 1/2 + log 2 - 1."""
+    p, q, log2 = torch.tensor([0.5]).log(), torch.tensor([0.25]).log(), 0.6931472
+    assert float(formulas.kl_k1(p, q)) == pytest.approx(log2)
+    assert float(formulas.kl_k2(p, q)) == pytest.approx(log2**2 / 2)
+    assert float(formulas.kl_k3(p, q)) == pytest.approx(log2 - 0.5)
+    assert float(formulas.kl_k3(torch.tensor(-50.0), torch.tensor(0.0))) == 10
 
 
 @pytest.mark.parametrize(
