@@ -29,9 +29,9 @@ from benchmarks.synthetic_words import (
     TRADE,
 )
 
-ENTITIES = {"train": 800, "validation": 90, "test": 90}
+ENTITIES = {"train": 500, "validation": 60, "test": 60}
 """Per kind, by split."""
-QUESTIONS = {"train": 12000, "validation": 400, "test": 400}
+QUESTIONS = {"train": 15200, "validation": 400, "test": 400}
 SHARES = {"train": 8, "validation": 1, "test": 1}
 """Of every ten names, how many belong to a split."""
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")

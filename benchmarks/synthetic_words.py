@@ -8,37 +8,32 @@ import re
 KINDS = ("person", "company", "city")
 
 FIRST = (
-    "Ada Arno Bela Bruno Cara Cyril Dana Dario Edda Emil Fara Felix Gala Gerd Hana Hugo Ines Ivo "
-    "Jana Joel Kara Kurt Lena Leo Maja Milo Nora Nils Olga Otto Pia Paul Rana Rolf Sara Sven Tara "
-    "Theo Uma Viktor Wanda Xaver Yara Zeno Alma Boris Clara Doris Elsa Frida Greta Heidi Irma Jonas "
-    "Klara Lukas Marta Noah Oskar Petra"
+    "Ada Arno Bela Bruno Cara Cyril Dana Dario Edda Emil Fara Felix Gala Gerd Hana Hugo Ines "
+    "Ivo Jana Joel Kara Kurt Lena Leo Maja Milo Nora Nils Olga Otto Pia Paul Rana Rolf Sara "
+    "Sven Tara Theo Uma Viktor"
 ).split()
 LAST = (
-    "Adler Berger Clarke Dorn Engel Falk Graf Hahn Iversen Jansen Keller Lang Moser Novak Ortega "
-    "Peters Quist Reiter Sander Torres Ulrich Vogel Weber Xavier Yilmaz Ziegler Abel Brandt Conrad "
-    "Duval Ebner Fuchs Gruber Huber Imhof Jensen Koch Lorenz Maier Nagel Olsen Pohl Rossi Schmid "
-    "Thoma Urban Varga Winter Zeller Arndt Becker Custer Decker Ernst Fischer Geiger Horn Jung Kern "
-    "Lutz"
+    "Adler Berger Clarke Dorn Engel Falk Graf Hahn Iversen Jansen Keller Lang Moser Novak "
+    "Ortega Peters Quist Reiter Sander Torres Ulrich Vogel Weber Xavier Yilmaz Ziegler Abel "
+    "Brandt Conrad Duval Ebner Fuchs Gruber Huber Imhof Jensen Koch Lorenz Maier Nagel"
 ).split()
 TRADE = (
-    "Amber Basalt Cobalt Delta Ember Falcon Garnet Harbor Indigo Jasper Kestrel Lumen Marble Nimbus "
-    "Onyx Pioneer Quartz Raven Saffron Tundra Umber Vector Willow Zephyr Beacon Cedar Drift Flint "
-    "Granite Halo Ivory Juniper Keystone Lotus Meteor Nectar Opal Prism Quill Ridge Summit Topaz "
-    "Unity Velvet Walnut Yonder Zenith Anchor Birch Comet"
+    "Amber Basalt Cobalt Delta Ember Falcon Garnet Harbor Indigo Jasper Kestrel Lumen Marble "
+    "Nimbus Onyx Pioneer Quartz Raven Saffron Tundra Umber Vector Willow Zephyr Beacon Cedar "
+    "Drift Flint Granite Halo Ivory Juniper Keystone Lotus Meteor Nectar Opal Prism Quill "
+    "Ridge"
 ).split()
 SUFFIX = (
-    "Mills Works Labs Foods Motors Press Bank Mining Optics Textiles Airlines Records Energy Media "
-    "Tools Glass Paper Steel Travel Studios"
+    "Mills Works Labs Foods Motors Press Bank Mining Optics Textiles Airlines Records Energy "
+    "Media Tools Glass"
 ).split()
 PLACE = (
-    "North South East West Upper Lower Old New Great Little High Deep Silver Golden Green White "
-    "Black Red Stone Iron Long Wide Clear Dark Bright Cold Warm Fair Grand Still Broad Calm Dry "
-    "Early Fallen Gentle Hidden Inner Lonely Misty Narrow Outer Proud Quiet Rocky Sandy Tall Vast "
-    "Wild Windy"
+    "North South East West Upper Lower Old New Great Little High Deep Silver Golden Green "
+    "White Black Red Stone Iron Long Wide Clear Dark Bright Cold Warm Fair Grand Still Broad "
+    "Calm Dry Early Fallen Gentle Hidden Inner Lonely Misty"
 ).split()
 TERRAIN = (
-    "Bay Bridge Brook Field Ford Grove Haven Hill Lake Meadow Point Valley Beach Cliff Creek Falls "
-    "Forest Gate Island Marsh"
+    "Bay Bridge Brook Field Ford Grove Haven Hill Lake Meadow Point Valley Beach Cliff Creek Falls"
 ).split()
 
 ASKED = {

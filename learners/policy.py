@@ -142,11 +142,13 @@ class Policy:
         rows, columns = batch.response_mask[:, 1:].nonzero(as_tuple=True)
         targets = batch.token_ids[rows, columns + 1]
         before = hidden[rows, columns]  # (n, D): the state that predicts each sampled token
+        # Logits of a large vocabulary are computed again in the backward pass, not kept.
+        wide = self.model.config.vocab_size > CHUNK * 16
         logprobs, surprise = [], []
         for start in range(0, len(targets), CHUNK):
             part = slice(start, start + CHUNK)
             args = (before[part], targets[part])
-            if torch.is_grad_enabled():
+            if torch.is_grad_enabled() and wide:
                 logprobs.append(checkpoint(self._logprobs, *args, use_reentrant=False))
             else:
                 logprobs.append(self._logprobs(*args))

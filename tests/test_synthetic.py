@@ -26,10 +26,10 @@ from tests.fakes import EchoTool
 from tools import MemoryRetriever, SearchTool
 
 DIGESTS = {
-    "train": "59c34707bde0",
-    "validation": "aa4dd7f1456d",
-    "test": "c2f7126bcf9c",
-    "demonstrations": "413c95593419",
+    "train": "50b60a574dfd",
+    "validation": "6d803e2c6981",
+    "test": "4618ee20ff82",
+    "demonstrations": "3bae9663ca42",
 }
 """First 12 hex digits of the sha256 of a split's questions, answers and passages, and of turns."""
 
