@@ -39,11 +39,11 @@ def refused(name: str, cell: str) -> Attack:
 
 
 EXHAUSTION = [
-    Attack("fork bomb", "import os\nwhile True: os.fork()", "more than", False),
+    Attack("fork bomb", "import os\nwhile True: os.fork()", "[stopped: the cell", False),
     Attack(
         "fork bomb of a shell",
         "import os; os.system('b(){{ b|b& }}; b'); import time; time.sleep(60)",
-        "more than",
+        "[stopped: the cell",
         False,
     ),
     Attack(
@@ -106,7 +106,7 @@ EXHAUSTION = [
         "an endless loop that ignores signals",
         "import signal\nfor s in range(1, 65):\n    try: signal.signal(s, signal.SIG_IGN)\n    except (OSError, ValueError): pass\n"
         "signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\nwhile True:\n    try:\n        while True: pass\n    except BaseException: pass",
-        "s of CPU time",
+        "[stopped: the cell",
         False,
     ),
     Attack(
@@ -118,7 +118,7 @@ EXHAUSTION = [
     Attack(
         "CPU time spread over children",
         "import os, time\nfor i in range(4):\n    if os.fork() == 0:\n        while True: pass\ntime.sleep(60)",
-        "s of CPU time",
+        "[stopped: the cell",
         False,
     ),
     Attack(

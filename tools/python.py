@@ -91,7 +91,9 @@ class PythonTool:
                     return self._result(sandbox, state, argument, reply, begun)
                 why = f"the process of the state is gone ({reply.why})"
                 with self._lock:
-                    self._live.pop(state, None)
+                    handle = self._live.pop(state, None)
+                if handle is not None:
+                    sandbox.drop([handle])
                 time.sleep(0.1 * attempt)
                 if attempt > 1 and self._healthy(sandbox, state):
                     return state, ToolResult(BROKEN, False, time.perf_counter() - begun)
@@ -158,6 +160,8 @@ class PythonTool:
                 return reply
             with self._lock:
                 self._live.pop(state, None)
+            if reply.why == "deep":
+                sandbox.drop([handle])
         handle = self._rebuild(sandbox, state)
         return sandbox.run(handle, [cell]) if handle is not None else Reply(None, (), "gone")
 

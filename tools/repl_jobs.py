@@ -76,22 +76,21 @@ def remove(path: str) -> None:
 class Job:
     """Cells that one request runs in one process, one after the other. Mutated as they end."""
 
-    def __init__(
-        self,
-        request: int,
-        steps: list[Message],
-        output: Output,
-        results: list[Message] | None = None,
-    ) -> None:
-        self.request = request
-        self.steps = list(reversed(steps))
+    def __init__(self, output: Output) -> None:
+        self.request = 0
+        self.steps: list[Message] = []
         self.output = output
         self.output_open = True
-        self.results = results or []
+        self.results: list[Message] = []
         self.current: Message | None = None
         self.begun = time.monotonic()
         self.cpu_before = 0.0
         self.look_at_disk = 0.0
+
+    def give(self, request: int, steps: list[Message], results: list[Message]) -> None:
+        """What a child was forked for; until then it is a spare."""
+        self.request, self.steps, self.results = request, list(reversed(steps)), results
+        self.begun = time.monotonic()
 
     def advance(self) -> Message | None:
         """The next step, now current; None when all are done."""
@@ -100,10 +99,8 @@ class Job:
 
     def start(self, pid: int) -> None:
         """A step begins now: limits count from here."""
-        self.output.clear()
         self.begun = time.monotonic()
-        if self.results:
-            self.cpu_before = usage.usage(pid, 1).cpu
+        self.cpu_before = usage.usage(pid, 1).cpu if self.results else 0.0
 
     def record(self, status: str, code: int | None = None) -> None:
         """The current step ended."""
@@ -164,6 +161,7 @@ class Live:
         self.memory = 0
         self.forks = 0
         self.passing = False
+        self.spare: Live | None = None
         self.calm = True
         self.cpu_allowed = 0.0
         self.measured = 0.0

@@ -114,6 +114,12 @@ def fork() -> int:
     return pid
 
 
+def collapse(ranges: list[list[int]]) -> None:
+    """Ask for huge pages where memory lies already; a kernel that cannot goes on without."""
+    for address, length in ranges:
+        LIBC.madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), 25)
+
+
 def adopt_orphans(yes: bool) -> None:
     """Whether grandchildren whose parents have died become children of this process."""
     LIBC.prctl(PR_SET_CHILD_SUBREAPER, int(yes), 0, 0, 0)

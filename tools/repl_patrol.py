@@ -111,7 +111,7 @@ class Patrol:
             if not alive:
                 self.chasing_since = 0.0
                 return
-            self.strays += len(alive)
+            self.strays += len([pid for pid in alive if pid not in self.dying])
         self.chasing_since = self.chasing_since or time.monotonic()
         if time.monotonic() - self.chasing_since > GIVE_UP:
             raise Ended("processes that cannot be caught")

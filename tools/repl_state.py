@@ -272,4 +272,5 @@ def main(settings: Message) -> None:
     received = channel.receive()
     assert received is not None
     kernel.set_limits(received[0]["limits"])
+    kernel.collapse(received[0]["huge"])
     state.serve()

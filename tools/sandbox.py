@@ -45,6 +45,8 @@ class Limits:
     """Descriptors of one process."""
     live_states: int = 512
     """States kept alive; the longest unused are forgotten and rebuilt by replay when needed."""
+    spares: int = 32
+    """States forked in advance while nothing runs, so that their next cell need not wait."""
     live_memory: int = 2 << 30
     """Memory of all live states, shared pages counted once."""
     all_processes: int = 1536

@@ -8,8 +8,8 @@ from tools.sandbox import Limits
 
 INSIDE = ("repl_kernel", "repl_filter", "repl_cell", "repl_state")
 """Modules of the processes that run cells."""
-HUB = ("repl_kernel", "repl_usage", "repl_link", "repl_jobs", "repl_patrol")
-"""Modules of the hub, before its launcher and `repl_hub` itself."""
+HUB = ("repl_kernel", "repl_usage", "repl_link", "repl_jobs", "repl_patrol", "repl_wires")
+"""Modules of the hub, before its launcher, `repl_hub` and `repl_main`."""
 
 
 def sources(names: Sequence[str]) -> list[tuple[str, str]]:
@@ -28,8 +28,8 @@ def boot_message(
 ) -> dict[str, object]:
     """The first message to a hub: its source, and what it hands on to the first process inside."""
     return {
-        "modules": sources([*HUB, launcher, "repl_hub"]),
-        "entry": "repl_hub",
+        "modules": sources([*HUB, launcher, "repl_hub", "repl_main"]),
+        "entry": "repl_main",
         "settings": {
             **settings,
             "launcher": launcher,
@@ -50,8 +50,6 @@ def environment(folder: str) -> dict[str, str]:
         "LANG": "C.UTF-8",
         "PYTHONHASHSEED": "0",
         "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONMALLOC": "malloc",
-        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
         "MPLBACKEND": "Agg",
         **{f"{name}_NUM_THREADS": "1" for name in ("OPENBLAS", "OMP", "MKL", "NUMEXPR")},
     }

@@ -275,6 +275,11 @@ def main() -> None:
             "local": lambda: open_local(LIMITS),
             "docker": lambda: open_docker(LIMITS, DockerOptions(image=arguments.image)),
         }
+        none = dataclasses.replace(LIMITS, spares=0)
+        late = {
+            "local": lambda: open_local(none),
+            "docker": lambda: open_docker(none, DockerOptions(image=arguments.image)),
+        }
         for name, opener in openers.items():
             try:
                 sandbox = opener()
@@ -287,6 +292,9 @@ def main() -> None:
             table.rows[f"{name}: sixteen branches of a state"] = one.sixteen
             table.rows[f"{name}: open a session"] = one.open
             table.rows[f"{name}: replay five cells instead"] = one.replay
+            plain = late[name]()
+            stack.callback(plain.close)
+            table.rows[f"{name}: x = 1, nothing forked in advance"] = Played(plain).run
         if not arguments.quick:
             table.slow["fresh python -c, same imports (the reference)"] = lambda: fresh(IMPORTS)
             add_others(table, stack, arguments.image, "docker" in played)

@@ -1,0 +1,47 @@
+"""How a hub begins and ends: the sandbox's first process, then requests, then nothing left.
+
+Runs in any python3 on Linux with the standard library alone, but for the local sandbox's launcher.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tools import repl_kernel as kernel
+from tools import repl_usage as usage
+from tools.repl_hub import Hub
+from tools.repl_jobs import remove
+from tools.repl_link import Broken, Ended, Link, Message
+from tools.repl_wires import answer
+
+
+def main(settings: Message) -> None:
+    """Start the first process in its sandbox, say so, and serve."""
+    kernel.LIBC.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    kernel.LIBC.prctl(kernel.PR_SET_DUMPABLE, 0, 0, 0, 0)
+    launch = sys.modules["tools." + settings["launcher"]].launch
+    link = Link()
+    pid, end = launch(settings, link.theirs)
+    link.theirs.close()
+    link.socket.setblocking(True)
+    kernel.offer_to_the_oom_killer(pid)
+    hub = Hub(settings, link, pid)
+    try:
+        body: dict[str, Any] = {"modules": settings["modules"], "entry": "repl_state"}
+        body["settings"] = settings["state"]
+        link.send(body)
+        ready: list[Message] = []
+        while not ready:
+            ready = link.receive()
+        link.socket.setblocking(False)
+        limits = usage.process_limits(pid, settings["limits"])
+        link.send({"op": "limits", "limits": limits, "huge": usage.huge_ranges(pid)})
+        answer({"id": 0, "ready": ready[0], "pid": pid})
+        hub.serve()
+    except (Broken, Ended) as error:
+        sys.stderr.write(f"{error}\n")
+    finally:
+        end()
+        hub.remover.close()
+        remove(settings["folder"])
