@@ -1,19 +1,20 @@
 """Stand-ins for learners: a tiny policy that knows the tags, scripted and recording samplers."""
 
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
 
-from benchmarks import Demonstration, Step
+from benchmarks import Demonstration, Score, Step
 from envs import ToolEnv
 from learners.models import load_model, save_model
 from learners.policy import Policy
 from learners.rollout import Rollouts
 from learners.sft import played
 from learners.tree import Completion, Row
-from tests.fakes import EchoTool, SayTool
+from tests.fakes import TOY, EchoTool, SayTool
 from tools import ToolUnavailable
 
 TAUGHT_TURNS = (
@@ -48,6 +49,15 @@ def teach(folder, updates=30):
         total = sum(int(mask.sum()) for mask in masks)
         policy.update(rows, [mask / total for mask in masks], likelihood)
     save_model(loaded, folder)
+
+
+def like_five(answer, task):
+    """Right when it is 5, whatever was asked."""
+    return Score(float(answer.strip() == "5"), "exact", answer)
+
+
+UNEVEN = replace(TOY, score=like_five, training_score=like_five)
+"""The toy benchmark, where what the taught model answers is right now and then."""
 
 
 def likelihood(logprobs, batch):
