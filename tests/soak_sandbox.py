@@ -99,10 +99,17 @@ def step(tool: PythonTool, seed: int, known: Known, choice: random.Random) -> Kn
     return Known(state, x, seen, known.draws)
 
 
-def session(tool: PythonTool, number: int, until: float, tally: Tally, target: int) -> None:
+def session(
+    tool: PythonTool, number: int, until: float, tally: Tally, target: int, last: float
+) -> None:
     """Random walks over a tree of states, a new tree every thirty cells."""
     choice = random.Random(number)
-    while time.monotonic() < until or tally.cells < target:
+
+    def over() -> bool:
+        now = time.monotonic()
+        return now > last or (now > until and tally.cells >= target)
+
+    while not over():
         seed = choice.randrange(10**6)
         try:
             state, _ = tool.run(tool.initial_state(ToolContext(seed=seed)), START)
@@ -115,7 +122,7 @@ def session(tool: PythonTool, number: int, until: float, tally: Tally, target: i
                     tally.stopped += following is known
                 if following is not known and len(following.state[1]) < 40:
                     tree.append(following)
-                if time.monotonic() > until and tally.cells >= target:
+                if over():
                     break
         except Hit:
             with tally.lock:
@@ -209,9 +216,11 @@ def replayed(tally: Tally, kind: str) -> int:
     return wrong
 
 
-def run_sessions(tool: PythonTool, count: int, until: float, tally: Tally, target: int) -> None:
+def run_sessions(
+    tool: PythonTool, count: int, until: float, tally: Tally, target: int, last: float
+) -> None:
     threads = [
-        threading.Thread(target=session, args=(tool, number, until, tally, target))
+        threading.Thread(target=session, args=(tool, number, until, tally, target, last))
         for number in range(count)
     ]
     for thread in threads:
@@ -225,21 +234,22 @@ def main() -> int:
     parser.add_argument("--sandbox", default="local", choices=["local", "docker"])
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--cells", type=int, default=20_000, help="at least so many")
+    parser.add_argument("--at-most", type=float, default=30.0, help="minutes, whatever the cells")
     parser.add_argument("--sessions", type=int, default=64)
     parser.add_argument("--kill-every", type=float, default=5.0, help="seconds; 0 never")
     arguments = parser.parse_args()
     tally, tool = Tally(), PythonTool(arguments.sandbox, LIMITS)
     begun = time.monotonic()
     # Warm up first: what is loaded once is no leak.
-    run_sessions(tool, arguments.sessions, begun, tally, arguments.cells // 20)
+    run_sessions(tool, arguments.sessions, begun, tally, arguments.cells // 20, begun + 300)
     before = settle(tool)
     print(f"after warming up with {tally.cells} cells:", before, flush=True)
-    until = begun + arguments.minutes * 60
+    until, last = (begun + 60 * minutes for minutes in (arguments.minutes, arguments.at_most))
     if arguments.kill_every:
-        last = until - 60 if arguments.minutes > 2 else until - 10
-        killer = threading.Thread(target=disturb, args=(tool, last, arguments.kill_every, tally))
+        calm = until - 60 if arguments.minutes > 2 else until - 10
+        killer = threading.Thread(target=disturb, args=(tool, calm, arguments.kill_every, tally))
         killer.start()
-    run_sessions(tool, arguments.sessions, until, tally, arguments.cells)
+    run_sessions(tool, arguments.sessions, until, tally, arguments.cells, last)
     seconds = time.monotonic() - begun
     after = settle(tool)
     status = dict(tool.status())

@@ -210,9 +210,42 @@ def test_without_linux_the_error_says_docker(monkeypatch):
 def test_an_old_kernel_is_named_with_what_it_lacks(monkeypatch):
     import sandlock
 
-    monkeypatch.setattr(sandlock, "landlock_abi_version", lambda: 3)
-    with pytest.raises(ToolUnavailable, match=r"Landlock version 3.*Linux 6.12.*Docker"):
+    monkeypatch.setattr(sandlock, "landlock_abi_version", lambda: 2)
+    with pytest.raises(ToolUnavailable, match=r"Landlock version 2.*Linux 6.2.*Docker"):
         local_sandbox.open_local(LIMITS)
+
+
+def test_a_kernel_before_signal_scopes_warns_and_refuses_signals(monkeypatch, caplog):
+    import sandlock
+
+    monkeypatch.setattr(sandlock, "landlock_abi_version", lambda: 5)
+    made = PythonTool("local", LIMITS)
+    try:
+        with caplog.at_level("WARNING", logger="tools.local_sandbox"):
+            state = begin(made)
+        assert "Landlock version 5 has no SIGNAL_SCOPE: signals are not kept inside" in caplog.text
+        cell = (
+            "import os, subprocess, socket, fcntl\np = subprocess.Popen(['sleep', '50'])\n"
+            "for act in (p.kill, lambda: os.kill(os.getppid(), 9), lambda: os.killpg(0, 9),\n"
+            "            lambda: fcntl.fcntl(0, fcntl.F_SETOWN, 1), lambda: os.kill(-1, 9)):\n"
+            "    try: act(); print('LEAK')\n"
+            "    except PermissionError: print('refused')"
+        )
+        state, result = made.run(state, cell)
+        assert result.text.count("refused") == 5
+        assert "were ended" in result.text
+        assert "LEAK" not in result.text
+    finally:
+        made.close()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_minute_of_everything_at_once(kind):
+    command = [sys.executable, "-m", "tests.soak_sandbox", "--sandbox", kind]
+    command += ["--minutes", "1", "--cells", "300", "--sessions", "32", "--at-most", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_without_an_engine_the_error_says_so(monkeypatch):

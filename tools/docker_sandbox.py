@@ -114,7 +114,13 @@ def open_docker(limits: Limits, options: DockerOptions) -> HubSandbox:
         "env": environment(FOLDER),
         "python": "python3",
     }
-    state = {"folder": FOLDER, "roots": ROOTS, "devices": DEVICES, "warm": list(WARM)}
+    state = {
+        "folder": FOLDER,
+        "roots": ROOTS,
+        "devices": DEVICES,
+        "warm": list(WARM),
+        "signals": True,
+    }
     return HubSandbox(transport, boot_message("repl_spawn", settings, state, limits), limits)
 
 

@@ -5,6 +5,7 @@ run cells are inside.
 """
 
 import contextlib
+import logging
 import os
 import platform
 import shutil
@@ -21,6 +22,20 @@ from tools.sandbox_boot import WARM, boot_code, boot_message, environment
 from tools.sandbox_stream import HubSandbox, readable
 from tools.tool import ToolUnavailable
 
+log = logging.getLogger(__name__)
+
+LEAST = 3
+"""Landlock version (Linux 6.2) below which files could be truncated: nothing local then."""
+WITHOUT = {
+    "NET_TCP": (4, "TCP is not blocked by Landlock, but no cell can make a socket"),
+    "FS_IOCTL_DEV": (5, "device files can be asked for more than reading and writing"),
+    "SIGNAL_SCOPE": (
+        6,
+        "signals are not kept inside, so cells cannot send any at all",
+    ),
+    "ABSTRACT_UNIX_SOCKET_SCOPE": (6, "abstract sockets are not blocked, but no cell can make one"),
+}
+"""sandlock's opt-outs by the Landlock version that has the feature; what is so without it."""
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
 
 
@@ -117,24 +132,28 @@ def open_local(limits: Limits) -> HubSandbox:
             f"the package sandlock is missing ({error}); pip install sandlock"
         ) from None
     version = sandlock.landlock_abi_version()
-    if version < sandlock.min_landlock_abi():
+    if version < LEAST:
         raise ToolUnavailable(
-            f"this kernel ({platform.release()}) has Landlock version {version}, sandlock needs"
-            f" {sandlock.min_landlock_abi()} (Linux 6.12); install Docker and use sandbox='docker'"
+            f"this kernel ({platform.release()}) has Landlock version {version}, the local sandbox"
+            f" needs {LEAST} (Linux 6.2; all of it 6.12); install Docker and use sandbox='docker'"
         )
+    degraded = [name for name, (needed, _so) in WITHOUT.items() if version < needed]
+    for name in degraded:
+        log.warning("Landlock version %d has no %s: %s", version, name, WITHOUT[name][1])
     folder = tempfile.mkdtemp(prefix="appo-sandbox-")
     settings = {
         "folder": folder,
         "own_disk": "",
         "python": sys.executable,
         "env": environment(folder),
-        "degraded": [],
+        "degraded": degraded,
     }
     state = {
         "folder": folder,
         "roots": readable_paths(),
         "devices": [path for path in DEVICES if os.path.exists(path)],
         "warm": list(WARM),
+        "signals": "SIGNAL_SCOPE" not in degraded,
     }
     transport = LocalTransport(folder)
     message = boot_message("sandbox_jail", settings, state, limits)

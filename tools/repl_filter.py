@@ -65,6 +65,18 @@ REFUSED = {
 }
 OWN_ONLY = {"prlimit64": (302, 261), "sched_setaffinity": (203, 122)}
 """Refused unless the first argument, a process, is 0: the caller itself."""
+SIGNALS = {
+    "kill": (62, 129),
+    "tkill": (200, 130),
+    "tgkill": (234, 131),
+    "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240),
+    "pidfd_send_signal": (424, 424),
+}
+"""Refused too where the kernel cannot keep signals inside (Landlock before version 6)."""
+OWNERS = {"fcntl": (72, 25), "ioctl": (16, 29)}
+"""Ways to have a descriptor send signals: refused there for these second arguments."""
+OWNER_REQUESTS = {"fcntl": (8, 10, 15), "ioctl": (0x8901, 0x8902)}
 PRETENDED = {
     "fchmod": (91, 52),
     "fchmodat": (268, 53),
@@ -97,8 +109,26 @@ def _numbers(table: Mapping[str, tuple[int, int | None]], column: int) -> list[i
     return [number for number in found if number is not None]
 
 
-def program(machine: str) -> bytes | None:
-    """The filter's instructions; None for a machine without a table."""
+def _owner_steps(column: int) -> list[bytes]:
+    """Refuse to name the process that a descriptor signals."""
+    steps = []
+    for name, numbers in OWNERS.items():
+        requests = OWNER_REQUESTS[name]
+        steps += [
+            _step(0x15, 0, 2 + 2 * len(requests), numbers[column]),
+            _step(0x20, 0, 0, 24),
+        ]
+        for request in requests:
+            steps += [_step(0x15, 0, 1, request), _step(0x06, 0, 0, REFUSE)]
+        steps.append(_step(0x06, 0, 0, ALLOW))
+    return steps
+
+
+def program(machine: str, signals: bool = True) -> bytes | None:
+    """The filter's instructions; None for a machine without a table.
+
+    Without `signals`, no process may signal another, not even its own children.
+    """
     if machine not in MACHINES:
         return None
     column, arch, clone = MACHINES[machine]
@@ -111,7 +141,8 @@ def program(machine: str) -> bytes | None:
         _step(at_least, 0, 1, 0x40000000),
         _step(give, 0, 0, REFUSE),
     ]
-    refused = [(number, REFUSE) for number in _numbers(REFUSED, column)]
+    table = REFUSED if signals else {**REFUSED, **SIGNALS}
+    refused = [(number, REFUSE) for number in _numbers(table, column)]
     pretended = [(number, PRETEND) for number in _numbers(PRETENDED, column)]
     for number, action in [(CLONE3, ABSENT), *refused, *pretended]:
         steps += [_step(equal, 0, 1, number), _step(give, 0, 0, action)]
@@ -123,6 +154,7 @@ def program(machine: str) -> bytes | None:
             _step(give, 0, 0, ALLOW),
             _step(give, 0, 0, REFUSE),
         ]
+    steps += [] if signals else _owner_steps(column)
     steps += [
         _step(equal, 0, 3, clone),
         _step(load, 0, 0, 16),
@@ -133,9 +165,9 @@ def program(machine: str) -> bytes | None:
     return b"".join(steps)
 
 
-def filter_system_calls() -> bool:
+def filter_system_calls(signals: bool) -> bool:
     """Install the filter in this process and all it will ever start; False where there is none."""
-    body = program(platform.machine())
+    body = program(platform.machine(), signals)
     if body is None:
         return False
     instructions = ctypes.create_string_buffer(body)

@@ -264,7 +264,7 @@ def main(settings: Message) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "tools"]:
         del sys.modules[name]
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    filtered = filter_system_calls()
+    filtered = filter_system_calls(state.walls.abi >= 6 and settings["signals"])
     gc.collect()
     gc.freeze()
     versions = {"landlock": state.walls.abi, "filtered": filtered}
