@@ -81,7 +81,7 @@ def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
         if not moved:  # same weights: what differs between the two passes is rounding
             noise = omega_spread(roots, stats, config)
         for tree in batch:
-            chosen = branch_points(tree, stats, config, run.draw(tree.task.id), noise, moved=moved)
+            chosen = branch_points(tree, stats, config, run.draw(tree.name), noise, moved=moved)
             run.count("branch/undefined", chosen.undefined)
             run.note("branch/score", [point.score for point in chosen.points])
             for point in chosen.points:
