@@ -41,14 +41,15 @@ class Session:
         by_id = {task.id: task for task in self.tasks}
         lost = [by_id[name] for name in self.run.lost][: config.prompts]
         wanted = range(iteration * config.prompts, (iteration + 1) * config.prompts)
-        fresh = [self._at(index, config.seed) for index in wanted]
+        places = [divmod(index, len(self.tasks)) for index in wanted]
+        orders = {epoch: self._order(epoch, config.seed) for epoch in {e for e, _ in places}}
+        fresh = [self.tasks[orders[epoch][place]] for epoch, place in places]
         return (lost + fresh)[: config.prompts]
 
-    def _at(self, index: int, seed: int) -> "Task":
-        epoch, place = divmod(index, len(self.tasks))
+    def _order(self, epoch: int, seed: int) -> list[int]:
         order = list(range(len(self.tasks)))
         random.Random(f"{seed}/epoch/{epoch}").shuffle(order)
-        return self.tasks[order[place]]
+        return order
 
 
 def training_env(config: RunConfig) -> "ToolEnv":
