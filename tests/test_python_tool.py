@@ -1,5 +1,6 @@
 """The Python tool as an environment meets it: values in, values out."""
 
+import gc
 import json
 import os
 import pickle
@@ -18,6 +19,14 @@ SMALL = Limits(cpu=1.0, wall=4.0, memory=256 << 20, processes=8, disk=8 << 20, f
 @pytest.fixture(scope="module")
 def tool():
     made = PythonTool("local", SMALL)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def patient():
+    """For what takes long to import the first time."""
+    made = PythonTool("local", Limits(cpu=60.0))
     yield made
     made.close()
 
@@ -177,6 +186,26 @@ def test_random_numbers_are_decided_by_the_seed_and_go_on_across_cells(tool):
     assert text(tool, *cells, seed=5) == f"({generator.random()}, {generator.random()})\n"
 
 
+@pytest.mark.parametrize(
+    ("module", "cell", "expected"),
+    [
+        ("numpy", "import numpy\nint(numpy.arange(10).sum())", "45\n"),
+        ("sympy", "import sympy\nx = sympy.Symbol('x')\nsympy.solve(x**2 - 4)", "[-2, 2]\n"),
+        ("scipy", "import scipy.optimize as o\nround(o.brentq(lambda x: x - 2, 0, 9), 6)", "2.0\n"),
+        ("pandas", "import pandas\nint(pandas.DataFrame({'a': [1, 2]}).a.sum())", "3\n"),
+        (
+            "matplotlib",
+            "import matplotlib.pyplot as p, os\np.plot([1, 2]); p.savefig('a.png')\n"
+            "os.path.getsize('a.png') > 0",
+            "True\n",
+        ),
+    ],
+)
+def test_libraries_work_when_the_sandbox_has_them(patient, module, cell, expected):
+    pytest.importorskip(module, reason=f"pip install {module}")
+    assert text(patient, cell).endswith(expected)
+
+
 def test_numpy_is_seeded_too_and_has_one_thread(tool):
     pytest.importorskip("numpy")
     cells = ("import numpy", "numpy.random.rand()")
@@ -243,6 +272,15 @@ def test_a_killed_hub_is_replaced_and_the_episode_goes_on():
         assert made.run(state, "x + 1")[1].text == "42\n"
     finally:
         made.close()
+
+
+def test_a_forgotten_tool_leaves_nothing_running():
+    made = PythonTool("local", SMALL)
+    play(made, "1")
+    hub = made._sandbox._transport._process
+    del made
+    gc.collect()
+    assert hub.poll() is not None
 
 
 def test_attachments_lie_in_the_work_folder(tool, tmp_path):

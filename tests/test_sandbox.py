@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import docker_sandbox, local_sandbox
+from tools import docker_sandbox, local_sandbox, python
 from tools.python import PythonTool
 from tools.sandbox import DockerOptions, Limits
 from tools.tool import ToolContext, ToolUnavailable
@@ -52,6 +52,7 @@ def test_a_killed_hub_or_container_is_rebuilt_by_replay(tool):
     assert tool.replays == 1
 
 
+@pytest.mark.full
 def test_a_hub_killed_while_a_cell_runs_is_not_the_models_mistake(tool):
     state = begin(tool)
     killer = subprocess.Popen(["sleep", "1.0"])
@@ -63,6 +64,7 @@ def test_a_hub_killed_while_a_cell_runs_is_not_the_models_mistake(tool):
     assert len(after[1]) == 2
 
 
+@pytest.mark.full
 def test_a_hub_that_hangs_is_given_up(request):
     made = PythonTool("local", Limits(cpu=1.0, wall=1.0, answer=3.0))
     try:
@@ -187,6 +189,7 @@ def test_evicted_states_come_back(request):
         made.close()
 
 
+@pytest.mark.full
 def test_states_over_the_memory_bound_are_evicted_and_come_back(request):
     made = PythonTool("local", Limits(live_memory=160 << 20))
     try:
@@ -266,6 +269,25 @@ def test_with_neither_the_error_names_both(monkeypatch):
 def test_an_image_that_is_missing_is_named(request):
     with pytest.raises(ToolUnavailable, match="no image 'nobody/nothing:never'"):
         docker_sandbox.open_docker(LIMITS, DockerOptions(image="nobody/nothing:never"))
+
+
+def test_an_engine_that_is_away_for_a_moment_is_waited_for(monkeypatch):
+    made = PythonTool("local", LIMITS)
+    try:
+        state = begin(made)
+        kill_hub(made)
+        real, failures = python.open_sandbox, iter([ToolUnavailable("away")] * 2)
+
+        def away(*arguments):
+            for failure in failures:
+                raise failure
+            return real(*arguments)
+
+        monkeypatch.setattr(python, "open_sandbox", away)
+        monkeypatch.setattr(python, "PAUSES", (0.01, 0.01, 0.01))
+        assert made.run(state, "x + 1")[1].text == "42\n"
+    finally:
+        made.close()
 
 
 def test_auto_says_which_sandbox_it_took(caplog):

@@ -4,6 +4,7 @@ Any image that has python3 (3.9 or later) serves: everything of ours is sent as 
 """
 
 import contextlib
+import logging
 import os
 import socket
 import struct
@@ -17,6 +18,8 @@ from tools.tool import ToolUnavailable
 
 if TYPE_CHECKING:
     import docker
+
+log = logging.getLogger(__name__)
 
 FOLDER = "/work"
 BUILD = "build one with `docker build -t appo-sandbox:local - < tools/Dockerfile`"
@@ -121,7 +124,14 @@ def open_docker(limits: Limits, options: DockerOptions) -> HubSandbox:
         "warm": list(WARM),
         "signals": True,
     }
-    return HubSandbox(transport, boot_message("repl_spawn", settings, state, limits), limits)
+    sandbox = HubSandbox(transport, boot_message("repl_spawn", settings, state, limits), limits)
+    if sandbox.landlock < 3:
+        log.warning(
+            "the engine's kernel has Landlock version %d: states in this container are not kept"
+            " from each other's files; use one tool for each episode, or a kernel from 6.2 on",
+            sandbox.landlock,
+        )
+    return sandbox
 
 
 def _create(client: "docker.DockerClient", limits: Limits, options: DockerOptions) -> str:

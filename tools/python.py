@@ -31,6 +31,8 @@ BROKEN = (
     "[not run: an earlier cell has broken this interpreter (it replaced, closed or blocked what"
     " runs cells), and it cannot go on]"
 )
+PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)
+"""Seconds between attempts to open a sandbox that was there before."""
 ATTEMPTS = 5
 """Sandboxes tried for one call before the tool counts as unavailable."""
 
@@ -84,7 +86,7 @@ class PythonTool:
             return state, ToolResult(text, False, time.perf_counter() - begun)
         closings = self._closings
         for attempt in range(ATTEMPTS):
-            sandbox = self._opened()
+            sandbox = self._opened() if attempt == 0 else self._reopened()
             try:
                 reply = self._run(sandbox, state, argument)
                 if reply.why not in ("gone", "fault"):
@@ -130,6 +132,16 @@ class PythonTool:
             if self._sandbox is None:
                 self._sandbox = open_sandbox(self._kind, self._limits, self._docker)
             return self._sandbox
+
+    def _reopened(self) -> Sandbox:
+        """Open again after a loss; an engine that restarts is given half a minute."""
+        for pause in PAUSES:
+            try:
+                return self._opened()
+            except ToolUnavailable as error:
+                log.warning("no sandbox yet, trying again in %.0f s: %s", pause, error)
+                time.sleep(pause)
+        return self._opened()
 
     def _discard(self, sandbox: Sandbox, why: str) -> None:
         with self._lock:

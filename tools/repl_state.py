@@ -21,6 +21,7 @@ import socket
 import stat
 import struct
 import sys
+import threading
 from typing import Any
 
 from tools import repl_kernel as kernel
@@ -161,7 +162,8 @@ class State:
     def _settle(self) -> bool:
         """Leave no process running, no timer set; whether threads beside the main one are left."""
         threads = os.stat("/proc/self/task").st_nlink > 3
-        if threads:
+        # Those that a library keeps for itself are nothing the cell should hear of.
+        if threads and threading.active_count() > 1:
             note("threads that are still running stop here: they do not go on in the next cell")
         signal.setitimer(signal.ITIMER_REAL, 0)
         if reap(os.WNOHANG):

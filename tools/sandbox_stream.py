@@ -1,11 +1,13 @@
 """A sandbox behind a byte stream: requests and answers in any order, as JSON."""
 
 import json
+import os
 import select
 import socket
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -34,13 +36,18 @@ def readable(stream: socket.socket, seconds: float) -> bool:
     return bool(poller.poll(seconds * 1e3))
 
 
+def _end(transport: Transport, owner: int) -> None:
+    """What is forgotten is ended, but never by a forked process, whose parent goes on with it."""
+    if os.getpid() == owner:
+        transport.kill()
+
+
 class HubSandbox:
     """A sandbox behind a stream. Mutable: the requests that wait for an answer."""
 
     def __init__(self, transport: Transport, boot: Mapping[str, object], limits: Limits) -> None:
         self.name = transport.name
         self.limits = limits
-        self.ready: dict[str, object] = {}
         self._transport = transport
         self._lock = threading.Lock()
         self._answers: dict[int, Mapping[str, object]] = {}
@@ -49,10 +56,14 @@ class HubSandbox:
         self._inbox = bytearray()
         self._next = 1
         self._lost: str | None = None
+        weakref.finalize(self, _end, transport, os.getpid())
         self._post(boot)
         started = self._wait(0, 60.0)
         self.pid = int(str(started["pid"]))
-        self.ready = dict(started)
+        ready = started["ready"]
+        assert isinstance(ready, dict)
+        self.modules = tuple(str(name) for name in ready["modules"])
+        self.landlock = int(ready["landlock"])
 
     def open(self, seed: int, files: Sequence[tuple[str, str]]) -> Reply:
         return self._cells({"op": "open", "seed": seed, "files": list(files)}, 1)

@@ -24,6 +24,8 @@ from tools.sandbox import DockerOptions, Limits, Sandbox, SandboxLost
 from tools.tool import ToolUnavailable
 
 LIMITS = Limits()
+PAUSE = 0.1
+"""Seconds between two measurements: much less than a model takes to write a cell."""
 IMPORTS = "import numpy, sympy"
 HISTORY = ["import numpy, sympy", "x = sympy.Symbol('x')", "y = sympy.solve(x**2 - 2, x)", "z = 1"]
 
@@ -237,8 +239,8 @@ class Table:
             for name in names:
                 action = self.rows.get(name) or self.slow[name]
                 self.took.setdefault(name, []).append(action())
-                # What was dropped takes a moment to end; nobody else should pay for it.
-                time.sleep(0.02)
+                # Between two cells a model thinks; what was dropped ends, the next state is forked.
+                time.sleep(PAUSE)
 
     def show(self, limit: str) -> str:
         base = statistics.median(self.took[limit])
