@@ -34,7 +34,7 @@ def trajectories(*shapes, seed=0):
     draw = random.Random(seed)
 
     def ids(count):
-        return tuple(draw.randrange(260, 590) for _ in range(count))
+        return tuple(draw.randrange(256) for _ in range(count))
 
     found = []
     for prompt, *turns in shapes:

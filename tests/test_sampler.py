@@ -45,14 +45,14 @@ def serve(sampler, *requests):
 def mixed_requests():
     """Six, of different lengths; two share a prefix, two have a prefill, one may say little."""
     ids = random.Random(0)
-    shared = [ids.randrange(260, 500) for _ in range(20)]
+    shared = [ids.randrange(256) for _ in range(20)]
     return [
         request(shared, key="a"),
-        request([*shared, 300, 301], key="b", prefill=(302,)),
-        request([ids.randrange(260, 500) for _ in range(3)], key="c", max_tokens=2),
-        request([ids.randrange(260, 500) for _ in range(40)], key="d", temperature=0.5),
-        request([261], key="e", prefill=(270, 271), max_tokens=12),
-        request([ids.randrange(260, 500) for _ in range(9)], key="f", temperature=0.0),
+        request([*shared, 100, 101], key="b", prefill=(102,)),
+        request([ids.randrange(256) for _ in range(3)], key="c", max_tokens=2),
+        request([ids.randrange(256) for _ in range(40)], key="d", temperature=0.5),
+        request([61], key="e", prefill=(70, 71), max_tokens=12),
+        request([ids.randrange(256) for _ in range(9)], key="f", temperature=0.0),
     ]
 
 
@@ -100,9 +100,9 @@ def logits_of(loaded, sampler, one):
 def test_logits_of_a_continued_row_equal_a_fresh_pass(tiny):
     """A turn, an observation of three tokens, and the next turn; nothing known is read again."""
     sampler = sampler_of(tiny)
-    prompt = (261, 300, 301, 302)
+    prompt = (61, 100, 101, 102)
     (first,) = serve(sampler, request(prompt, key="turn 1"))
-    observed = (*prompt, *first.token_ids, 310, 311, 312)
+    observed = (*prompt, *first.token_ids, 110, 111, 112)
     read = sampler.prefilled_tokens
     logits, second = logits_of(tiny, sampler, request(observed, key="turn 2"))
     assert sampler.prefilled_tokens - read == 4  # the turn's last token was drawn, never read
@@ -118,7 +118,7 @@ def test_a_branch_after_an_update_never_reads_a_stale_cache():
     sampler = sampler_of(loaded)
     env = toy_env(split="train")
     run = Run(RunConfig(), policy, Rollouts(env, sampler, loaded.tokenizer, 64))
-    prompt = (261, 300, 301, 302, 303)
+    prompt = (61, 100, 101, 102, 103)
     (said,) = serve(sampler, request(prompt, max_tokens=10, key="root"))
     tree = RolloutTree(toy_load("train")[0], prompt, EnvState("Toy", "1", "train", "a"))
     root = tree.root()
@@ -136,7 +136,7 @@ def test_a_branch_after_an_update_never_reads_a_stale_cache():
 
 
 def test_temperature_zero_is_greedy(tiny):
-    prefix = [261, 300, 301]
+    prefix = [61, 100, 101]
     (said,) = serve(sampler_of(tiny), request(prefix, max_tokens=5, temperature=0.0))
     best = fresh_logits(tiny, [*prefix, *said.token_ids]).argmax(-1).tolist()
     assert list(said.token_ids) == best[2:-1]
@@ -144,7 +144,7 @@ def test_temperature_zero_is_greedy(tiny):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_logprobs_and_entropies_are_the_policys_own(tiny, temperature):
-    prompt = (261, 300, 301, 302)
+    prompt = (61, 100, 101, 102)
     tree = RolloutTree(toy_load("train")[0], prompt, EnvState("Toy", "1", "train", "a"))
     root = tree.root()
     (said,) = serve(sampler_of(tiny), request(prompt, temperature=temperature))
@@ -165,7 +165,7 @@ def turn_ids(tokenizer):
 
 def parrot_sampler(loaded, text, tags=("</echo>",), **options):
     """Says the text after a prompt of one token."""
-    script = [261, *loaded.tokenizer.encode(text, add_special_tokens=False)]
+    script = [61, *loaded.tokenizer.encode(text, add_special_tokens=False)]
     parrot = Parrot(script, len(loaded.tokenizer))
     return parrot, TransformersSampler(parrot, loaded.tokenizer, tags, **options)
 
@@ -176,30 +176,30 @@ def test_a_tag_is_found_across_prefill_and_output_wherever_the_turn_was_cut(tiny
     assert len(ids) > 24
     for cut in range(len(ids)):
         _, sampler = parrot_sampler(tiny, SCRIPT)
-        (said,) = serve(sampler, request([261], prefill=ids[:cut], max_tokens=60))
+        (said,) = serve(sampler, request([61], prefill=ids[:cut], max_tokens=60))
         assert (list(said.token_ids), said.stop) == (ids[cut:], "tag"), f"cut at {cut}"
         assert tiny.tokenizer.decode([*ids[:cut], *said.token_ids]) == TURN
 
 
 def test_a_turn_ends_at_the_first_token_that_completes_any_tag(tiny):
     _, sampler = parrot_sampler(tiny, "<search> a</search><answer> b</answer>", TAGS)
-    (said,) = serve(sampler, request([261], max_tokens=60))
+    (said,) = serve(sampler, request([61], max_tokens=60))
     assert tiny.tokenizer.decode(said.token_ids) == "<search> a</search>"
 
 
 def test_a_tag_in_an_earlier_turn_does_not_end_this_one(tiny):
     """The prefix holds a closing tag; only the open turn counts."""
     earlier = tiny.tokenizer.encode("<echo> 1</echo>", add_special_tokens=False)
-    script = [261, *earlier, *tiny.tokenizer.encode("<echo> 2</echo>", add_special_tokens=False)]
+    script = [61, *earlier, *tiny.tokenizer.encode("<echo> 2</echo>", add_special_tokens=False)]
     sampler = TransformersSampler(Parrot(script, len(tiny.tokenizer)), tiny.tokenizer, ("</echo>",))
-    (said,) = serve(sampler, request([261, *earlier], max_tokens=60))
+    (said,) = serve(sampler, request([61, *earlier], max_tokens=60))
     assert tiny.tokenizer.decode(said.token_ids) == "<echo> 2</echo>"
 
 
 def test_an_end_token_ends_the_turn(tiny):
     end = tiny.tokenizer.eos_token
     _, sampler = parrot_sampler(tiny, f"<think> done{end} and on")
-    (said,) = serve(sampler, request([261], max_tokens=60))
+    (said,) = serve(sampler, request([61], max_tokens=60))
     assert said.stop == "eos"
     assert said.token_ids[-1] == tiny.tokenizer.eos_token_id
 
@@ -207,7 +207,7 @@ def test_an_end_token_ends_the_turn(tiny):
 def test_finished_rows_leave_the_batch(tiny):
     """Rows that may say 1, 2 and 4 tokens: three rows read the prompt, then two, one, one."""
     parrot, sampler = parrot_sampler(tiny, SCRIPT)
-    serve(sampler, *(request([261], max_tokens=n, key=str(n)) for n in (4, 1, 2)))
+    serve(sampler, *(request([61], max_tokens=n, key=str(n)) for n in (4, 1, 2)))
     assert parrot.shapes == [(3, 1), (2, 1), (1, 1), (1, 1)]
 
 
@@ -215,14 +215,14 @@ def test_waiting_rows_join_as_soon_as_a_row_is_free(tiny):
     """At most two rows; the third reads its three tokens when the first has ended."""
     parrot, sampler = parrot_sampler(tiny, SCRIPT, rows=2)
     ids = turn_ids(tiny.tokenizer)[:2]
-    one, two, three = (request([261], max_tokens=n, key=str(n)) for n in (1, 3, 2))
+    one, two, three = (request([61], max_tokens=n, key=str(n)) for n in (1, 3, 2))
     serve(sampler, one, two, three._replace(prefill_ids=tuple(ids)))
     assert parrot.shapes == [(2, 1), (1, 1), (1, 3), (2, 1)]
 
 
 def test_every_request_has_its_own_limit(tiny):
     _, sampler = parrot_sampler(tiny, SCRIPT)
-    said = serve(sampler, *(request([261], max_tokens=n, key=str(n)) for n in (5, 1, 200)))
+    said = serve(sampler, *(request([61], max_tokens=n, key=str(n)) for n in (5, 1, 200)))
     assert [(len(c.token_ids), c.stop) for c in said] == [
         (5, "length"),
         (1, "length"),
@@ -230,7 +230,7 @@ def test_every_request_has_its_own_limit(tiny):
     ]
 
 
-@pytest.mark.parametrize(("prefix", "room"), [((), 4), ((261,), 0), ((261,), -3)])
+@pytest.mark.parametrize(("prefix", "room"), [((), 4), ((61,), 0), ((61,), -3)])
 def test_a_request_that_cannot_be_served_is_refused_at_once(tiny, prefix, room):
     with pytest.raises(ValueError, match=f"{len(prefix)} prefix tokens and max_tokens={room}$"):
         sampler_of(tiny).submit(request(prefix, max_tokens=room))
