@@ -1,10 +1,12 @@
 """Advantage estimators that two or more methods share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 
 import torch
+from torch import Tensor
 
-from learners.tree import RolloutTree, Row
+from learners.tree import RolloutTree, Row, Trajectory
 
 STD_FLOOR = 1e-6
 """Added to a group's deviation, as the reference implementations do."""
@@ -15,12 +17,38 @@ def group_normalised(trees: Sequence[RolloutTree]) -> list[Row]:
 
     A tree of one, or of equal rewards, teaches nothing and gives no row.
     """
+    return by_group(trees, normalised)
+
+
+def by_group(
+    trees: Sequence[RolloutTree],
+    credit: Callable[[Tensor], Tensor],
+    reward: Callable[[Trajectory], float] = attrgetter("reward"),
+) -> list[Row]:
+    """A row for every trajectory of a tree that teaches, the same advantage for every token.
+
+    Args:
+        trees: each is a group.
+        credit: rewards of a group (n,) in float64 -> advantages (n,).
+        reward: of a trajectory.
+    """
     rows = []
     for tree in trees:
-        rewards = torch.tensor([t.reward for t in tree.trajectories], dtype=torch.float64)
-        if len(rewards) < 2 or rewards.max() == rewards.min():
+        found = credit(torch.tensor([reward(t) for t in tree.trajectories], dtype=torch.float64))
+        if not found.any():
             continue
-        scaled = (rewards - rewards.mean()) / (rewards.std() + STD_FLOOR)
-        for trajectory, advantage in zip(tree.trajectories, scaled.tolist(), strict=True):
+        for trajectory, advantage in zip(tree.trajectories, found.tolist(), strict=True):
             rows.append(Row(trajectory, torch.full((len(trajectory),), advantage)))
     return rows
+
+
+def normalised(rewards: Tensor, floor: float = STD_FLOOR) -> Tensor:
+    """(n,) (R - mean) / (std + floor), sample deviation; 0 in a group of one or of equals."""
+    if not differ(rewards):
+        return torch.zeros_like(rewards)
+    return (rewards - rewards.mean()) / (rewards.std() + floor)
+
+
+def differ(rewards: Tensor) -> bool:
+    """Whether two rewards differ; the deviation of equal ones is rounding, not 0."""
+    return len(rewards) > 1 and bool(rewards.max() != rewards.min())

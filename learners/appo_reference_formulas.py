@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from learners.appo import zscore
-from learners.losses import LARGEST_LOG, future_values, suffix_sum
+from learners.losses import LARGEST_LOG, Clipped, dual_clipped, future_values, suffix_sum
 
 STD_FLOOR = 1e-6
 """Added to a group's deviation."""
@@ -130,30 +130,6 @@ def standardised(rewards: Tensor) -> Tensor:
     return (rewards - rewards.mean()) / (rewards.std(correction=0) + STD_FLOOR)
 
 
-class Clipped(NamedTuple):
-    """A clipped surrogate; all (B, L)."""
-
-    losses: Tensor
-    upper: Tensor
-    """True where the ratio's clip decides."""
-    lower: Tensor
-    """True where the dual clip decides."""
-
-
-def dual_clipped(
-    log_ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, dual_clip: float
-) -> Clipped:
-    """The PPO loss of every token, bounded by -dual_clip * A where A is negative."""
-    ratio = log_ratio.exp()
-    plain = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
-    larger = torch.maximum(plain, clipped)
-    bound = -advantages * dual_clip
-    negative = advantages < 0
-    losses = torch.where(negative, torch.minimum(bound, larger), larger)
-    return Clipped(losses, clipped > plain, negative & (larger > bound))
-
-
 def future_weights(
     log_ratio: Tensor, mask: Tensor, discount: float, bounds: tuple[float, float], dual_clip: float
 ) -> Tensor:
@@ -229,19 +205,3 @@ def row_mean_of_means(losses: Tensor, mask: Tensor) -> Tensor:
 def sum_over_length(losses: Tensor, mask: Tensor, length: int) -> Tensor:
     """Sum over all trained tokens, divided by the padded response length."""
     return (losses * mask).sum() / length
-
-
-def kl_k1(logprobs: Tensor, reference: Tensor) -> Tensor:
-    """The estimator log(p / q) of KL(p || q): unbiased, of high variance."""
-    return logprobs - reference
-
-
-def kl_k2(logprobs: Tensor, reference: Tensor) -> Tensor:
-    """The estimator log(p / q)^2 / 2: biased, of low variance."""
-    return 0.5 * (logprobs - reference).square()
-
-
-def kl_k3(logprobs: Tensor, reference: Tensor) -> Tensor:
-    """The estimator q / p - log(q / p) - 1, kept within 10: unbiased, of low variance."""
-    gap = reference - logprobs
-    return (gap.exp() - gap - 1).clamp(-10, 10)

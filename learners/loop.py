@@ -105,12 +105,24 @@ class Run:
         """The iteration of every method without branches."""
         trees = self.new_trees(tasks, roots)
         self.rollout(trees)
-        self.remember_old_logprobs([t for tree in usable(trees) for t in tree.trajectories])
+        self.credit_and_update(trees, advantages=advantages, weights=weights, loss=loss)
+
+    def credit_and_update(
+        self,
+        trees: Sequence[RolloutTree],
+        *,
+        advantages: Callable[[Sequence[RolloutTree]], list[Row]],
+        weights: Weighting,
+        loss: PolicyLoss,
+    ) -> None:
+        """Credit all trees of the iteration together, then one update per mini-batch."""
+        kept = usable(trees)
+        self.remember_old_logprobs([t for tree in kept for t in tree.trajectories])
+        credited = {row.trajectory: row for row in advantages(kept)}
         for batch in self.minibatches(trees):
-            rows = advantages(batch)
-            credited = {row.trajectory for row in rows}
-            dropped = sum(credited.isdisjoint(tree.trajectories) for tree in batch)
-            self.count("advantage/dropped_groups", dropped)
+            groups = [[credited[t] for t in tree.trajectories if t in credited] for tree in batch]
+            self.count("advantage/dropped_groups", sum(not group for group in groups))
+            rows = [row for group in groups for row in group]
             masks = [torch.tensor(row.trajectory.response_mask) for row in rows]
             self.update(rows, weights(masks), loss)
 

@@ -1,6 +1,8 @@
 """Pieces of policy losses that methods share. All is (B, T); log-probabilities in nats."""
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,17 +48,53 @@ def future_values(log_ratio: Tensor, mask: Tensor, discount: float, clip: float)
     return omega.clamp(1 - clip, 1 + clip) if clip > 0 else omega
 
 
+class Clipped(NamedTuple):
+    """A clipped surrogate; all (B, T)."""
+
+    losses: Tensor
+    upper: Tensor
+    """True where the ratio's clip decides."""
+    lower: Tensor
+    """True where the dual clip decides."""
+
+
+def dual_clipped(
+    log_ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, dual_clip: float
+) -> Clipped:
+    """The PPO loss of every token, bounded by -dual_clip * A where A is negative."""
+    ratio = log_ratio.exp()
+    plain = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
+    larger = torch.maximum(plain, clipped)
+    bound = -advantages * dual_clip
+    negative = advantages < 0
+    losses = torch.where(negative, torch.minimum(bound, larger), larger)
+    return Clipped(losses, clipped > plain, negative & (larger > bound))
+
+
 def clipped_surrogate(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_low: float, clip_high: float
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float = math.inf,
 ) -> Tensor:
     """The PPO loss of every token: -min(r A, clip(r, 1 - low, 1 + high) A).
+
+    Args:
+        logprobs: (B, T) with gradient; none flows where |log r| exceeds LARGEST_LOG.
+        old_logprobs: (B, T).
+        advantages: (B, T).
+        clip_low: of the ratio, below 1.
+        clip_high: above 1.
+        dual_clip: c; where A < 0 the loss is at most -c A.
 
     Returns:
         (B, T), to be masked and summed by the caller.
     """
-    ratio = (logprobs - old_logprobs).exp()
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    return -torch.minimum(ratio * advantages, clipped * advantages)
+    log_ratio = (logprobs - old_logprobs).clamp(-LARGEST_LOG, LARGEST_LOG)
+    return dual_clipped(log_ratio, advantages, clip_low, clip_high, dual_clip).losses
 
 
 def sequence_mean(masks: Sequence[Tensor], rows: int | None = None) -> list[Tensor]:
@@ -67,10 +105,55 @@ def sequence_mean(masks: Sequence[Tensor], rows: int | None = None) -> list[Tens
         rows: divide by this many rows instead of those given.
     """
     count = len(masks) if rows is None else rows
-    return [mask.float() / (mask.sum().clamp_min(1) * count) for mask in masks]
+    return [mask.double() / (mask.sum().clamp_min(1) * count) for mask in masks]
 
 
 def token_mean(masks: Sequence[Tensor]) -> list[Tensor]:
     """Weights of one mean over all trained tokens of the rows."""
     total = sum(int(mask.sum()) for mask in masks)
-    return [mask.float() / max(total, 1) for mask in masks]
+    return [mask.double() / max(total, 1) for mask in masks]
+
+
+def sequence_sum(masks: Sequence[Tensor], divisor: float = 1.0) -> list[Tensor]:
+    """Weights of a sum over tokens within each row over a constant, then a mean over rows."""
+    return [mask.double() / (len(masks) * divisor) for mask in masks]
+
+
+def mismatch_weights(
+    log_ratio: Tensor, mask: Tensor, high: float, low: float = 0.0, *, whole_rows: bool = False
+) -> Tensor:
+    """What a token counts because the sampler's probabilities are not quite the policy's.
+
+    Args:
+        log_ratio: (..., T) the policy's own old log-probabilities minus the sampler's.
+        mask: (..., T) True on sampled tokens.
+        high: larger weights are cut to it; zeroed where `low` is given.
+        low: smaller weights are zeroed.
+        whole_rows: multiply the ratios of a row.
+
+    Returns:
+        (..., T), 0 off the mask, without gradient.
+    """
+    log_weight = (log_ratio * mask).detach()
+    if whole_rows:
+        log_weight = log_weight.sum(-1, keepdim=True)
+    weight = log_weight.clamp(-LARGEST_LOG, LARGEST_LOG).exp()
+    if low > 0:
+        return weight * ((weight >= low) & (weight <= high)) * mask
+    return weight.clamp(max=high) * mask
+
+
+def kl_k1(logprobs: Tensor, reference: Tensor) -> Tensor:
+    """The estimator log(p / q) of KL(p || q): unbiased, of high variance."""
+    return logprobs - reference
+
+
+def kl_k2(logprobs: Tensor, reference: Tensor) -> Tensor:
+    """The estimator log(p / q)^2 / 2: biased, of low variance."""
+    return 0.5 * (logprobs - reference).square()
+
+
+def kl_k3(logprobs: Tensor, reference: Tensor) -> Tensor:
+    """The estimator q / p - log(q / p) - 1, kept within 10: unbiased, of low variance."""
+    gap = (reference - logprobs).clamp(-LARGEST_LOG, LARGEST_LOG)  # else 0 times inf backwards
+    return (gap.exp() - gap - 1).clamp(-10, 10)

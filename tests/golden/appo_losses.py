@@ -5,6 +5,7 @@ from functools import partial
 import torch
 
 from learners import appo_reference_formulas as ours
+from learners.losses import dual_clipped, kl_k1, kl_k2, kl_k3
 
 
 def aggregation(name, length):
@@ -24,9 +25,9 @@ def aggregation_agrees(case):
 
 def kl_agrees(case):
     estimator = {
-        **dict.fromkeys(("k1", "kl"), ours.kl_k1),
-        **dict.fromkeys(("k2", "mse"), ours.kl_k2),
-        **dict.fromkeys(("k3", "low_var_kl"), ours.kl_k3),
+        **dict.fromkeys(("k1", "kl"), kl_k1),
+        **dict.fromkeys(("k2", "mse"), kl_k2),
+        **dict.fromkeys(("k3", "low_var_kl"), kl_k3),
     }
     actual = estimator[case.params["kl_penalty"]](
         case.inputs["logprob"], case.inputs["ref_logprob"]
@@ -95,7 +96,7 @@ def _weights_agree(case, mask):
 def plain_loss_agrees(case):
     i, p, mask = case.inputs, case.params, case.inputs["response_mask"].bool()
     logprobs = i["log_prob"].clone().requires_grad_()
-    surrogate = ours.dual_clipped(
+    surrogate = dual_clipped(
         logprobs - i["old_log_prob"],
         i["advantages"],
         *_clip(p["cliprange_low"], p["cliprange_high"], p["cliprange"]),
