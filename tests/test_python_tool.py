@@ -13,7 +13,7 @@ from tools.python import PythonTool
 from tools.sandbox import Limits
 from tools.tool import ToolContext, ToolUnavailable
 
-SMALL = Limits(cpu=1.0, wall=4.0, memory=256 << 20, processes=8, disk=8 << 20, files=200)
+SMALL = Limits(cpu=0.5, wall=5.0, memory=256 << 20, processes=8, disk=8 << 20, files=200)
 
 
 @pytest.fixture(scope="module")
@@ -150,14 +150,14 @@ def test_a_cell_past_its_time_leaves_the_state_before_it(tool):
     after, result = tool.run(state, "x = 2\nwhile True: pass")
     assert after == state
     assert not result.ok
-    assert "more than 1 s of CPU time" in result.text
+    assert "[stopped: the cell" in result.text
     assert tool.run(state, "x")[1].text == "1\n"
 
 
 def test_a_sleeping_cell_meets_the_clock(tool):
     state, result = play(tool, "print('begun', flush=True)\nimport time; time.sleep(60)")
     assert state[1] == ()
-    assert result.text.startswith("begun\n[stopped: the cell took longer than 4 s")
+    assert result.text.startswith("begun\n[stopped: the cell took longer than 5 s")
 
 
 @pytest.mark.parametrize(

@@ -292,7 +292,8 @@ class Hub:
 
     def _tick(self, now: float) -> None:
         for live in list(self.running.values()):
-            reason = live.job.over(live, self.limits, now) if live.job else None
+            crowd = len(self.running)
+            reason = live.job.over(live, self.limits, now, crowd) if live.job else None
             if reason:
                 self._stop(live, reason)
         for live in list(self.spares.values()):

@@ -17,6 +17,8 @@ PATIENCE = 0.5
 """Seconds of CPU that a frozen state may use, beside what its forks cost."""
 FORK_COST = 0.2
 """Seconds of CPU allowed for one fork of a frozen state: copying page tables and files."""
+PER_ROUND = 10
+"""States looked at in one round: a look costs a tenth of a millisecond."""
 GIVE_UP = 3.0
 """Seconds of chasing strays after which the whole sandbox is ended and rebuilt."""
 
@@ -44,11 +46,10 @@ class Patrol:
         return guilty + self._too_many(states)
 
     def _inspect(self, now: float, states: States, running: States) -> list[Live]:
-        """Look at a tenth of the states: what they hold, and whether they keep still."""
+        """Look at some of the states: what they hold, and whether they keep still."""
         if not self.queue:
             self.queue = list(states.values())
-        count = len(self.queue) // 10 + 1
-        batch, self.queue = self.queue[:count], self.queue[count:]
+        batch, self.queue = self.queue[:PER_ROUND], self.queue[PER_ROUND:]
         waiting = {live.parent.handle for live in running.values() if live.parent and not live.pid}
         known = _pids(states) | _pids(running) | self.dying.keys()
         guilty = []
