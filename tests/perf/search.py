@@ -26,6 +26,7 @@ import tempfile
 import threading
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tools.dense import DenseRetriever
@@ -268,11 +269,8 @@ def ask_service(arguments):
     url, queries, threads = arguments
     remote = RemoteRetriever(url)
     parts = [queries[n::threads] for n in range(threads)]
-    workers = [threading.Thread(target=per_second, args=(remote.search, part)) for part in parts]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda part: per_second(remote.search, part), parts))
     remote.close()
 
 
