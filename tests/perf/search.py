@@ -278,9 +278,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("recall").add_argument(
-        "--dense", help="made by `python -m tools.dense build`"
-    )
+    commands.add_parser("recall").add_argument("--dense", help="a folder of tools.dense")
     command = commands.add_parser("speed")
     command.add_argument("--size", type=int, default=37_131)
     command.add_argument("--queries", type=int, default=1771)
