@@ -62,8 +62,8 @@ class Hub:
     def _request(self, message: Message) -> None:
         operation = message["op"]
         if operation == "open":
-            cells = [{"op": "session", "seed": message["seed"], "files": message["files"]}]
-            self._run(self.zygote, message["id"], cells)
+            begin = {"op": "session", "seed": message["seed"], "files": message["files"]}
+            self._run(self.zygote, message["id"], [begin])
         elif operation == "run":
             parent = self.states.get(message["state"])
             cells = [{"op": "exec", "cell": cell} for cell in message["cells"]]
@@ -79,11 +79,12 @@ class Hub:
                 if live is not None and live.job is None:
                     self.forget(live)
         elif operation == "status":
-            counts = {**self.counters, "states": len(self.states), "running": len(self.running)}
-            counts["spares"] = len(self.spares)
-            counts["strays"] = self.patrol.strays
-            counts["bytes"] = sum(live.memory for live in self.states.values())
-            answer({"id": message["id"], "counters": counts})
+            answer({"id": message["id"], "counters": self._counts()})
+
+    def _counts(self) -> dict[str, int]:
+        counts = {**self.counters, "states": len(self.states), "running": len(self.running)}
+        held = sum(live.memory for live in self.states.values())
+        return {**counts, "spares": len(self.spares), "strays": self.patrol.strays, "bytes": held}
 
     def _run(
         self,
@@ -135,8 +136,7 @@ class Hub:
         """Have `parent` fork; its child becomes a state of its own."""
         handle, self.next_handle = self.next_handle, self.next_handle + 1
         # A name that nobody can guess: a cell may ask for what it cannot list.
-        path = os.path.join(parent.folder.path, ".~" + secrets.token_hex(6))
-        folder = Folder(path, parent.folder)
+        folder = Folder(f"{parent.folder.path}/.~{secrets.token_hex(6)}", parent.folder)
         link, output = Link(), Output(int(self.limits["output_shown"]))
         job = Job(output)
         live = Live(handle, link, parent, folder, job)
@@ -153,8 +153,8 @@ class Hub:
     def _wrote(self, live: Live) -> None:
         job = live.job
         if job is None or not job.output_open:
-            return
-        if not job.output.read():
+            pass
+        elif not job.output.read():
             self.wires.stop_listening(job)
         elif job.output.total > self.limits["output"]:
             self._stop(live, "output")
@@ -235,14 +235,8 @@ class Hub:
         if parent is not None and parent.passing:
             self.forget(parent)
         self.wanted = [*self.wanted[-30:], *([parent] if parent else []), live]
-        answer(
-            {
-                "id": job.request,
-                "state": live.handle if why is None else None,
-                "results": job.results,
-                "why": why,
-            }
-        )
+        handle = live.handle if why is None else None
+        answer({"id": job.request, "state": handle, "results": job.results, "why": why})
 
     def _ended(self, live: Live) -> None:
         """A state's channel closed: its process died, or closed it to hide."""
@@ -251,12 +245,11 @@ class Hub:
             raise Ended("the first process is gone")
         if live.handle in self.spares:
             self._drop_spare(live)
-            return
-        if job is None:
+        elif job is None:
             self.forget(live)
-            return
-        code = usage.exit_code(live.pid) if live.pid else None
-        self._stop(live, "crash" if job.current is not None else "fault", code)
+        else:
+            code = usage.exit_code(live.pid) if live.pid else None
+            self._stop(live, "crash" if job.current is not None else "fault", code)
 
     def _stop(self, live: Live, reason: str, code: int | None = None) -> None:
         """End a running cell; the state before it is untouched."""
@@ -291,8 +284,8 @@ class Hub:
         live.folder.release(self.remover)
 
     def _tick(self, now: float) -> None:
+        crowd = len(self.running)
         for live in list(self.running.values()):
-            crowd = len(self.running)
             reason = live.job.over(live, self.limits, now, crowd) if live.job else None
             if reason:
                 self._stop(live, reason)

@@ -17,7 +17,6 @@ import time
 from tools import repl_usage as usage
 from tools.repl_link import Link, Message, Output
 
-
 LOOK = 0.004
 """Seconds between two looks at what a cell uses, times the number of cells running."""
 
