@@ -190,9 +190,11 @@ class PythonTool:
             return session
         self.replays += 1
         reply = sandbox.run(session, [cell for cell, _digest in history])
-        if reply.why == "gone":
+        if reply.why in ("gone", "fault", "crash"):
+            # It ran before: whatever ended it now came from outside. The caller tries again.
             with self._lock:
                 self._live.pop(session_key, None)
+            sandbox.drop([session])
             return None
         self._compare(state, reply)
         return self._keep(sandbox, state, reply.state)
