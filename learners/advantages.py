@@ -24,22 +24,28 @@ def by_group(
     trees: Sequence[RolloutTree],
     credit: Callable[[Tensor], Tensor],
     reward: Callable[[Trajectory], float] = attrgetter("reward"),
+    *,
+    keep_equals: bool = False,
 ) -> list[Row]:
-    """A row for every trajectory of a tree that teaches, the same advantage for every token.
+    """A row for every trajectory, the same advantage for every token.
+
+    Trees whose advantages are all 0 give no rows.
 
     Args:
         trees: each is a group.
         credit: rewards of a group (n,) in float64 -> advantages (n,).
         reward: of a trajectory.
+        keep_equals: give them rows where other trees teach, for a mean over all rollouts.
     """
-    rows = []
+    rows, teaches = [], False
     for tree in trees:
         found = credit(torch.tensor([reward(t) for t in tree.trajectories], dtype=torch.float64))
-        if not found.any():
+        teaches = teaches or bool(found.any())
+        if not keep_equals and not found.any():
             continue
         for trajectory, advantage in zip(tree.trajectories, found.tolist(), strict=True):
             rows.append(Row(trajectory, torch.full((len(trajectory),), advantage)))
-    return rows
+    return rows if teaches else []
 
 
 def normalised(rewards: Tensor, floor: float = STD_FLOOR) -> Tensor:
@@ -47,6 +53,16 @@ def normalised(rewards: Tensor, floor: float = STD_FLOOR) -> Tensor:
     if not differ(rewards):
         return torch.zeros_like(rewards)
     return (rewards - rewards.mean()) / (rewards.std() + floor)
+
+
+def centred(rewards: Tensor) -> Tensor:
+    """(n,) R - mean; 0 in a group of one or of equals."""
+    return rewards - rewards.mean() if differ(rewards) else torch.zeros_like(rewards)
+
+
+def leave_one_out(rewards: Tensor) -> Tensor:
+    """(n,) R - mean of the others' rewards; 0 in a group of one or of equals."""
+    return centred(rewards) * len(rewards) / max(len(rewards) - 1, 1)
 
 
 def differ(rewards: Tensor) -> bool:

@@ -1,0 +1,135 @@
+"""ARPO, Agentic Reinforced Policy Optimization (arXiv 2507.19849).
+
+After every tool result a running rollout is branched with probability p + w dH, where
+
+    H = sum over the first 20 tokens of the turn of their entropies / ln V
+    dH = H of the last turn - H of the first turn this rollout wrote itself
+
+until the prompt has its n trajectories; when all of a prompt's have ended early, a new one starts.
+Branches are ordinary members of the group: A_i = (R_i - mean) / (std + 1e-6), the same for all
+tokens; the clipped surrogate, averaged over all tokens. No KL.
+
+Entropies are of the whole distribution; the published code's, of the ten likeliest tokens, are
+slightly smaller. H is a sum, so that a short turn counts as certain, whatever its tokens.
+"""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from learners.advantages import group_normalised
+from learners.losses import clipped_surrogate, token_mean
+from learners.run_config import RunConfig
+from learners.tree import BranchPoint, RolloutTree, Trajectory, Turn, usable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from benchmarks import Task
+    from learners.batch import Batch
+    from learners.loop import Run
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    """ARPO's own fields."""
+
+    rollouts: int = 16
+    """n: trajectories per prompt, branches included. [scripts: 16; 12 for 14B]"""
+    initial_rollouts: int = 8
+    """N: rollouts that start from the prompt. [scripts: 8; 6 for 14B]"""
+    beam: int = 2
+    """A rollout makes at most beam - 1 branches at a tool result. [scripts: 2]"""
+    branch_probability: float = 0.5
+    """p: of a branch whose entropy has not changed. [scripts: 0.5]"""
+    entropy_weight: float = 0.2
+    """w: of the change of entropy. [scripts: 0.2]"""
+    entropy_tokens: int = 20
+    """First tokens of a turn whose entropies are summed. [code: 20]"""
+    clip_low: float = 0.2
+    """The ratio is kept above 1 - clip_low. [scripts: 0.2]"""
+    clip_high: float = 0.2
+    """The ratio is kept below 1 + clip_high. [scripts: 0.2]"""
+    dual_clip: float = 3.0
+    """c: where A < 0 the loss is at most -c A; inf: none. [code: 3]"""
+
+
+def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
+    """One training step."""
+    trees = run.new_trees(tasks, roots=min(config.initial_rollouts, config.rollouts))
+    draws = {tree: run.draw(tree.name) for tree in trees}
+    vocabulary = len(run.rollouts.tokenizer)
+
+    def after_turn(trees: Sequence[RolloutTree]) -> None:
+        for tree in usable(trees):
+            grow(tree, config, vocabulary, draws[tree])
+
+    run.rollout(trees, after_turn)
+    run.credit_and_update(
+        trees,
+        advantages=group_normalised,
+        weights=token_mean,
+        loss=partial(policy_loss, config=config),
+    )
+
+
+def grow(tree: RolloutTree, config: Config, vocabulary: int, draw: random.Random) -> None:
+    """Branch what is running after a round of turns; start anew where nothing is.
+
+    Args:
+        tree: mutated, never beyond its budget of `rollouts`.
+        config: budget and branching rule.
+        vocabulary: V.
+        draw: one number per trial, in the order of the trajectories.
+    """
+    running = [t for t in tree.trajectories if not t.done]
+    left = config.rollouts - len(tree.trajectories)
+    if not running and left > 0:
+        tree.root()
+    for trajectory in running:
+        gain = entropy_gain(trajectory, config.entropy_tokens, vocabulary)
+        for _ in range(min(config.beam - 1, left)):
+            if branches(draw.random(), gain, config):
+                tree.fork(BranchPoint(trajectory, len(trajectory), gain))
+                left -= 1
+
+
+def branches(uniform: float, gain: float, config: Config) -> bool:
+    """Whether a trial branches: with probability p + w dH, within [0, 1]."""
+    chance = uniform - config.entropy_weight * gain
+    return min(max(chance, 0.0), 1.0) <= config.branch_probability
+
+
+def entropy_gain(trajectory: Trajectory, tokens: int, vocabulary: int) -> float:
+    """DH of a running trajectory. A branch's first turn is the first after its branch point."""
+    position = trajectory.parent.position if trajectory.parent else 0
+    own: list[Turn] = []
+    start = 0
+    for turn in trajectory.turns:
+        if start >= position:
+            own.append(turn)
+        start += len(turn)
+    first, last = (sum(turn.action.entropies[:tokens]) for turn in (own[0], own[-1]))
+    return (last - first) / math.log(vocabulary)
+
+
+def policy_loss(logprobs: "Tensor", batch: "Batch", config: Config) -> "Tensor":
+    """The clipped surrogate of a micro-batch."""
+    loss = clipped_surrogate(
+        logprobs,
+        batch.old_logprobs,
+        batch.advantages,
+        config.clip_low,
+        config.clip_high,
+        config.dual_clip,
+    )
+    return (loss * batch.weights).sum()
+
+
+if __name__ == "__main__":
+    from learners.loop import train
+
+    train("learners.arpo")

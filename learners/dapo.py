@@ -1,0 +1,117 @@
+"""DAPO, Decoupled Clip and Dynamic sampling Policy Optimization (arXiv 2503.14476).
+
+Prompts whose rollouts all earned the same are sampled past: others are drawn until there are enough
+(dynamic sampling). Overlong responses are penalised before A_i = (R_i - mean) / (std + 1e-6) over
+the rollouts of a prompt, the same for all tokens of a rollout; the surrogate clips wider above than
+below and is averaged over all tokens. No KL.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from learners.advantages import by_group, normalised
+from learners.losses import clipped_surrogate, token_mean
+from learners.run_config import RunConfig
+from learners.tree import RolloutTree, Trajectory, usable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from benchmarks import Task
+    from learners.batch import Batch
+    from learners.loop import Run
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    """DAPO's own fields."""
+
+    rollouts: int = 16
+    """G: rollouts per prompt. [paper: 16]"""
+    generations: int = 10
+    """Most batches of `prompts` prompts that are sampled until as many have different rewards; then
+    fewer are trained on. [recipe: 10, then it gives up]"""
+    clip_low: float = 0.2
+    """The ratio is kept above 1 - clip_low. [paper]"""
+    clip_high: float = 0.28
+    """The ratio is kept below 1 + clip_high: clip-higher. [paper]"""
+    dual_clip: float = 10.0
+    """c: where A < 0 the loss is at most -c A. [recipe; the paper has none: inf]"""
+    overlong_share: float = 0.2
+    """L_cache over L_max: the last part of the room, where length is penalised. [4096 of 20480]"""
+    overlong_penalty: float = 1.0
+    """Taken off the reward of a response that fills its room; 0: no penalty. [paper: 1]"""
+
+
+def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
+    """One training step."""
+    run.credit_and_update(
+        informative_trees(tasks, run, config),
+        advantages=partial(by_group, credit=normalised, reward=partial(shaped, config=config)),
+        weights=token_mean,
+        loss=partial(policy_loss, config=config),
+    )
+
+
+def informative_trees(tasks: "list[Task]", run: "Run", config: Config) -> list[RolloutTree]:
+    """`prompts` trees with different rewards, or as many as the bound and the tasks allow."""
+    sampled: list[RolloutTree] = []
+    kept: list[RolloutTree] = []
+    draw = run.draw("refill")
+    for _ in range(config.generations):
+        trees = run.new_trees(tasks, config.rollouts)
+        run.rollout(trees)
+        sampled += trees
+        kept += [t for t in usable(trees) if teaches([one.reward for one in t.trajectories])]
+        run.count("sampling/generations", 1)
+        if len(kept) >= config.prompts:
+            break
+        met = {tree.task.id for tree in sampled}
+        others = [task for task in run.rollouts.env.tasks if task.id not in met]
+        tasks = draw.sample(others, min(config.prompts, len(others)))
+        if not tasks:
+            break
+    run.trees = sampled
+    run.count("sampling/equal_groups", len(usable(sampled)) - len(kept))
+    run.count("sampling/surplus_groups", max(len(kept) - config.prompts, 0))
+    return kept[: config.prompts]
+
+
+def teaches(rewards: Sequence[float]) -> bool:
+    """Whether a group is kept, by its rewards before any penalty; a group of one is."""
+    return len(rewards) == 1 or max(rewards) != min(rewards)
+
+
+def shaped(trajectory: Trajectory, config: Config) -> float:
+    """The reward less the soft overlong penalty, which counts what the tools said too."""
+    room = config.max_response_tokens
+    return trajectory.reward + config.overlong_penalty * overlong(
+        len(trajectory), room, config.overlong_share * room
+    )
+
+
+def overlong(length: int, room: float, buffer: float) -> float:
+    """0 up to room - buffer, from there linear to -1 at room."""
+    excess = length - (room - buffer)
+    return min(-excess / buffer, 0.0) if buffer > 0 else 0.0
+
+
+def policy_loss(logprobs: "Tensor", batch: "Batch", config: Config) -> "Tensor":
+    """The clipped surrogate of a micro-batch."""
+    loss = clipped_surrogate(
+        logprobs,
+        batch.old_logprobs,
+        batch.advantages,
+        config.clip_low,
+        config.clip_high,
+        config.dual_clip,
+    )
+    return (loss * batch.weights).sum()
+
+
+if __name__ == "__main__":
+    from learners.loop import train
+
+    train("learners.dapo")

@@ -1,0 +1,58 @@
+"""Dr. GRPO, GRPO done right (arXiv 2503.20783).
+
+A_i = R_i - mean over the rollouts of a prompt, the same for all tokens of a rollout; the clipped
+surrogate, summed over tokens, divided by the longest response there may be and averaged over
+rollouts. Neither the deviation nor a rollout's own length is divided by. No KL.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from learners.advantages import by_group, centred
+from learners.losses import clipped_surrogate, sequence_sum
+from learners.run_config import RunConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from benchmarks import Task
+    from learners.batch import Batch
+    from learners.loop import Run
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    """Dr. GRPO's own fields."""
+
+    rollouts: int = 16
+    """G: rollouts per prompt."""
+    clip_low: float = 0.2
+    """The ratio is kept above 1 - clip_low."""
+    clip_high: float = 0.2
+    """The ratio is kept below 1 + clip_high."""
+
+
+def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
+    """One training step."""
+    run.sample_and_update(
+        tasks,
+        roots=config.rollouts,
+        advantages=partial(by_group, credit=centred, keep_equals=True),
+        weights=partial(sequence_sum, divisor=config.max_response_tokens),
+        loss=partial(policy_loss, config=config),
+    )
+
+
+def policy_loss(logprobs: "Tensor", batch: "Batch", config: Config) -> "Tensor":
+    """The clipped surrogate of a micro-batch."""
+    loss = clipped_surrogate(
+        logprobs, batch.old_logprobs, batch.advantages, config.clip_low, config.clip_high
+    )
+    return (loss * batch.weights).sum()
+
+
+if __name__ == "__main__":
+    from learners.loop import train
+
+    train("learners.dr_grpo")

@@ -1,0 +1,153 @@
+"""GiGPO, Group-in-Group Policy Optimization (arXiv 2505.10978), on whole trajectories.
+
+    A = A_episode + w A_step
+    A_episode = (R - mean) / (std + 1e-6) over the rollouts of a prompt
+    A_step = (G - mean) / (std + 1e-6) over the turns of a prompt's rollouts that began at the same
+        anchor: the last tool result, or the question; G = gamma^(turns to come) R
+
+The tokens of a turn share its advantage; the clipped surrogate, averaged over all tokens. The paper
+has a row per turn with a prompt built anew; a row here is a trajectory. Episode statistics count
+each trajectory once, as the paper has it. A step group of one gets 0. The paper's KL term is left
+out: the loop holds no reference model. So is its penalty of invalid actions: the environment's
+reward has one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from learners.advantages import centred, normalised
+from learners.losses import clipped_surrogate, suffix_sum, token_mean
+from learners.run_config import RunConfig
+from learners.tree import RolloutTree, Row, Trajectory
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from benchmarks import Task
+    from learners.batch import Batch
+    from learners.loop import Run
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    """GiGPO's own fields."""
+
+    rollouts: int = 16
+    """Rollouts per prompt. [search script: 5; 16 as the other methods]"""
+    discount: float = 0.95
+    """gamma, per turn. [paper: 0.95]"""
+    step_weight: float = 1.0
+    """w. [paper: 1]"""
+    step_scale: Literal["std", "none"] = "std"
+    """std: step advantages are divided by their group's deviation; none: they are not. [scripts]"""
+    similarity: float = 1.0
+    """Anchors at least as alike (difflib) share a group; 1: equal ones. [paper: 1; search: 0.9]"""
+    clip_low: float = 0.2
+    """The ratio is kept above 1 - clip_low."""
+    clip_high: float = 0.2
+    """The ratio is kept below 1 + clip_high."""
+    dual_clip: float = 3.0
+    """c: where A < 0 the loss is at most -c A; inf: none. [code: 3]"""
+
+
+def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
+    """One training step."""
+    run.sample_and_update(
+        tasks,
+        roots=config.rollouts,
+        advantages=partial(two_level, config=config),
+        weights=token_mean,
+        loss=partial(policy_loss, config=config),
+    )
+
+
+def two_level(trees: Sequence[RolloutTree], config: Config) -> list[Row]:
+    """A row for every trajectory of the trees where an episode or a turn stands out."""
+    rows = []
+    for tree in trees:
+        found = tree_advantages(tree, config)
+        if any(advantage.any() for advantage in found):
+            rows += [Row(t, a) for t, a in zip(tree.trajectories, found, strict=True)]
+    return rows
+
+
+def tree_advantages(tree: RolloutTree, config: Config) -> "list[Tensor]":
+    """(T,) of every trajectory: its episode's advantage plus its turn's."""
+    episode = normalised(torch.tensor([t.reward for t in tree.trajectories], dtype=torch.float64))
+    returns = torch.cat([step_returns(t, config.discount) for t in tree.trajectories])
+    groups = step_groups([a for t in tree.trajectories for a in anchors(t)], config.similarity)
+    counts = [len(t.turns) for t in tree.trajectories]
+    step = torch.split(step_advantages(returns, groups, config.step_scale), counts)
+    found = []
+    for trajectory, whole, parts in zip(tree.trajectories, episode, step, strict=True):
+        lengths = torch.tensor([len(turn) for turn in trajectory.turns])
+        found.append((whole + config.step_weight * parts).repeat_interleave(lengths).float())
+    return found
+
+
+def step_returns(trajectory: Trajectory, discount: float) -> "Tensor":
+    """(K,) per turn; the reward comes with the last one."""
+    rewards = torch.zeros(len(trajectory.turns), dtype=torch.float64)
+    rewards[-1] = trajectory.reward
+    return suffix_sum(rewards, discount)
+
+
+def anchors(trajectory: Trajectory) -> list[str]:
+    """What each turn answers to: the last observation; nothing stands for the question."""
+    seen = [turn.state.transcript for turn in trajectory.turns]
+    return [transcript[-1] if transcript else "" for transcript in seen]
+
+
+def step_groups(anchors: Sequence[str], similarity: float) -> list[int]:
+    """Group numbers: a turn joins the first group whose first anchor is alike."""
+    firsts: list[str] = []
+    found = []
+    for anchor in anchors:
+        alike = (i for i, first in enumerate(firsts) if _alike(first, anchor, similarity))
+        group = next(alike, len(firsts))
+        if group == len(firsts):
+            firsts.append(anchor)
+        found.append(group)
+    return found
+
+
+def _alike(first: str, second: str, similarity: float) -> bool:
+    if first == second or similarity >= 1:
+        return first == second
+    matcher = SequenceMatcher(None, first, second)
+    # The first two are upper bounds of the third, and cheap.
+    bounds = (matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio)
+    return all(ratio() >= similarity for ratio in bounds)
+
+
+def step_advantages(returns: "Tensor", groups: Sequence[int], scale: str) -> "Tensor":
+    """(K,) by the returns of each group; 0 in a group of one."""
+    numbers, found = torch.tensor(groups), torch.zeros_like(returns)
+    for group in set(groups):
+        own = numbers == group
+        found[own] = normalised(returns[own]) if scale == "std" else centred(returns[own])
+    return found
+
+
+def policy_loss(logprobs: "Tensor", batch: "Batch", config: Config) -> "Tensor":
+    """The clipped surrogate of a micro-batch."""
+    loss = clipped_surrogate(
+        logprobs,
+        batch.old_logprobs,
+        batch.advantages,
+        config.clip_low,
+        config.clip_high,
+        config.dual_clip,
+    )
+    return (loss * batch.weights).sum()
+
+
+if __name__ == "__main__":
+    from learners.loop import train
+
+    train("learners.gigpo")

@@ -1,0 +1,90 @@
+"""GPPO, Gradient-Preserving clipping Policy Optimization (arXiv 2508.07629).
+
+A_i = (R_i - mean) / (std + 1e-6) over the rollouts of a prompt, the same for all tokens of a
+rollout; the clipped surrogate in value, but a clipped token keeps a gradient, with the bound in
+place of the ratio (eqs. 11 and 12); averaged over all tokens. No KL. The paper's likelihood term on
+correct rollouts (eq. 13) is left out: it is another objective beside this one.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from learners.advantages import group_normalised
+from learners.losses import token_mean
+from learners.run_config import RunConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from benchmarks import Task
+    from learners.batch import Batch
+    from learners.loop import Run
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    """GPPO's own fields."""
+
+    rollouts: int = 16
+    """G: rollouts per prompt. [paper: 8; 16 as the other methods]"""
+    clip_low: float = 0.2
+    """The ratio is kept above 1 - clip_low. [paper]"""
+    clip_high: float = 0.28
+    """The ratio is kept below 1 + clip_high. [paper]"""
+    dual_clip: float = 10.0
+    """c: a token with A < 0 and a larger ratio gets no gradient. [recipe; paper: none, inf]"""
+
+
+def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
+    """One training step."""
+    run.sample_and_update(
+        tasks,
+        roots=config.rollouts,
+        advantages=group_normalised,
+        weights=token_mean,
+        loss=partial(policy_loss, config=config),
+    )
+
+
+def policy_loss(logprobs: "Tensor", batch: "Batch", config: Config) -> "Tensor":
+    """The gradient-preserving surrogate of a micro-batch."""
+    loss = preserving_surrogate(
+        logprobs,
+        batch.old_logprobs,
+        batch.advantages,
+        config.clip_low,
+        config.clip_high,
+        config.dual_clip,
+    )
+    return (loss * batch.weights).sum()
+
+
+def preserving_surrogate(
+    logprobs: "Tensor",
+    old_logprobs: "Tensor",
+    advantages: "Tensor",
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float,
+) -> "Tensor":
+    """(B, T) losses -A b, b the clipped ratio; their gradient is -A b too, whether clipped or not.
+
+    The coefficient is formed without dividing by the ratio, which may overflow.
+    """
+    log_ratio = logprobs.detach() - old_logprobs
+    ratio = log_ratio.clamp(max=80.0).exp()  # finite in float32
+    above = ratio.clamp(max=1 + clip_high)  # what bounds a token with A > 0
+    below = ratio.clamp(1 - clip_low, dual_clip)
+    bound = torch.where(advantages >= 0, above, below)
+    one = (logprobs - logprobs.detach()).exp()  # 1, with the gradient of the log-probability
+    dead = (advantages < 0) & (ratio > dual_clip)
+    return -advantages * bound * torch.where(dead, 1.0, one)
+
+
+if __name__ == "__main__":
+    from learners.loop import train
+
+    train("learners.gppo")

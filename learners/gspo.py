@@ -1,0 +1,75 @@
+"""GSPO, Group Sequence Policy Optimization (arXiv 2507.18071).
+
+A_i = (R_i - mean) / (std + 1e-6) over the rollouts of a prompt, the same for all tokens of a
+rollout; the clipped surrogate of the rollout's ratio, the geometric mean s of its tokens' ratios;
+averaged over the tokens of each rollout, then over rollouts. No KL. Each token's loss has s in
+value and its own log-probability in gradient (GSPO-token), which for equal advantages is the
+gradient of s.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from learners.advantages import group_normalised
+from learners.losses import dual_clipped, sequence_mean
+from learners.run_config import RunConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from benchmarks import Task
+    from learners.batch import Batch
+    from learners.loop import Run
+
+
+LARGEST_LOG_RATIO = 10.0
+"""log s is kept below it."""
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    """GSPO's own fields."""
+
+    rollouts: int = 16
+    """G: rollouts per prompt."""
+    clip_low: float = 3e-4
+    """s is kept above 1 - clip_low; about 1000 times smaller than for single tokens. [sec. 5.1]"""
+    clip_high: float = 4e-4
+    """s is kept below 1 + clip_high. [sec. 5.1]"""
+
+
+def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
+    """One training step."""
+    run.sample_and_update(
+        tasks,
+        roots=config.rollouts,
+        advantages=group_normalised,
+        weights=sequence_mean,
+        loss=partial(policy_loss, config=config),
+    )
+
+
+def policy_loss(logprobs: "Tensor", batch: "Batch", config: Config) -> "Tensor":
+    """The clipped surrogate of a micro-batch's rollouts."""
+    log_ratio = sequence_log_ratio(logprobs, batch.old_logprobs, batch.response_mask)
+    clipped = dual_clipped(
+        log_ratio, batch.advantages, config.clip_low, config.clip_high, float("inf")
+    )
+    return (clipped.losses * batch.weights).sum()
+
+
+def sequence_log_ratio(logprobs: "Tensor", old_logprobs: "Tensor", mask: "Tensor") -> "Tensor":
+    """(B, T) log s of the token's row in value, its own log-probability in gradient.
+
+    log s is the mean over the row's trained tokens of log pi - log pi_old; a row is never split.
+    """
+    total = ((logprobs - old_logprobs).detach() * mask).sum(-1, keepdim=True)
+    mean = total / mask.sum(-1, keepdim=True).clamp_min(1)
+    return (mean + logprobs - logprobs.detach()).clamp(max=LARGEST_LOG_RATIO)
+
+
+if __name__ == "__main__":
+    from learners.loop import train
+
+    train("learners.gspo")

@@ -1,0 +1,101 @@
+"""REINFORCE++ and its baseline variant (arXiv 2501.03262).
+
+A_t = (G_t - mean) / sqrt(var + 1e-8) over all sampled tokens of the iteration, not of a prompt;
+G_t is the discounted reward, `--baseline group` first takes the mean of the prompt's rollouts off
+it; the clipped surrogate, averaged over all tokens. The KL term (k1 in the reward, k2 in the loss
+of the variant) is left out: the loop holds no reference model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from learners.losses import clipped_surrogate, suffix_sum, token_mean
+from learners.run_config import RunConfig
+from learners.tree import RolloutTree, Row
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from benchmarks import Task
+    from learners.batch import Batch
+    from learners.loop import Run
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    """REINFORCE++'s own fields."""
+
+    rollouts: int = 16
+    """Rollouts per prompt; 1 is enough without a baseline. [OpenRLHF's scripts: 8]"""
+    baseline: Literal["none", "group"] = "none"
+    """none: REINFORCE++; group: REINFORCE++-baseline."""
+    discount: float = 1.0
+    """gamma per sampled token; tool results cost nothing. [paper: 1]"""
+    clip_low: float = 0.2
+    """The ratio is kept above 1 - clip_low."""
+    clip_high: float = 0.2
+    """The ratio is kept below 1 + clip_high."""
+
+
+def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
+    """One training step."""
+    run.sample_and_update(
+        tasks,
+        roots=config.rollouts,
+        advantages=partial(batch_normalised, config=config),
+        weights=token_mean,
+        loss=partial(policy_loss, config=config),
+    )
+
+
+def batch_normalised(trees: Sequence[RolloutTree], config: Config) -> list[Row]:
+    """A row for every trajectory, by the statistics of all; none when all tokens earn the same."""
+    trajectories, returns = [], []
+    for tree in trees:
+        mean = sum(t.reward for t in tree.trajectories) / len(tree.trajectories)
+        alone = config.baseline == "none" or len(tree.trajectories) == 1
+        for trajectory in tree.trajectories:
+            mask = torch.tensor(trajectory.response_mask)
+            earned = torch.zeros(len(mask), dtype=torch.float64)
+            earned[mask.nonzero()[-1]] = trajectory.reward - (0.0 if alone else mean)
+            returns.append(rewards_to_go(earned, mask, config.discount))
+            trajectories.append(trajectory)
+    masks = [torch.tensor(t.response_mask) for t in trajectories]
+    advantages = whitened(returns, masks)
+    if not any(a.any() for a in advantages):
+        return []
+    return [Row(t, a.float()) for t, a in zip(trajectories, advantages, strict=True)]
+
+
+def rewards_to_go(rewards: "Tensor", mask: "Tensor", discount: float) -> "Tensor":
+    """(T,) discounted sum of rewards from each sampled token on; observations take no time."""
+    found = torch.zeros_like(rewards)
+    found[mask] = suffix_sum(rewards[mask], discount)
+    return found
+
+
+def whitened(values: "Sequence[Tensor]", masks: "Sequence[Tensor]") -> "list[Tensor]":
+    """Rows by the mean and sample deviation of all their trained tokens together; 0 on others."""
+    trained = torch.cat([v[m] for v, m in zip(values, masks, strict=True)])
+    if len(trained) < 2 or trained.max() == trained.min():
+        return [torch.zeros_like(v) for v in values]
+    scale = (trained.var() + 1e-8).rsqrt()
+    return [(v - trained.mean()) * scale * m for v, m in zip(values, masks, strict=True)]
+
+
+def policy_loss(logprobs: "Tensor", batch: "Batch", config: Config) -> "Tensor":
+    """The clipped surrogate of a micro-batch."""
+    loss = clipped_surrogate(
+        logprobs, batch.old_logprobs, batch.advantages, config.clip_low, config.clip_high
+    )
+    return (loss * batch.weights).sum()
+
+
+if __name__ == "__main__":
+    from learners.loop import train
+
+    train("learners.reinforce_pp")

@@ -1,0 +1,52 @@
+"""RLOO, REINFORCE leave-one-out (arXiv 2402.14740).
+
+A_i = R_i - mean of the prompt's other rewards, the same for all tokens of a rollout; the loss is
+-A log pi, summed over the tokens of each rollout and averaged over rollouts: no ratio, no clip.
+The paper's KL term (k1 in the reward) is left out: the loop holds no reference model. With several
+mini-batches an iteration the later ones are off-policy, uncorrected, as in the paper.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from learners.advantages import by_group, leave_one_out
+from learners.losses import sequence_sum
+from learners.run_config import RunConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from benchmarks import Task
+    from learners.batch import Batch
+    from learners.loop import Run
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    """RLOO's own fields."""
+
+    rollouts: int = 16
+    """k: rollouts per prompt. [paper: 2 and 4; 16 as the other methods]"""
+
+
+def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
+    """One training step."""
+    run.sample_and_update(
+        tasks,
+        roots=config.rollouts,
+        advantages=partial(by_group, credit=leave_one_out, keep_equals=True),
+        weights=sequence_sum,
+        loss=policy_loss,
+    )
+
+
+def policy_loss(logprobs: "Tensor", batch: "Batch") -> "Tensor":
+    """REINFORCE on a micro-batch."""
+    return -(batch.advantages * logprobs * batch.weights).sum()
+
+
+if __name__ == "__main__":
+    from learners.loop import train
+
+    train("learners.rloo")
