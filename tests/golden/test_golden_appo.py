@@ -81,7 +81,9 @@ FUNCTIONS = {
         AGREE, shown=rollouts.branches_agree
     ),
     "vLLMRolloutWithTools.generate_sequences[APPO]": Outcome(AGREE, shown=rollouts.sequences_agree),
-    "vLLMRolloutWithTools.generate_sequences[ARPO]": Outcome(NOT_YET, "no learner of ARPO yet"),
+    "vLLMRolloutWithTools.generate_sequences[ARPO]": Outcome(
+        NOT_YET, "whom ARPO branches is compared in test_golden_baselines.py"
+    ),
     "zscore_list": Outcome(NONE, "as build_branch_rollout; another guard against a deviation of 0"),
 }
 
