@@ -37,6 +37,7 @@ class Hub:
         self.remover = Remover()
         self.next_handle = 1
         self.dead: list[Live] = []
+        self.doomed: list[Live] = []
         self.counters = {"cells": 0, "evicted": 0, "killed": 0}
         self.patrol = Patrol(self.limits, group, settings["own_disk"])
         self.zygote = Live(0, zygote, None, Folder(settings["folder"], None), None)
@@ -74,17 +75,18 @@ class Hub:
             else:
                 self._run(parent, message["id"], cells)
         elif operation == "drop":
-            for handle in message["states"]:
-                live = self.states.get(handle)
-                if live is not None and live.job is None:
-                    self.forget(live)
+            found = [self.states.get(handle) for handle in message["states"]]
+            self.doomed += [live for live in found if live is not None and live.job is None]
+            self._bury()
         elif operation == "status":
-            answer({"id": message["id"], "counters": self._counts()})
+            counts = {**self.counters, "running": len(self.running), "spares": len(self.spares)}
+            counts.update(self.patrol.counts(self.states))
+            answer({"id": message["id"], "counters": counts})
 
-    def _counts(self) -> dict[str, int]:
-        counts = {**self.counters, "states": len(self.states), "running": len(self.running)}
-        held = sum(live.memory for live in self.states.values())
-        return {**counts, "spares": len(self.spares), "strays": self.patrol.strays, "bytes": held}
+    def _bury(self) -> None:
+        go, self.doomed = self.patrol.part(self.doomed, self.running)
+        for live in go:
+            self.forget(live)
 
     def _run(
         self,
@@ -152,11 +154,9 @@ class Hub:
 
     def _wrote(self, live: Live) -> None:
         job = live.job
-        if job is None or not job.output_open:
-            pass
-        elif not job.output.read():
+        if job is not None and job.output_open and not job.output.read():
             self.wires.stop_listening(job)
-        elif job.output.total > self.limits["output"]:
+        elif job is not None and job.output.total > self.limits["output"]:
             self._stop(live, "output")
 
     def _heard(self, live: Live, events: int) -> None:
@@ -284,6 +284,7 @@ class Hub:
         live.folder.release(self.remover)
 
     def _tick(self, now: float) -> None:
+        self._bury()
         crowd = len(self.running)
         for live in list(self.running.values()):
             reason = live.job.over(live, self.limits, now, crowd) if live.job else None

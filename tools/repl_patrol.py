@@ -41,9 +41,10 @@ class Patrol:
     def look(self, now: float, states: States, running: States) -> list[Live]:
         """One round; the states to forget: evicted ones are `calm`."""
         self.sweep(states, running)
+        unborn = {live.parent.handle for live in running.values() if live.parent and not live.pid}
         self.dying = {pid: until for pid, until in self.dying.items() if until > now}
         guilty = self._inspect(now, states, running)
-        return guilty + self._too_many(states)
+        return guilty + [live for live in self._too_many(states) if live.handle not in unborn]
 
     def _inspect(self, now: float, states: States, running: States) -> list[Live]:
         """Look at some of the states: what they hold, and whether they keep still."""
@@ -95,6 +96,17 @@ class Patrol:
         about = os.statvfs(self.own_disk)
         return about.f_bavail * 5 < about.f_blocks or about.f_favail * 5 < about.f_files
 
+    def counts(self, states: States) -> dict[str, int]:
+        """What is held, for the status."""
+        held = sum(live.memory for live in states.values())
+        return {"states": len(states), "strays": self.strays, "bytes": held}
+
+    def part(self, doomed: list[Live], running: States) -> tuple[list[Live], list[Live]]:
+        """Those of the doomed that can go, and those that still fork a child for somebody."""
+        waits = {id(live.parent) for live in running.values() if not live.pid}
+        go = [live for live in doomed if id(live) not in waits]
+        return go, [live for live in doomed if id(live) in waits]
+
     def killed(self, pid: int) -> None:
         """A process that takes a moment to die is no stranger meanwhile."""
         self.dying[pid] = time.monotonic() + 10
@@ -106,7 +118,7 @@ class Patrol:
             found = [pid for pid in usage.children(os.getpid()) if pid not in known]
             alive = [pid for pid in found if usage.fields(pid)[:1] not in ([], ["Z"])]
             for pid in found:
-                usage.end_family(pid, itself=True)
+                usage.end_family(pid, itself=True, keep=known)
                 with contextlib.suppress(OSError):
                     os.waitpid(pid, os.WNOHANG)
             if not alive:

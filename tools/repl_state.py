@@ -69,6 +69,7 @@ class State:
         self.walls = kernel.Walls(settings["roots"], settings["devices"], kernel.landlock_abi())
         self.open_files: list[int] = []
         self.missing = 0
+        self.dead: list[int] = []
         self.has_files = False
         self.alone = True
         files = settings["open_files"]
@@ -89,7 +90,12 @@ class State:
             elif operation == "exec":
                 self._execute(message)
             elif operation == "reap":
-                reap(os.WNOHANG)
+                self._bury(message["pid"])
+
+    def _bury(self, pid: int) -> None:
+        """Take away children that the hub has ended; others it has yet to look at."""
+        self.dead.append(pid)
+        self.dead = [pid for pid in self.dead if not _buried(pid)]
 
     def _fork(self, message: Message, fds: list[int]) -> None:
         """Become two: the parent stays as it is, the child takes the channel that came."""
@@ -106,6 +112,7 @@ class State:
         if not self.alone:
             random.setstate(numbers)
         self.alone = True
+        self.dead = []
         self.channel.socket.close()
         self.channel = Channel(fds[0])
         os.dup2(fds[1], 1)
@@ -173,6 +180,13 @@ class State:
             count = received[0]["count"] if received else 0
             note(f"{count} process(es) that the cell left running were ended")
         return threads
+
+
+def _buried(pid: int) -> bool:
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return True
 
 
 def reap(flags: int) -> bool:

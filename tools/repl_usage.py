@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import stat
+from collections.abc import Set
 from typing import NamedTuple
 
 TICK = os.sysconf("SC_CLK_TCK")
@@ -63,10 +64,11 @@ def exit_code(pid: int) -> int | None:
     return os.waitstatus_to_exitcode(int(values[49]))
 
 
-def end_family(pid: int, itself: bool) -> int:
+def end_family(pid: int, itself: bool, keep: Set[int] = frozenset()) -> int:
     """Kill the descendants of `pid`, and `pid` if asked; how many descendants.
 
-    Each is stopped before its children are read, so that none is missed.
+    Each is stopped before its children are read, so that none is missed. `keep` are states that
+    hang on a dying one: they live on.
     """
     found: list[int] = []
     for _round in range(50):
@@ -74,7 +76,7 @@ def end_family(pid: int, itself: bool) -> int:
         for member in [pid, *found]:
             if itself or member != pid:
                 send(member, signal.SIGSTOP)
-            found += [child for child in children(member) if child not in found]
+            found += [c for c in children(member) if c not in found and c not in keep]
         if len(found) == known:
             break
     for member in [*found, pid] if itself else found:
