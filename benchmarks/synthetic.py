@@ -31,7 +31,7 @@ from benchmarks.synthetic_words import (
 
 ENTITIES = {"train": 500, "validation": 60, "test": 60}
 """Per kind, by split."""
-QUESTIONS = {"train": 15200, "validation": 400, "test": 400}
+QUESTIONS = {"train": 15200, "validation": 400, "test": 800}
 SHARES = {"train": 8, "validation": 1, "test": 1}
 """Of every ten names, how many belong to a split."""
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")

@@ -1,4 +1,4 @@
-"""The words SyntheticQA's worlds are written in: a closed vocabulary, so that a tiny model can learn it.
+"""The words of SyntheticQA: a closed vocabulary, so that a tiny model can learn it.
 
 `vocabulary()` is every word that a passage, a question or a demonstration may hold.
 """

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Unpack, get_args
 
 import gymnasium as gym
 from gymnasium.error import ResetNeeded
@@ -20,7 +20,7 @@ from envs.spaces import Unicode
 from envs.state import EnvState, StepInfo
 from envs.tags import Answer, ToolCall, encodable, instructions, observation, parse, stop_tags
 from envs.tasks import TaskTable
-from envs.toolbox import Toolbox
+from envs.toolbox import Toolbox, ToolOptions
 from tools import Tool, ToolContext
 
 LONGEST_ACTION = 100_000
@@ -68,9 +68,7 @@ class ToolEnv(gym.Env[str, str]):
         tools: Sequence[str | Tool[Any]] | None = None,
         max_tool_calls: int | None = None,
         level: str | None = None,
-        sandbox: str = "auto",
-        search: str = "auto",
-        corpus: str | Path | None = None,
+        **options: Unpack[ToolOptions],
     ) -> None:
         """Opens nothing; data and tools are opened by the first reset and the first call.
 
@@ -83,9 +81,7 @@ class ToolEnv(gym.Env[str, str]):
                 None: the benchmark's.
             max_tool_calls: per episode, 0 or more; None: the benchmark's.
             level: keep only tasks whose metadata has this level.
-            sandbox: where Python runs: auto, local or docker.
-            search: auto, local or web.
-            corpus: JSONL passages for local search; None: the benchmark's or the data folder's.
+            options: sandbox, search, corpus, cache, cache_mode: see `envs.toolbox.ToolOptions`.
 
         Raises:
             ValueError: an argument is outside of what is listed here.
@@ -108,9 +104,7 @@ class ToolEnv(gym.Env[str, str]):
         )
         self._table = TaskTable(self.benchmark, split, self.data_dir, level)
         chosen = self.benchmark.tools if tools is None else tools
-        self._toolbox = Toolbox(
-            self.benchmark, chosen, split, self.data_dir, sandbox, search, corpus
-        )
+        self._toolbox = Toolbox(self.benchmark, chosen, split, self.data_dir, **options)
         self._owns_tools = True
         self._state: EnvState | None = None
         self.action_space = Unicode(tags=(*self._toolbox.names, "answer"))

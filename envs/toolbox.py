@@ -1,15 +1,33 @@
 """The tools of an environment, made when first needed and shared by all its forks."""
 
-import json
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
-from benchmarks import Benchmark, DataUnavailable, Passage
+from benchmarks import Benchmark, DataUnavailable
 from benchmarks.benchmark import Split
 from envs.tags import ANSWER, RESULT, THINK
 from tools import TOOLS, MemoryRetriever, PythonTool, Retriever, SearchTool, Tool
+
+CacheMode = Literal["live", "record", "replay", "frozen"]
+SEARCHES = ("auto", "local", "remote", "web")
+
+
+class ToolOptions(TypedDict, total=False):
+    """How an environment's tools are made; keywords of ToolEnv and of `gym.make`."""
+
+    sandbox: str
+    """Where Python runs: auto, local or docker."""
+    search: str
+    """auto (the corpus at hand, else the web), local, remote or web."""
+    corpus: str | Path | None
+    """local: an index folder or a JSONL file of passages, instead of the benchmark's own or the
+    data folder's; remote: the service's URL; web: an engine of ddgs."""
+    cache: str | Path | None
+    """A file that records what remote, web and browse say."""
+    cache_mode: CacheMode
+    """record: ask what the cache lacks; live, replay, frozen: see `tools.cache`."""
 
 
 class Toolbox:
@@ -21,11 +39,14 @@ class Toolbox:
         tools: Sequence[str | Tool[Any]],
         split: Split,
         data_dir: Path | None,
-        sandbox: str,
-        search: str,
-        corpus: str | Path | None,
+        *,
+        sandbox: str = "auto",
+        search: str = "auto",
+        corpus: str | Path | None = None,
+        cache: str | Path | None = None,
+        cache_mode: CacheMode = "record",
     ) -> None:
-        """Checks the names and opens nothing; the arguments are ToolEnv's."""
+        """Checks the names and opens nothing; see ToolEnv, and ToolOptions for the keywords."""
         unknown = [tool for tool in tools if isinstance(tool, str) and tool not in TOOLS]
         if unknown:
             raise ValueError(f"unknown tools {unknown}; expected some of {sorted(TOOLS)}")
@@ -36,11 +57,12 @@ class Toolbox:
                 f"tools are named {self.names}; expected different words, none of them "
                 f"{ANSWER}, {RESULT} or {THINK}"
             )
-        if search not in ("auto", "local", "web"):
-            raise ValueError(f"search is {search!r}; expected auto, local or web")
+        if search not in SEARCHES:
+            raise ValueError(f"search is {search!r}; expected one of {SEARCHES}")
         self._given = tuple(tools)
         self._benchmark, self._split, self._data_dir = benchmark, split, data_dir
         self._sandbox, self._search, self._corpus = sandbox, search, corpus
+        self._cache, self._cache_mode = cache, cache_mode
         self._tools: tuple[Tool[Any], ...] | None = None
         self._lock = threading.Lock()
 
@@ -71,31 +93,44 @@ class Toolbox:
             return PythonTool(sandbox=self._sandbox)
         if tool == "search":
             return SearchTool(self._retriever(), results=self._benchmark.search_results)
+        if tool == "browse":
+            return self._browser()
         made: Tool[Any] = TOOLS[tool]()
         return made
 
     def _retriever(self) -> Retriever:
-        if self._search != "web":
-            if self._corpus is not None:
-                return MemoryRetriever(_passages(Path(self._corpus)))
-            brought = self._benchmark.corpus
-            passages = () if brought is None else brought(self._split, self._data_dir)
-            if passages:
-                return MemoryRetriever(passages)
-            beside = None if self._data_dir is None else self._data_dir / "corpus/passages.jsonl"
-            if beside is not None and beside.exists():
-                return MemoryRetriever(_passages(beside))
-            if self._search == "local":
-                raise DataUnavailable(
-                    f"{self._benchmark.name} brings no corpus for search='local'; give corpus= a "
-                    "JSONL file of {id, title, text}, or use search='web'"
-                )
-        from tools.web_search import WebRetriever
+        from tools.open_retriever import open_retriever
 
-        return WebRetriever()
+        found = self._local() if self._search in ("auto", "local") else None
+        if found is not None:
+            return found
+        if self._search == "local":
+            raise DataUnavailable(
+                f"{self._benchmark.name} brings no corpus for search='local'; give corpus= an "
+                "index folder or a JSONL file of {id, title, text}, or use search='web'"
+            )
+        where = None if self._corpus is None else str(self._corpus)
+        if self._search == "remote":
+            return open_retriever("remote", where, self._cache, self._cache_mode)
+        return open_retriever("web", where, self._cache, self._cache_mode)
 
+    def _local(self) -> Retriever | None:
+        """The corpus given, the benchmark's own, or the data folder's."""
+        from tools.open_retriever import open_retriever
 
-def _passages(path: Path) -> Sequence[Passage]:
-    with path.open(encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
-    return [Passage(row["id"], row["title"], row["text"]) for row in rows]
+        if self._corpus is not None:
+            return open_retriever("local", self._corpus)
+        brought = self._benchmark.corpus
+        passages = () if brought is None else brought(self._split, self._data_dir)
+        if passages:
+            return MemoryRetriever(passages)
+        beside = None if self._data_dir is None else self._data_dir / "corpus/passages.jsonl"
+        return open_retriever("local", beside) if beside is not None and beside.exists() else None
+
+    def _browser(self) -> Tool[Any]:
+        from tools.browse import BrowseTool
+        from tools.cache import Cache
+        from tools.web_pages import WebPages
+
+        cache = None if self._cache is None else Cache(self._cache, self._cache_mode)
+        return BrowseTool(WebPages(), cache)

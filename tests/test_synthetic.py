@@ -28,7 +28,7 @@ from tools import MemoryRetriever, SearchTool
 DIGESTS = {
     "train": "50b60a574dfd",
     "validation": "6d803e2c6981",
-    "test": "4618ee20ff82",
+    "test": "e6ab1d3d818e",
     "demonstrations": "3bae9663ca42",
 }
 """First 12 hex digits of the sha256 of a split's questions, answers and passages, and of turns."""

@@ -1,7 +1,8 @@
 """What a tool is to an environment: a function from (state, argument) to (state, result).
 
-States are values. Whoever holds a state may run it again, any number of times and in any order: that is what makes
-an episode forkable. A tool may cache live resources, but only as a cache of such a value.
+States are values. Whoever holds a state may run it again, any number of times and in any order:
+that is what makes an episode forkable. A tool may cache live resources, but only as a cache of
+such a value.
 """
 
 from collections.abc import Hashable
@@ -14,8 +15,8 @@ S = TypeVar("S", bound=Hashable)
 class ToolUnavailable(RuntimeError):
     """The tool's own machinery failed (sandbox, container, network).
 
-    Never shown to the model and never trained on: the trajectory is retried from its kept state, then dropped and
-    counted.
+    Never shown to the model and never trained on: the trajectory is retried from its kept state,
+    then dropped and counted.
     """
 
 
@@ -42,10 +43,10 @@ class ToolResult:
 
 
 class Tool(Protocol[S]):
-    """A named, forkable tool. Implementations are thread-safe and open nothing before the first `run`.
+    """A named, forkable tool: thread-safe, opens nothing before the first `run`.
 
-    The state is made of None, bool, int, float, str and tuples of these, so that it is hashable, can be pickled, and
-    survives a round trip through JSON (lists read back as tuples).
+    The state is made of None, bool, int, float, str and tuples of these, so that it is hashable,
+    can be pickled, and survives a round trip through JSON (lists read back as tuples).
     """
 
     name: str
