@@ -92,11 +92,9 @@ class PythonTool:
                 if reply.why not in ("gone", "fault"):
                     return self._result(sandbox, state, argument, reply, begun)
                 why = f"the process of the state is gone ({reply.why})"
-                with self._lock:
-                    handle = self._live.pop(state, None)
-                if handle is not None:
-                    sandbox.drop([handle])
-                time.sleep(0.1 * attempt)
+                if attempt:
+                    self._drop(sandbox, state)
+                time.sleep(0.1 + 0.1 * attempt)
                 if attempt > 1 and self._healthy(sandbox, state):
                     return state, ToolResult(BROKEN, False, time.perf_counter() - begun)
                 if attempt > 1:
@@ -150,6 +148,12 @@ class PythonTool:
                 self._sandbox = None
                 self._live.clear()
         sandbox.close()
+
+    def _drop(self, sandbox: Sandbox, state: PythonState) -> None:
+        with self._lock:
+            handle = self._live.pop(state, None)
+        if handle is not None:
+            sandbox.drop([handle])
 
     def _healthy(self, sandbox: Sandbox, state: PythonState) -> bool:
         """Whether the sandbox serves a fresh session, so that the fault is the state's own."""
