@@ -15,6 +15,7 @@ from torch import Tensor
 
 from benchmarks import Task
 from learners.ledger import Ledger
+from learners.losses import mismatch_weights
 from learners.policy import Policy, PolicyLoss, TokenStats
 from learners.rollout import Hook, Rollouts
 from learners.run_config import RunConfig
@@ -85,13 +86,28 @@ class Run:
             self.count("update/without_rows", 1)
             return
         with self.ledger.phase("update"):
-            done = self.policy.update(rows, weights, loss)
+            done = self.policy.update(rows, self._corrected(rows, weights), loss)
         self.rollouts.sampler.sync()
         self.count("update/steps", 1)
         self.count("update/skipped", int(done.skipped))
         self.note("update/loss", [done.loss])
         self.note("update/gradient_norm", [done.gradient_norm])
         self.ledger.add("trained_tokens", sum(row.trajectory.sampled_tokens for row in rows))
+
+    def _corrected(self, rows: Sequence[Row], weights: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Weights times what tokens count for a sampler that is not quite the policy."""
+        cap = self.config.sampler_correction
+        if cap is None:
+            return weights
+        found = []
+        for (trajectory, _), weight in zip(rows, weights, strict=True):
+            assert trajectory.old_logprobs is not None, "remember_old_logprobs before updating"
+            mask = torch.tensor(trajectory.response_mask)
+            gap = trajectory.old_logprobs - torch.tensor(trajectory.sampler_logprobs)
+            factor = mismatch_weights(gap, mask, cap)
+            self.note("policy/sampler_correction", factor[mask].tolist())
+            found.append(weight * factor)
+        return found
 
     def sample_and_update(
         self,

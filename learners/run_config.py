@@ -48,6 +48,9 @@ class RunConfig:
     """Sampled and observed tokens of one trajectory."""
     temperature: float = 1.0
     """Of sampling and of every log-probability."""
+    sampler_correction: float | None = None
+    """C: a token counts min(C, its probability under the policy over the sampler's), truncated
+    importance sampling [verl: 2]; None: 1. Not in appo's reference profile."""
     reward: RewardName = "task"
     """task, arpo or correctness."""
     level: str | None = None

@@ -12,8 +12,11 @@ import torch
 from learners import arpo, cispo, dapo, dr_grpo, gigpo, gppo, grpo, gspo, reinforce_pp, rloo
 from learners.advantages import by_group, centred, group_normalised, leave_one_out, normalised
 from learners.batch import pack
+from learners.ledger import Ledger
+from learners.loop import Run
 from learners.losses import mismatch_weights, sequence_mean, sequence_sum, token_mean
-from learners.tree import Completion, Turn
+from learners.policy import UpdateMetrics
+from learners.tree import Completion, Row, Turn
 from tests.tree_fakes import START, TASK, Notes, grow, new_tree, tree_with
 
 METHODS = {
@@ -344,3 +347,21 @@ def test_similar_anchors_share_a_group_where_asked_to():
 
 def test_normalising_is_exact_about_equal_rewards():
     assert not normalised(torch.tensor([0.7] * 8, dtype=torch.float64)).any()
+
+
+def test_a_token_counts_by_policy_over_sampler_up_to_a_cap():
+    """Ratios 1/2, 1 and 8 at a cap of 2, whatever the method; without a cap nothing changes."""
+    tree = tree_with([1.0], turns=((3, 0),))
+    (root,) = tree.roots
+    root.old_logprobs = torch.tensor([0.5, 1.0, 8.0]).log()  # the sampler reported log 1
+    seen = []
+
+    def update(rows, weights, loss):
+        seen.append([w.tolist() for w in weights])
+        return UpdateMetrics(0.0, 0.0, False)
+
+    for cap in (None, 2.0):
+        rollouts = SimpleNamespace(ledger=Ledger(), sampler=SimpleNamespace(sync=lambda: None))
+        run = Run(grpo.Config(sampler_correction=cap), SimpleNamespace(update=update), rollouts)
+        run.update([Row(root, torch.ones(3))], [torch.full((3,), 0.5)], None)
+    assert seen == [[[0.5] * 3], [pytest.approx([0.25, 0.5, 1.0])]]
