@@ -4,6 +4,12 @@ A case agrees; or ours is better, for a reason; or it has no counterpart here, f
 is not compared yet. A case whose file and kind have no outcome fails, and so does a file that
 cannot be read. Cases tagged `trap` record what the code gets wrong. The files lie outside of the
 repository, see GOLDEN.
+
+Of a case that agrees, advantages, returns, groups, losses and gradients are compared. Not compared
+are outputs beside the method: clip statistics, GPPO's likelihood term, GiGPO's statistics per row,
+the code's second implementations of an advantage, Tree-GRPO's GSPO, weights divided by their mean,
+sums split over devices, estimators of divergence with another's gradient, and of ARPO's rollouts
+texts and masks.
 """
 
 from collections import Counter
