@@ -43,8 +43,8 @@ class Config(RunConfig):
     """gamma, per turn. [paper: 0.95]"""
     step_weight: float = 1.0
     """w. [paper: 1]"""
-    step_scale: Literal["std", "none"] = "std"
-    """std: step advantages are divided by their group's deviation; none: they are not. [scripts]"""
+    divide_by: Literal["std", "none"] = "std"
+    """std: both advantages are divided by their group's deviation; none: neither. [scripts]"""
     similarity: float = 1.0
     """Anchors at least as alike (difflib) share a group; 1: equal ones. [paper: 1; search: 0.9]"""
     clip_low: float = 0.2
@@ -78,11 +78,12 @@ def two_level(trees: Sequence[RolloutTree], config: Config) -> list[Row]:
 
 def tree_advantages(tree: RolloutTree, config: Config) -> "list[Tensor]":
     """(T,) of every trajectory: its episode's advantage plus its turn's."""
-    episode = normalised(torch.tensor([t.reward for t in tree.trajectories], dtype=torch.float64))
+    rewards = torch.tensor([t.reward for t in tree.trajectories], dtype=torch.float64)
+    episode = normalised(rewards) if config.divide_by == "std" else centred(rewards)
     returns = torch.cat([step_returns(t, config.discount) for t in tree.trajectories])
     groups = step_groups([a for t in tree.trajectories for a in anchors(t)], config.similarity)
     counts = [len(t.turns) for t in tree.trajectories]
-    step = torch.split(step_advantages(returns, groups, config.step_scale), counts)
+    step = torch.split(step_advantages(returns, groups, config.divide_by), counts)
     found = []
     for trajectory, whole, parts in zip(tree.trajectories, episode, step, strict=True):
         lengths = torch.tensor([len(turn) for turn in trajectory.turns])

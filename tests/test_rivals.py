@@ -339,6 +339,14 @@ def test_turns_after_the_same_result_are_one_group():
     assert len(short) == 6
 
 
+def test_without_a_deviation_gigpo_only_takes_means_off():
+    """Both turns begin at the question: returns 1/2, 1 and 0, 0 less 3/8; episodes 1 and 0."""
+    tree = tree_with([1.0, 0.0], turns=((1, 1), (1, 0)))
+    found = gigpo.tree_advantages(tree, gigpo.Config(divide_by="none", discount=0.5))
+    assert found[0].tolist() == pytest.approx([0.625, 0.625, 1.125])
+    assert found[1].tolist() == pytest.approx([-0.875] * 3)
+
+
 def test_similar_anchors_share_a_group_where_asked_to():
     seen = ["the quick brown fox", "the quick brown fix", "something else", "the quick brown fox"]
     assert gigpo.step_groups(seen, 1.0) == [0, 1, 2, 0]
