@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := CC=false CXX=false $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup demo test test-fast test-full perf lint clean
+.PHONY: setup demo test test-fast test-full soak perf lint clean
 
 setup: $(VENV)/.installed
 
@@ -30,6 +30,17 @@ test-fast: setup
 
 test-full: setup
 	$(BIN)/python -m pytest -m "full"
+
+# Ten minutes of random cells, forks and kills against an oracle.
+soak: setup
+	$(BIN)/python -m tests.soak_sandbox
+
+# Side by side measurements; what they need beyond `make setup` they name.
+perf: setup
+	$(BIN)/python -m tests.perf.step
+	$(BIN)/python -m tests.perf.iteration
+	$(BIN)/python -m tests.perf.sandbox
+	$(BIN)/python -m tests.perf.search speed --skip-rank-bm25
 
 lint: setup
 	$(BIN)/ruff check .
