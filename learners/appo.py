@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from learners.losses import clipped_surrogate, future_values, sequence_mean
+from learners.losses import clipped_surrogate, future_values, sequence_mean, zscore
 from learners.run_config import RunConfig
 from learners.tree import BranchPoint, RolloutTree, Row, Trajectory, usable
 
@@ -189,11 +189,6 @@ def policy_loss(logprobs: Tensor, batch: "Batch", config: Config) -> Tensor:
     return (loss * batch.weights).sum()
 
 
-def zscore(x: Tensor) -> Tensor:
-    """(n,) standardised by the population's mean and deviation."""
-    return (x - x.mean()) / (x.std(correction=0) + 1e-6)
-
-
 def omega_spread(
     roots: Sequence[Trajectory], stats: "dict[Trajectory, TokenStats]", config: Config
 ) -> float:
@@ -224,6 +219,6 @@ def _standardised(reward: float, group: list[float]) -> float | None:
 
 
 if __name__ == "__main__":  # engines spawn workers: keep the guard
-    from learners.loop import train
+    from learners.training import main
 
-    train("learners.appo")
+    main("learners.appo")

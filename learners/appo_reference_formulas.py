@@ -10,8 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from learners.appo import zscore
-from learners.losses import LARGEST_LOG, Clipped, dual_clipped, future_values, suffix_sum
+from learners.losses import LARGEST_LOG, Clipped, dual_clipped, future_values, suffix_sum, zscore
 
 STD_FLOOR = 1e-6
 """Added to a group's deviation."""

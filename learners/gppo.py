@@ -85,6 +85,6 @@ def preserving_surrogate(
 
 
 if __name__ == "__main__":
-    from learners.loop import train
+    from learners.training import main
 
-    train("learners.gppo")
+    main("learners.gppo")

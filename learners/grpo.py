@@ -52,6 +52,6 @@ def policy_loss(logprobs: "Tensor", batch: "Batch", config: Config) -> "Tensor":
 
 
 if __name__ == "__main__":
-    from learners.loop import train
+    from learners.training import main
 
-    train("learners.grpo")
+    main("learners.grpo")

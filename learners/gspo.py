@@ -70,6 +70,6 @@ def sequence_log_ratio(logprobs: "Tensor", old_logprobs: "Tensor", mask: "Tensor
 
 
 if __name__ == "__main__":
-    from learners.loop import train
+    from learners.training import main
 
-    train("learners.gspo")
+    main("learners.gspo")

@@ -5,10 +5,9 @@ resources with a few verbs and no idea of methods; `train` runs iterations until
 """
 
 import random
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ from learners.run_config import RunConfig
 from learners.tree import RolloutTree, Row, Trajectory, usable
 
 if TYPE_CHECKING:
-    from learners.session import Session
+    pass
 
 Weighting = Callable[[Sequence[Tensor]], list[Tensor]]
 """Response masks of the rows of a mini-batch -> what each token's loss counts."""
@@ -179,30 +178,3 @@ class Run:
         self._notes.clear()
         self._counts.clear()
         return {name: found[name] for name in sorted(found)}
-
-
-def run_iteration(
-    session: "Session", iteration: Callable[[list[Task], Run, Any], None]
-) -> dict[str, float]:
-    """One iteration of a session: its tasks, the method, its metrics."""
-    run = session.run
-    start = time.perf_counter()
-    tasks = session.tasks_of(run.iteration)
-    # What the iteration before left in the sampler would round otherwise than a resumed run's.
-    run.rollouts.sampler.sync()
-    iteration(tasks, run, run.config)
-    metrics = run.metrics()
-    run.lost = [
-        tree.task.id
-        for tree in run.trees
-        if tree.unavailable is not None and tree.task.id not in run.lost
-    ]
-    metrics["seconds/iteration"] = round(time.perf_counter() - start, 4)
-    return metrics
-
-
-def train(method: str) -> None:
-    """The command line of a method: `python -m learners.<method> --help`."""
-    from learners.training import main
-
-    main(method)

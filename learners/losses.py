@@ -157,3 +157,8 @@ def kl_k3(logprobs: Tensor, reference: Tensor) -> Tensor:
     """The estimator q / p - log(q / p) - 1, kept within 10: unbiased, of low variance."""
     gap = (reference - logprobs).clamp(-LARGEST_LOG, LARGEST_LOG)  # else 0 times inf backwards
     return (gap.exp() - gap - 1).clamp(-10, 10)
+
+
+def zscore(x: Tensor) -> Tensor:
+    """(n,) standardised by the population's mean and deviation."""
+    return (x - x.mean()) / (x.std(correction=0) + 1e-6)

@@ -96,6 +96,6 @@ def policy_loss(logprobs: "Tensor", batch: "Batch", config: Config) -> "Tensor":
 
 
 if __name__ == "__main__":
-    from learners.loop import train
+    from learners.training import main
 
-    train("learners.reinforce_pp")
+    main("learners.reinforce_pp")

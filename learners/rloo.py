@@ -47,6 +47,6 @@ def policy_loss(logprobs: "Tensor", batch: "Batch") -> "Tensor":
 
 
 if __name__ == "__main__":
-    from learners.loop import train
+    from learners.training import main
 
-    train("learners.rloo")
+    main("learners.rloo")

@@ -8,7 +8,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,6 +138,26 @@ def learning_rate(config: RunConfig, parameters: int) -> float:
     if config.scale == "paper":
         return 1e-6
     return 3e-4 if parameters < 20_000_000 else 1e-5
+
+
+def run_iteration(
+    session: Session, iteration: "Callable[[list[Task], Run, Any], None]"
+) -> dict[str, float]:
+    """One iteration of a session: its tasks, the method, its metrics."""
+    run = session.run
+    start = time.perf_counter()
+    tasks = session.tasks_of(run.iteration)
+    # What the iteration before left in the sampler would round otherwise than a resumed run's.
+    run.rollouts.sampler.sync()
+    iteration(tasks, run, run.config)
+    metrics = run.metrics()
+    run.lost = [
+        tree.task.id
+        for tree in run.trees
+        if tree.unavailable is not None and tree.task.id not in run.lost
+    ]
+    metrics["seconds/iteration"] = round(time.perf_counter() - start, 4)
+    return metrics
 
 
 def record(session: Session, metrics: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from learners.session import (
     evaluate_once,
     open_session,
     record,
+    run_iteration,
     training_env,
 )
 
@@ -92,7 +93,6 @@ def train(method: str, config: RunConfig) -> Path:
         read_metrics,
         write_text,
     )
-    from learners.loop import run_iteration
     from learners.progress import Narrator
     from learners.report import final_report
 

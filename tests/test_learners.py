@@ -17,11 +17,12 @@ from learners import (
     reinforce_pp,
     rloo,
 )
-from learners.loop import Run, run_iteration
+from learners.loop import Run
 from learners.models import load_model
 from learners.policy import Policy
 from learners.rollout import Rollouts
 from learners.sampler import TransformersSampler
+from learners.session import run_iteration
 from learners.training import Session
 from tests.fakes import TOY, EchoTool
 from tests.learner_fakes import UNEVEN

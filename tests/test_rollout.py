@@ -3,12 +3,12 @@
 import pytest
 
 from learners import appo, grpo
-from learners.loop import Run, run_iteration
+from learners.loop import Run
 from learners.models import load_model, tiny_tokenizer
 from learners.policy import Policy
 from learners.rollout import RESERVED_TOKENS, Rollouts
 from learners.sampler import TransformersSampler
-from learners.session import Session
+from learners.session import Session, run_iteration
 from learners.tree import BranchPoint
 from tests.fakes import EchoTool, SayTool, answer, call, toy_env, toy_load
 from tests.learner_fakes import FlakyTool, RecordingSampler, ScriptedSampler, UnluckyTool

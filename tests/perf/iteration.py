@@ -17,12 +17,12 @@ import torch
 
 import envs  # noqa: F401 - registers the environments
 from learners import appo
-from learners.loop import Run, run_iteration
+from learners.loop import Run
 from learners.models import load_model
 from learners.policy import Policy
 from learners.rollout import Rollouts
 from learners.sampler import TransformersSampler
-from learners.session import Session, record
+from learners.session import Session, record, run_iteration
 from tests.learner_fakes import teach
 
 TARGET = 0.9
