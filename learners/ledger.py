@@ -5,6 +5,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 
 from learners.tree import RolloutTree
 
@@ -48,8 +49,11 @@ class Ledger:
                 assert branch.parent is not None
                 mask = branch.response_mask[: branch.parent.position]
                 self.add("reused_tokens", sum(mask))
-                shared = [turn for turn in branch.turns if turn in branch.parent.trajectory.turns]
-                self.add("inherited_calls", sum(bool(turn.observation_ids) for turn in shared))
+                # By identity: a branch may sample its parent's very turn anew, and pays for it.
+                pairs = zip(branch.turns, branch.parent.trajectory.turns, strict=False)
+                shared = sum(1 for _ in takewhile(lambda pair: pair[0] is pair[1], pairs))
+                begun = branch.turns[shared].state if shared < len(branch.turns) else branch.state
+                self.add("inherited_calls", len(begun.calls))
 
     def take(self) -> dict[str, float]:
         """Everything since the last time, as metrics."""

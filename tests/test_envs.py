@@ -150,7 +150,7 @@ def test_an_unknown_id_is_answered_with_the_near_match():
         ({"tools": [EchoTool("answer")]}, "none of them answer, result or think"),
         ({"tools": [EchoTool("a b")]}, "expected different words"),
         ({"max_tool_calls": -1}, "max_tool_calls is -1; expected 0 or more"),
-        ({"search": "google"}, "search is 'google'; expected auto, local or web"),
+        ({"search": "google"}, "search is 'google'; expected one of"),
     ],
 )
 def test_an_argument_out_of_range_is_refused_with_what_was_expected(arguments, complaint):
@@ -195,7 +195,7 @@ def test_a_split_and_a_level_choose_the_tasks():
     assert [task.id for task in toy_env(split="validation").tasks] == ["v"]
     assert [task.id for task in toy_env(split="train", level="2").tasks] == ["c"]
     hard = ToolEnv("SyntheticQA", level="4").tasks
-    assert (len(hard), {dict(task.metadata)["level"] for task in hard}) == (100, {"4"})
+    assert (len(hard), {dict(task.metadata)["level"] for task in hard}) == (200, {"4"})
     with pytest.raises(ValueError, match=r"no test task of level '9'; its levels are \['1', '2'\]"):
         toy_env(level="9").reset()
 
@@ -306,7 +306,7 @@ def test_a_benchmark_without_passages_searches_the_corpus_it_is_given(tmp_path):
     env.reset(options={"task": "u"})
     assert "Reynard. A red fox." in play(env, call("search", "fox"))[0]
     env = ToolEnv(bare, search="local")
-    with pytest.raises(DataUnavailable, match="give corpus= a JSONL file"):
+    with pytest.raises(DataUnavailable, match="give corpus= an index folder or a JSONL file"):
         env.reset()
 
 
