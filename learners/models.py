@@ -48,7 +48,12 @@ def load_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) 
     if name == "tiny":
         return LoadedModel(_tiny_model(seed, dtype), tiny_tokenizer())
     if name == "smollm2":
-        return _load(_smollm2_folder(), dtype, gguf="SmolLM2-135M-Instruct.Q4_1.gguf")
+        loaded = _load(_smollm2_folder(), dtype, gguf="SmolLM2-135M-Instruct.Q4_1.gguf")
+        # The weights are plain floats by now; without this transformers refuses to save them.
+        loaded.model.hf_quantizer = None
+        if hasattr(loaded.model.config, "quantization_config"):
+            del loaded.model.config.quantization_config
+        return loaded
     # A cold start's run folder holds its model beside its own config.json.
     inside = Path(name) / "model"
     return _load(str(inside) if (inside / "config.json").is_file() else name, dtype)

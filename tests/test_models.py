@@ -82,3 +82,15 @@ def test_smollm2_loads_and_its_three_token_tag_is_found_across_a_prefill():
         sampler.submit(Request(tuple(prompt), tuple(ids[:cut]), 60, "key", cut))
         ((_, rest),) = list(sampler.completed())
         assert ([*ids[:cut], *rest.token_ids], rest.stop) == (ids, "tag"), f"cut at {cut}"
+
+
+@pytest.mark.slow
+def test_smollm2_is_saved_and_loaded_as_plain_weights(tmp_path):
+    loaded = load_model("smollm2")
+    save_model(loaded, tmp_path)
+    again = load_model(str(tmp_path))
+    ids = torch.tensor([loaded.tokenizer.encode("Two and two")])
+    with torch.inference_mode():
+        assert torch.equal(loaded.model(ids).logits, again.model(ids).logits)
+    assert again.tokenizer.chat_template == loaded.tokenizer.chat_template
+    assert "quantization_config" not in (tmp_path / "config.json").read_text()
