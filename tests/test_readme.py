@@ -35,7 +35,7 @@ def commands(word):
 def run(arguments, folder):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=280
+        arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=600
     )
 
 
@@ -55,6 +55,7 @@ def test_the_first_snippet_prints_what_its_comments_say(tmp_path):
     ], done.stdout + done.stderr
 
 
+@pytest.mark.timeout(900)
 def test_the_commands_of_the_first_screen_run_in_their_order(tmp_path):
     for command in commands("runs/start"):
         module = shlex.split(command)[2]
@@ -66,6 +67,7 @@ def test_the_commands_of_the_first_screen_run_in_their_order(tmp_path):
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1200)
 @pytest.mark.skipif(not DATA.exists(), reason="set APPO_DATA to a folder of benchmark rows")
 def test_the_commands_on_gsm8k_run_with_the_real_model(tmp_path):
     for command in commands("gsm8k-start"):
