@@ -21,15 +21,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from learners.advantages import group_normalised
-from learners.losses import clipped_surrogate, token_mean
+from learners.losses import dual_clipped_policy_loss as policy_loss
+from learners.losses import token_mean
 from learners.run_config import RunConfig
 from learners.tree import BranchPoint, RolloutTree, Trajectory, Turn, usable
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from benchmarks import Task
-    from learners.batch import Batch
     from learners.loop import Run
 
 
@@ -114,19 +112,6 @@ def entropy_gain(trajectory: Trajectory, tokens: int, vocabulary: int) -> float:
         start += len(turn)
     first, last = (sum(turn.action.entropies[:tokens]) for turn in (own[0], own[-1]))
     return (last - first) / math.log(vocabulary)
-
-
-def policy_loss(logprobs: "Tensor", batch: "Batch", config: Config) -> "Tensor":
-    """The clipped surrogate of a micro-batch."""
-    loss = clipped_surrogate(
-        logprobs,
-        batch.old_logprobs,
-        batch.advantages,
-        config.clip_low,
-        config.clip_high,
-        config.dual_clip,
-    )
-    return (loss * batch.weights).sum()
 
 
 if __name__ == "__main__":

@@ -12,15 +12,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from learners.advantages import by_group, normalised
-from learners.losses import clipped_surrogate, token_mean
+from learners.losses import dual_clipped_policy_loss as policy_loss
+from learners.losses import token_mean
 from learners.run_config import RunConfig
 from learners.tree import RolloutTree, Trajectory, usable
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from benchmarks import Task
-    from learners.batch import Batch
     from learners.loop import Run
 
 
@@ -96,19 +94,6 @@ def overlong(length: int, room: float, buffer: float) -> float:
     """0 up to room - buffer, from there linear to -1 at room."""
     excess = length - (room - buffer)
     return min(-excess / buffer, 0.0) if buffer > 0 else 0.0
-
-
-def policy_loss(logprobs: "Tensor", batch: "Batch", config: Config) -> "Tensor":
-    """The clipped surrogate of a micro-batch."""
-    loss = clipped_surrogate(
-        logprobs,
-        batch.old_logprobs,
-        batch.advantages,
-        config.clip_low,
-        config.clip_high,
-        config.dual_clip,
-    )
-    return (loss * batch.weights).sum()
 
 
 if __name__ == "__main__":

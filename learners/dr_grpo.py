@@ -10,14 +10,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from learners.advantages import by_group, centred
-from learners.losses import clipped_surrogate, sequence_sum
+from learners.losses import clipped_policy_loss as policy_loss
+from learners.losses import sequence_sum
 from learners.run_config import RunConfig
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from benchmarks import Task
-    from learners.batch import Batch
     from learners.loop import Run
 
 
@@ -42,14 +40,6 @@ def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
         weights=partial(sequence_sum, divisor=config.max_response_tokens),
         loss=partial(policy_loss, config=config),
     )
-
-
-def policy_loss(logprobs: "Tensor", batch: "Batch", config: Config) -> "Tensor":
-    """The clipped surrogate of a micro-batch."""
-    loss = clipped_surrogate(
-        logprobs, batch.old_logprobs, batch.advantages, config.clip_low, config.clip_high
-    )
-    return (loss * batch.weights).sum()
 
 
 if __name__ == "__main__":

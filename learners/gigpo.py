@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from learners.advantages import centred, normalised
-from learners.losses import clipped_surrogate, suffix_sum, token_mean
+from learners.losses import dual_clipped_policy_loss as policy_loss
+from learners.losses import suffix_sum, token_mean
 from learners.run_config import RunConfig
 from learners.tree import RolloutTree, Row, Trajectory
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from benchmarks import Task
-    from learners.batch import Batch
     from learners.loop import Run
 
 
@@ -133,19 +133,6 @@ def step_advantages(returns: "Tensor", groups: Sequence[int], scale: str) -> "Te
         own = numbers == group
         found[own] = normalised(returns[own]) if scale == "std" else centred(returns[own])
     return found
-
-
-def policy_loss(logprobs: "Tensor", batch: "Batch", config: Config) -> "Tensor":
-    """The clipped surrogate of a micro-batch."""
-    loss = clipped_surrogate(
-        logprobs,
-        batch.old_logprobs,
-        batch.advantages,
-        config.clip_low,
-        config.clip_high,
-        config.dual_clip,
-    )
-    return (loss * batch.weights).sum()
 
 
 if __name__ == "__main__":

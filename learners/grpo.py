@@ -9,14 +9,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from learners.advantages import group_normalised
-from learners.losses import clipped_surrogate, sequence_mean
+from learners.losses import clipped_policy_loss as policy_loss
+from learners.losses import sequence_mean
 from learners.run_config import RunConfig
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from benchmarks import Task
-    from learners.batch import Batch
     from learners.loop import Run
 
 
@@ -41,14 +39,6 @@ def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
         weights=sequence_mean,
         loss=partial(policy_loss, config=config),
     )
-
-
-def policy_loss(logprobs: "Tensor", batch: "Batch", config: Config) -> "Tensor":
-    """The clipped surrogate of a micro-batch."""
-    loss = clipped_surrogate(
-        logprobs, batch.old_logprobs, batch.advantages, config.clip_low, config.clip_high
-    )
-    return (loss * batch.weights).sum()
 
 
 if __name__ == "__main__":

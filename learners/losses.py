@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from learners.batch import Batch
 
 LARGEST_LOG = 20.0
 """Magnitude at which sums of log-ratios are cut before the exponential."""
@@ -162,3 +165,40 @@ def kl_k3(logprobs: Tensor, reference: Tensor) -> Tensor:
 def zscore(x: Tensor) -> Tensor:
     """(n,) standardised by the population's mean and deviation."""
     return (x - x.mean()) / (x.std(correction=0) + 1e-6)
+
+
+class ClipRange(Protocol):
+    """Fields of a method's Config."""
+
+    @property
+    def clip_low(self) -> float: ...
+    @property
+    def clip_high(self) -> float: ...
+
+
+class DualClipRange(ClipRange, Protocol):
+    """The same with the cap on the ratio of negative advantages."""
+
+    @property
+    def dual_clip(self) -> float: ...
+
+
+def clipped_policy_loss(logprobs: Tensor, batch: "Batch", config: ClipRange) -> Tensor:
+    """The clipped surrogate of a micro-batch, weighted and summed: what most methods minimise."""
+    loss = clipped_surrogate(
+        logprobs, batch.old_logprobs, batch.advantages, config.clip_low, config.clip_high
+    )
+    return (loss * batch.weights).sum()
+
+
+def dual_clipped_policy_loss(logprobs: Tensor, batch: "Batch", config: DualClipRange) -> Tensor:
+    """As `clipped_policy_loss`, with the method's dual clip."""
+    loss = clipped_surrogate(
+        logprobs,
+        batch.old_logprobs,
+        batch.advantages,
+        config.clip_low,
+        config.clip_high,
+        config.dual_clip,
+    )
+    return (loss * batch.weights).sum()

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from learners.losses import clipped_surrogate, suffix_sum, token_mean
+from learners.losses import clipped_policy_loss as policy_loss
+from learners.losses import suffix_sum, token_mean
 from learners.run_config import RunConfig
 from learners.tree import RolloutTree, Row
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from benchmarks import Task
-    from learners.batch import Batch
     from learners.loop import Run
 
 
@@ -85,14 +85,6 @@ def whitened(values: "Sequence[Tensor]", masks: "Sequence[Tensor]") -> "list[Ten
         return [torch.zeros_like(v) for v in values]
     scale = (trained.var() + 1e-8).rsqrt()
     return [(v - trained.mean()) * scale * m for v, m in zip(values, masks, strict=True)]
-
-
-def policy_loss(logprobs: "Tensor", batch: "Batch", config: Config) -> "Tensor":
-    """The clipped surrogate of a micro-batch."""
-    loss = clipped_surrogate(
-        logprobs, batch.old_logprobs, batch.advantages, config.clip_low, config.clip_high
-    )
-    return (loss * batch.weights).sum()
 
 
 if __name__ == "__main__":
