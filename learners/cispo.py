@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from learners.advantages import group_normalised
-from learners.losses import LARGEST_LOG, token_mean
+from learners.losses import token_log_ratio, token_mean
 from learners.run_config import RunConfig
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
 
 def policy_loss(logprobs: "Tensor", batch: "Batch", config: Config) -> "Tensor":
     """Weighted log-likelihood of a micro-batch; its value is no surrogate's."""
-    log_ratio = (logprobs.detach() - batch.old_logprobs).clamp(-LARGEST_LOG, LARGEST_LOG)
+    log_ratio = token_log_ratio(logprobs.detach(), batch.old_logprobs)
     importance = log_ratio.exp().clamp(max=config.ratio_cap)
     loss = -importance * batch.advantages * logprobs
     return (loss * batch.weights).sum()

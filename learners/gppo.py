@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-import torch
-
 from learners.advantages import group_normalised
-from learners.losses import token_mean
+from learners.losses import preserving_surrogate, token_mean
 from learners.run_config import RunConfig
 
 if TYPE_CHECKING:
@@ -51,37 +49,9 @@ def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
 
 def policy_loss(logprobs: "Tensor", batch: "Batch", config: Config) -> "Tensor":
     """The gradient-preserving surrogate of a micro-batch."""
-    loss = preserving_surrogate(
-        logprobs,
-        batch.old_logprobs,
-        batch.advantages,
-        config.clip_low,
-        config.clip_high,
-        config.dual_clip,
-    )
+    clips = (config.clip_low, config.clip_high, config.dual_clip)
+    loss = preserving_surrogate(logprobs, batch.old_logprobs, batch.advantages, *clips)
     return (loss * batch.weights).sum()
-
-
-def preserving_surrogate(
-    logprobs: "Tensor",
-    old_logprobs: "Tensor",
-    advantages: "Tensor",
-    clip_low: float,
-    clip_high: float,
-    dual_clip: float,
-) -> "Tensor":
-    """(B, T) losses -A b, b the clipped ratio; their gradient is -A b too, whether clipped or not.
-
-    The coefficient is formed without dividing by the ratio, which may overflow.
-    """
-    log_ratio = logprobs.detach() - old_logprobs
-    ratio = log_ratio.clamp(max=80.0).exp()  # finite in float32
-    above = ratio.clamp(max=1 + clip_high)  # what bounds a token with A > 0
-    below = ratio.clamp(1 - clip_low, dual_clip)
-    bound = torch.where(advantages >= 0, above, below)
-    one = (logprobs - logprobs.detach()).exp()  # 1, with the gradient of the log-probability
-    dead = (advantages < 0) & (ratio > dual_clip)
-    return -advantages * bound * torch.where(dead, 1.0, one)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ A_i = (R_i - mean) / (std + 1e-6) over the rollouts of a prompt, the same for al
 rollout; the clipped surrogate of the rollout's ratio, the geometric mean s of its tokens' ratios;
 averaged over the tokens of each rollout, then over rollouts. No KL. Each token's loss has s in
 value and its own log-probability in gradient (GSPO-token), which for equal advantages is the
-gradient of s.
+gradient of s. A rollout with tool results is one sequence: s is over the tokens the policy sampled
+in all of its turns, and what the tools said has no ratio.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from learners.advantages import group_normalised
-from learners.losses import dual_clipped, sequence_mean
+from learners.losses import clipped, sequence_log_ratio, sequence_mean
 from learners.run_config import RunConfig
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 LARGEST_LOG_RATIO = 10.0
-"""log s is kept below it."""
+"""log s is cut to it, without gradient beyond. [verl]"""
 
 
 @dataclass(frozen=True)
@@ -52,21 +53,11 @@ def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
 
 def policy_loss(logprobs: "Tensor", batch: "Batch", config: Config) -> "Tensor":
     """The clipped surrogate of a micro-batch's rollouts."""
-    log_ratio = sequence_log_ratio(logprobs, batch.old_logprobs, batch.response_mask)
-    clipped = dual_clipped(
-        log_ratio, batch.advantages, config.clip_low, config.clip_high, float("inf")
+    log_ratio = sequence_log_ratio(
+        logprobs, batch.old_logprobs, batch.response_mask, LARGEST_LOG_RATIO
     )
-    return (clipped.losses * batch.weights).sum()
-
-
-def sequence_log_ratio(logprobs: "Tensor", old_logprobs: "Tensor", mask: "Tensor") -> "Tensor":
-    """(B, T) log s of the token's row in value, its own log-probability in gradient.
-
-    log s is the mean over the row's trained tokens of log pi - log pi_old; a row is never split.
-    """
-    total = ((logprobs - old_logprobs).detach() * mask).sum(-1, keepdim=True)
-    mean = total / mask.sum(-1, keepdim=True).clamp_min(1)
-    return (mean + logprobs - logprobs.detach()).clamp(max=LARGEST_LOG_RATIO)
+    loss = clipped(log_ratio, batch.advantages, config.clip_low, config.clip_high)
+    return (loss * batch.weights).sum()
 
 
 if __name__ == "__main__":

@@ -51,6 +51,42 @@ def future_values(log_ratio: Tensor, mask: Tensor, discount: float, clip: float)
     return omega.clamp(1 - clip, 1 + clip) if clip > 0 else omega
 
 
+def token_log_ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
+    """(B, T) log r of every token, cut to LARGEST_LOG; no gradient beyond."""
+    return (logprobs - old_logprobs).clamp(-LARGEST_LOG, LARGEST_LOG)
+
+
+def sequence_log_ratio(
+    logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, largest: float
+) -> Tensor:
+    """(B, T) log s of the token's row in value, its own log-probability in gradient (GSPO-token).
+
+    log s is the mean over the row's trained tokens of log pi - log pi_old; a row is never split.
+
+    Args:
+        logprobs: (B, T) with gradient.
+        old_logprobs: (B, T).
+        mask: (B, T) True on trained tokens.
+        largest: log s is cut to it; no gradient beyond.
+    """
+    total = ((logprobs - old_logprobs).detach() * mask).sum(-1, keepdim=True)
+    mean = total / mask.sum(-1, keepdim=True).clamp_min(1)
+    return (mean + logprobs - logprobs.detach()).clamp(max=largest)
+
+
+def clipped(log_ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:
+    """-min(r A, clip(r, 1 - low, 1 + high) A) of every token; no gradient where a bound decides."""
+    ratio = log_ratio.exp()
+    return torch.maximum(
+        -advantages * ratio, -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
+    )
+
+
+def dual_clip(losses: Tensor, advantages: Tensor, cap: float) -> Tensor:
+    """Losses, where A is negative at most -cap A; no gradient where that decides. inf: as given."""
+    return torch.where(advantages < 0, torch.minimum(-advantages * cap, losses), losses)
+
+
 class Clipped(NamedTuple):
     """A clipped surrogate; all (B, T)."""
 
@@ -62,17 +98,12 @@ class Clipped(NamedTuple):
 
 
 def dual_clipped(
-    log_ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, dual_clip: float
+    log_ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, cap: float
 ) -> Clipped:
-    """The PPO loss of every token, bounded by -dual_clip * A where A is negative."""
-    ratio = log_ratio.exp()
-    plain = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
-    larger = torch.maximum(plain, clipped)
-    bound = -advantages * dual_clip
-    negative = advantages < 0
-    losses = torch.where(negative, torch.minimum(bound, larger), larger)
-    return Clipped(losses, clipped > plain, negative & (larger > bound))
+    """Both clips, and where they decide."""
+    once = clipped(log_ratio, advantages, clip_low, clip_high)
+    twice = dual_clip(once, advantages, cap)
+    return Clipped(twice, once > -advantages * log_ratio.exp(), twice < once)
 
 
 def clipped_surrogate(
@@ -81,23 +112,59 @@ def clipped_surrogate(
     advantages: Tensor,
     clip_low: float,
     clip_high: float,
-    dual_clip: float = math.inf,
+    cap: float = math.inf,
 ) -> Tensor:
-    """The PPO loss of every token: -min(r A, clip(r, 1 - low, 1 + high) A).
+    """The PPO loss of every token.
 
     Args:
         logprobs: (B, T) with gradient; none flows where |log r| exceeds LARGEST_LOG.
         old_logprobs: (B, T).
         advantages: (B, T).
-        clip_low: of the ratio, below 1.
-        clip_high: above 1.
-        dual_clip: c; where A < 0 the loss is at most -c A.
+        clip_low: the ratio is kept above 1 - clip_low where A < 0.
+        clip_high: and below 1 + clip_high where A > 0.
+        cap: c of the dual clip; where A < 0 the loss is at most -c A.
 
     Returns:
         (B, T), to be masked and summed by the caller.
     """
-    log_ratio = (logprobs - old_logprobs).clamp(-LARGEST_LOG, LARGEST_LOG)
-    return dual_clipped(log_ratio, advantages, clip_low, clip_high, dual_clip).losses
+    log_ratio = token_log_ratio(logprobs, old_logprobs)
+    return dual_clip(clipped(log_ratio, advantages, clip_low, clip_high), advantages, cap)
+
+
+def preserving_surrogate(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    clip_low: float,
+    clip_high: float,
+    cap: float = math.inf,
+    *,
+    below: float = 1.0,
+    above: float = 1.0,
+) -> Tensor:
+    """As `clipped_surrogate` in value; a clipped token keeps a gradient, the bound for its ratio.
+
+    The coefficient is formed without dividing by the ratio, which may overflow.
+
+    Args:
+        logprobs: (B, T) with gradient.
+        old_logprobs: (B, T).
+        advantages: (B, T).
+        clip_low: see `clipped_surrogate`.
+        clip_high: see there.
+        cap: see there; the dual clip leaves no gradient.
+        below: how much of the gradient is kept where A < 0 and the ratio is under its clip.
+        above: the same where A > 0 and the ratio is over its clip; 0 and 0 is PPO.
+    """
+    ratio = (logprobs.detach() - old_logprobs).clamp(max=80.0).exp()  # finite in float32
+    good = advantages >= 0
+    bound = torch.where(good, ratio.clamp(max=1 + clip_high), ratio.clamp(1 - clip_low, cap))
+    kept = torch.ones_like(ratio)
+    kept[good & (ratio > 1 + clip_high)] = above
+    kept[~good & (ratio < 1 - clip_low)] = below
+    kept[~good & (ratio > cap)] = 0.0
+    change = (logprobs - logprobs.detach()).expm1()  # 0, with the gradient of the log-probability
+    return -advantages * bound * (1 + kept * change)
 
 
 def sequence_mean(masks: Sequence[Tensor], rows: int | None = None) -> list[Tensor]:
@@ -185,20 +252,13 @@ class DualClipRange(ClipRange, Protocol):
 
 def clipped_policy_loss(logprobs: Tensor, batch: "Batch", config: ClipRange) -> Tensor:
     """The clipped surrogate of a micro-batch, weighted and summed: what most methods minimise."""
-    loss = clipped_surrogate(
-        logprobs, batch.old_logprobs, batch.advantages, config.clip_low, config.clip_high
-    )
+    clips = (config.clip_low, config.clip_high)
+    loss = clipped_surrogate(logprobs, batch.old_logprobs, batch.advantages, *clips)
     return (loss * batch.weights).sum()
 
 
 def dual_clipped_policy_loss(logprobs: Tensor, batch: "Batch", config: DualClipRange) -> Tensor:
     """As `clipped_policy_loss`, with the method's dual clip."""
-    loss = clipped_surrogate(
-        logprobs,
-        batch.old_logprobs,
-        batch.advantages,
-        config.clip_low,
-        config.clip_high,
-        config.dual_clip,
-    )
+    clips = (config.clip_low, config.clip_high, config.dual_clip)
+    loss = clipped_surrogate(logprobs, batch.old_logprobs, batch.advantages, *clips)
     return (loss * batch.weights).sum()

@@ -8,10 +8,20 @@ import torch
 from learners import appo
 from learners.batch import pack
 from learners.losses import (
+    clipped,
     clipped_surrogate,
+    dual_clip,
+    dual_clipped,
     future_values,
+    kl_k1,
+    kl_k2,
+    kl_k3,
+    preserving_surrogate,
+    sequence_log_ratio,
     sequence_mean,
+    sequence_sum,
     suffix_sum,
+    token_log_ratio,
     token_mean,
 )
 from learners.tree import Row
@@ -96,6 +106,121 @@ def test_the_clip_may_be_wider_above_than_below():
     assert found.tolist() == pytest.approx([-1.3, 0.9])
 
 
+def slopes(loss, *values):
+    """Of the sum of the losses in their log-probabilities, by autograd."""
+    logprobs = tensor(*values).requires_grad_()
+    loss(logprobs).sum().backward()
+    return logprobs.grad.tolist()
+
+
+def test_a_tokens_log_ratio_is_a_difference_cut_far_out():
+    old = tensor(-1, -1, -1)
+    assert token_log_ratio(tensor(-0.5, -40, 30), old).tolist() == [0.5, -20, 20]
+    assert slopes(lambda x: token_log_ratio(x, old), -0.5, -40, 30) == [1, 0, 0]
+
+
+def test_a_rows_log_ratio_is_the_mean_over_its_trained_tokens():
+    """Differences 1, 9 and 3, the middle one a tool's: (1 + 3) / 2 for every token."""
+    old, own = tensor(0, 0, 0)[None], mask(1, 0, 1)[None]
+    found = sequence_log_ratio(tensor(1, 9, 3)[None], old, own, 10.0)
+    assert found.tolist() == [[2, 2, 2]]
+    ratio = slopes(lambda x: sequence_log_ratio(x[None], old, own, 10.0).exp(), 1, 9, 3)
+    assert ratio == pytest.approx([math.exp(2)] * 3)  # each through its own log-probability
+    cut = slopes(lambda x: sequence_log_ratio(x[None], old, own, 1.5).exp(), 1, 9, 3)
+    assert cut == [0, 0, 0]
+
+
+def test_the_gradient_of_a_rows_ratio_is_that_of_the_geometric_mean():
+    """With one advantage and each token weighing 1/2: d exp((x + y) / 2) = exp(...) / 2 each."""
+    old, own = tensor(0, 0)[None], mask(1, 1)[None]
+    ours = slopes(lambda x: sequence_log_ratio(x[None], old, own, 10.0).exp() / 2, 0.2, 0.6)
+    assert ours == pytest.approx(slopes(lambda x: (x.sum() / 2).exp(), 0.2, 0.6))
+
+
+def test_the_clip_alone_bounds_what_a_token_can_gain():
+    """Ratios 2, 2 and 1/2: -1.2, 2 (a bad token is not bounded above), 0.8."""
+    logs, advantages = tensor(2, 2, 0.5).log(), tensor(1, -1, -1)
+    assert clipped(logs, advantages, 0.2, 0.2).tolist() == pytest.approx([-1.2, 2, 0.8])
+    found = slopes(lambda x: clipped(x, advantages, 0.2, 0.2), *logs.tolist())
+    assert found == pytest.approx([0, 2, 0])
+
+
+def test_the_dual_clip_alone_bounds_what_a_bad_token_can_cost():
+    """At c = 3: a loss of 5 at A = -1 becomes 3, and at A = -2 stays; good tokens are untouched."""
+    advantages = tensor(-1, -2, 1)
+    assert dual_clip(tensor(5, 5, 5), advantages, 3.0).tolist() == [3, 5, 5]
+    assert slopes(lambda x: dual_clip(x, advantages, 3.0), 5, 5, 5) == [0, 1, 1]
+    assert dual_clip(tensor(5, 0), tensor(-1, 0), math.inf).tolist() == [5, 0]
+
+
+def test_both_clips_say_where_they_decide():
+    found = dual_clipped(tensor(2, 9, 1.1).log(), tensor(1, -1, 1), 0.2, 0.2, 3.0)
+    assert found.losses.tolist() == pytest.approx([-1.2, 3, -1.1])
+    assert found.upper.tolist() == [True, False, False]
+    assert found.lower.tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("below", "above", "expected"),
+    [
+        (0, 0, [0, 0, -1, 2, 0]),  # PPO
+        (1, 1, [-1.2, 0.8, -1, 2, 0]),  # GPPO
+        (0, 1, [-1.2, 0, -1, 2, 0]),  # AEPO
+        (0.5, 0.25, [-0.3, 0.4, -1, 2, 0]),
+    ],
+)
+def test_outside_of_the_clip_a_share_of_the_gradient_is_kept(below, above, expected):
+    """A good token over its clip, a bad one under it, two inside, a bad one past the dual clip."""
+    ratios, advantages = tensor(2, 0.5, 1, 2, 9), tensor(1, -1, 1, -1, -1)
+    old, logs = tensor(0, 0, 0, 0, 0), ratios.log()
+
+    def loss(x):
+        return preserving_surrogate(x, old, advantages, 0.2, 0.2, 3.0, below=below, above=above)
+
+    plain = clipped_surrogate(logs, old, advantages, 0.2, 0.2, 3.0)
+    assert loss(logs).tolist() == pytest.approx(plain.tolist())
+    assert slopes(loss, *logs.tolist()) == pytest.approx(expected)
+
+
+def test_without_a_share_the_preserving_surrogate_is_ppo_everywhere():
+    draw = torch.Generator().manual_seed(0)
+    logs, advantages = torch.randn(2, 200, dtype=torch.float64, generator=draw)
+    old = torch.zeros_like(logs)
+    clips = (advantages, 0.2, 0.28, 3.0)
+    ours = slopes(lambda x: preserving_surrogate(x, old, *clips, below=0, above=0), *logs.tolist())
+    theirs = slopes(lambda x: clipped_surrogate(x, old, *clips), *logs.tolist())
+    assert ours == pytest.approx(theirs)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "value", "slope"),
+    [
+        (kl_k1, -1.0, 1.0),
+        (kl_k2, 0.5, -1.0),
+        (kl_k3, math.e - 2, 1 - math.e),
+    ],
+)
+def test_a_divergence_and_its_gradient_where_the_reference_is_e_times_likelier(
+    estimator, value, slope
+):
+    """x = log q / p = 1: k1 is -x, k2 is x^2 / 2, k3 is e^x - x - 1."""
+    assert estimator(tensor(-2), tensor(-1)).item() == pytest.approx(value)
+    assert slopes(lambda x: estimator(x, tensor(-1)), -2) == pytest.approx([slope])
+
+
+@pytest.mark.parametrize("estimator", [kl_k1, kl_k3])
+def test_unbiased_estimators_have_the_divergence_as_their_mean(estimator):
+    """Over all three tokens of a distribution: sum of p times the estimate is sum of p log p/q."""
+    p, q = (torch.softmax(tensor(*logits), -1) for logits in ((0, 1, 2), (1, 0.5, -1)))
+    true = float((p * (p / q).log()).sum())
+    assert float((p * estimator(p.log(), q.log())).sum()) == pytest.approx(true)
+
+
+def test_a_sequence_sum_divides_by_a_constant_and_by_rows():
+    found = sequence_sum([mask(1, 0, 1), mask(1)], 4.0)
+    assert [w.tolist() for w in found] == [[0.125, 0, 0.125], [0.125]]
+
+
 def test_a_sequence_mean_weighs_rows_alike_whatever_their_length():
     found = sequence_mean([mask(1, 0, 1), mask(1)])
     assert [w.tolist() for w in found] == [[0.25, 0, 0.25], [0.5]]
@@ -112,7 +237,7 @@ def test_a_token_mean_weighs_tokens_alike():
     assert [w.tolist() for w in found] == [[0.25, 0, 0.25], [0.25, 0.25]]
 
 
-@pytest.mark.parametrize("weighting", [sequence_mean, token_mean])
+@pytest.mark.parametrize("weighting", [sequence_mean, token_mean, sequence_sum])
 def test_rows_without_a_trained_token_weigh_nothing(weighting):
     assert [w.tolist() for w in weighting([mask(0, 0)])] == [[0, 0]]
     assert weighting([]) == []

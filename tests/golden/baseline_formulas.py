@@ -14,6 +14,7 @@ from learners.losses import (
     kl_k2,
     kl_k3,
     mismatch_weights,
+    preserving_surrogate,
     sequence_mean,
     sequence_sum,
     suffix_sum,
@@ -59,7 +60,9 @@ def clips_of(case):
 
 def surrogate(logprobs, batch, case):
     """The clipped surrogate with the dual clip of the case: GRPO's own has none."""
-    loss = clipped_surrogate(logprobs, batch.old_logprobs, batch.advantages, **clips_of(case))
+    loss = clipped_surrogate(
+        logprobs, batch.old_logprobs, batch.advantages, *clips_of(case).values()
+    )
     return (loss * batch.weights).sum()
 
 
@@ -213,9 +216,8 @@ def overflow_is_finite(case):
     i, o = case.inputs, case.outputs
     assert math.isnan(o["reference_pg_loss"])
     logprobs = i["log_prob"].float().requires_grad_()
-    clips = clips_of(case)
-    losses = gppo.preserving_surrogate(
-        logprobs, i["old_log_prob"].float(), i["advantages"].float(), **clips
+    losses = preserving_surrogate(
+        logprobs, i["old_log_prob"].float(), i["advantages"].float(), *clips_of(case).values()
     )
     weights = torch.stack(token_mean(list(case.mask))).float()
     loss = (losses * weights).sum()
