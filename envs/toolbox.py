@@ -3,12 +3,15 @@
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from benchmarks import Benchmark, DataUnavailable
 from benchmarks.benchmark import Split
 from envs.tags import ANSWER, RESULT, THINK
 from tools import TOOLS, MemoryRetriever, PythonTool, Retriever, SearchTool, Tool
+
+if TYPE_CHECKING:
+    from tools.cache import Cache
 
 CacheMode = Literal["live", "record", "replay", "frozen"]
 SEARCHES = ("auto", "local", "remote", "web")
@@ -71,7 +74,8 @@ class Toolbox:
         if self._tools is None:
             with self._lock:
                 if self._tools is None:
-                    self._tools = tuple(self._make(tool) for tool in self._given)
+                    cache = self._recording()
+                    self._tools = tuple(self._make(tool, cache) for tool in self._given)
         return self._tools
 
     def close(self) -> None:
@@ -86,33 +90,36 @@ class Toolbox:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
 
-    def _make(self, tool: str | Tool[Any]) -> Tool[Any]:
+    def _make(self, tool: str | Tool[Any], cache: "Cache | None") -> Tool[Any]:
         if not isinstance(tool, str):
             return tool
         if tool == "python":
             return PythonTool(sandbox=self._sandbox)
         if tool == "search":
-            return SearchTool(self._retriever(), results=self._benchmark.search_results)
+            return self._search_tool(cache)
         if tool == "browse":
-            return self._browser()
+            from tools.browse import BrowseTool
+            from tools.web_pages import WebPages
+
+            return BrowseTool(WebPages(), cache)
         made: Tool[Any] = TOOLS[tool]()
         return made
 
-    def _retriever(self) -> Retriever:
+    def _search_tool(self, cache: "Cache | None") -> Tool[Any]:
         from tools.open_retriever import open_retriever
 
+        shown = self._benchmark.search_results
         found = self._local() if self._search in ("auto", "local") else None
         if found is not None:
-            return found
+            return SearchTool(found, results=shown)
         if self._search == "local":
             raise DataUnavailable(
                 f"{self._benchmark.name} brings no corpus for search='local'; give corpus= an "
                 "index folder or a JSONL file of {id, title, text}, or use search='web'"
             )
         where = None if self._corpus is None else str(self._corpus)
-        if self._search == "remote":
-            return open_retriever("remote", where, self._cache, self._cache_mode)
-        return open_retriever("web", where, self._cache, self._cache_mode)
+        outside = open_retriever("remote" if self._search == "remote" else "web", where, cache)
+        return SearchTool(outside, results=shown, cache=cache)
 
     def _local(self) -> Retriever | None:
         """The corpus given, the benchmark's own, or the data folder's."""
@@ -127,10 +134,7 @@ class Toolbox:
         beside = None if self._data_dir is None else self._data_dir / "corpus/passages.jsonl"
         return open_retriever("local", beside) if beside is not None and beside.exists() else None
 
-    def _browser(self) -> Tool[Any]:
-        from tools.browse import BrowseTool
+    def _recording(self) -> "Cache | None":
         from tools.cache import Cache
-        from tools.web_pages import WebPages
 
-        cache = None if self._cache is None else Cache(self._cache, self._cache_mode)
-        return BrowseTool(WebPages(), cache)
+        return None if self._cache is None else Cache(self._cache, self._cache_mode)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tools.cache import Cache
 from tools.local_index import LocalRetriever, Passage, add, build, main, read_passages
 from tools.open_retriever import open_retriever
 from tools.retrievers import MemoryRetriever
@@ -205,13 +206,14 @@ def test_a_retriever_is_named_by_words(index, tmp_path):
     assert open_retriever("local", index).search("volcano", 1)[0].title == "Mount Etna"
     (tmp_path / "p.jsonl").write_text('{"title": "Etna", "text": "A volcano."}')
     assert open_retriever("local", tmp_path / "p.jsonl").search("volcano", 1)[0].title == "Etna"
-    replayed = open_retriever("web", cache=tmp_path / "c", mode="frozen")
+    replayed = open_retriever("web", cache=Cache(tmp_path / "c", "frozen"))
     with pytest.raises(ToolUnavailable, match="out of order"):
         replayed.search("volcano", 1)
-    for words in [("local",), ("remote",), ("altavista",), ("local", index, tmp_path / "c")]:
+    cache = Cache(tmp_path / "c")
+    for words in [("local",), ("remote",), ("altavista",), ("local", index, cache)]:
         with pytest.raises(ValueError, match="search="):
             open_retriever(*words)
-    open_retriever("remote", "http://127.0.0.1:1", tmp_path / "c").close()
+    open_retriever("remote", "http://127.0.0.1:1", cache).close()
     open_retriever("remote", "http://127.0.0.1:1").close()
     open_retriever("web", "wikipedia").close()
     assert not (tmp_path / "c").exists()

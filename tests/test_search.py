@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tools.cache import Cache
 from tools.page_text import TAGS, cut, lines, one_line
+from tools.recorded_retriever import RecordedRetriever
 from tools.retrievers import Hit, MemoryRetriever
 from tools.search import SearchTool
 from tools.tool import Tool, ToolContext, ToolUnavailable
@@ -207,3 +209,41 @@ def test_a_retriever_that_is_out_of_order_is_not_an_answer():
 
     with pytest.raises(ToolUnavailable, match="down"):
         SearchTool(Broken([])).run(None, "volcano")
+
+
+def test_what_a_recording_answers_is_free(tmp_path):
+    """The web is asked for the first question, the recording answers its repetition."""
+    cache = Cache(tmp_path / "c")
+    recorded = RecordedRetriever(MemoryRetriever(PAGES), cache, "web")
+    tool = SearchTool(recorded, cache=cache)
+    asked = ["volcano", "Tokyo", "volcano", "", "Tokyo"]
+    assert [tool.run(None, query)[1].free for query in asked] == [False, False, True, True, True]
+    assert SearchTool(MemoryRetriever(PAGES)).run(None, "volcano")[1].free is False
+    tool.close()
+
+
+def test_of_threads_that_ask_the_same_at_once_one_pays(tmp_path):
+    asking, go = threading.Event(), threading.Event()
+
+    class Slow(Fixed):
+        def search(self, query, k):
+            asking.set()
+            assert go.wait(30)
+            return self.hits
+
+    cache = Cache(tmp_path / "c")
+    tool = SearchTool(RecordedRetriever(Slow([Hit("T", "x", 1.0)]), cache, "web"), cache=cache)
+    free = []
+
+    def search():
+        free.append(tool.run(None, "q")[1].free)
+
+    threads = [threading.Thread(target=search) for _ in range(2)]
+    threads[0].start()
+    assert asking.wait(30)
+    threads[1].start()
+    go.set()
+    for thread in threads:
+        thread.join()
+    assert sorted(free) == [False, True]
+    tool.close()

@@ -53,11 +53,13 @@ class BrowseTool:
             ReplayMiss: the cache replays, and does not hold the page.
         """
         start = time.perf_counter()
+        asked = 0 if self._cache is None else self._cache.asked()
         try:
             text, ok = self._answer(argument), True
         except Refused as refusal:
             text, ok = one_line(str(refusal)), False
-        return None, ToolResult(text, ok, time.perf_counter() - start)
+        free = self._cache is not None and self._cache.asked() == asked
+        return None, ToolResult(text, ok, time.perf_counter() - start, free)
 
     def close(self) -> None:
         """Close what fetches the pages, and the cache."""

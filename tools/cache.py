@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import json
 import sys
+import threading
 import time
 import unicodedata
 from collections.abc import Callable, Mapping
@@ -24,6 +25,12 @@ Request = Mapping[str, str | int | bool | None]
 
 class ReplayMiss(LookupError):
     """A replayed run asked what its recording does not hold. Asking again would not help."""
+
+
+class _Asked(threading.local):
+    """How often one thread asked."""
+
+    count = 0
 
 
 class Answer(NamedTuple):
@@ -59,6 +66,7 @@ class Cache:
             raise ValueError(f"mode {mode!r} is none of {', '.join(get_args(Mode))}")
         self.path, self.mode, self.max_bytes = Path(path), mode, max_bytes
         self._store = PerProcess(partial(Store, self.path, mode == "record"))
+        self._asked = PerProcess(_Asked)
 
     def answer(self, request: Request, ask: Callable[[], Answer]) -> str | None:
         """The answer to a request, from the store or from `ask`, as the mode says.
@@ -71,7 +79,7 @@ class Cache:
             ToolUnavailable: the store is out of order. What `ask` raises passes through.
         """
         if self.mode == "live":
-            return ask().text
+            return self._ask(ask).text
         store = self._store.get()
         wanted = canonical(request)
         key = _key(wanted)
@@ -82,17 +90,25 @@ class Cache:
             raise ReplayMiss(f"{self.path} holds no answer to {wanted[:500]}")
         return found
 
+    def asked(self) -> int:
+        """How often this thread had to ask, because the store did not answer."""
+        return self._asked.get().count
+
     def close(self) -> None:
         """Close this process's connection; the next call opens it again."""
         store = self._store.pop()
         if store is not None:
             store.close()
 
+    def _ask(self, ask: Callable[[], Answer]) -> Answer:
+        self._asked.get().count += 1
+        return ask()
+
     def _recorded(self, store: Store, key: str, request: str, ask: Callable[[], Answer]) -> str:
         found = store.read(key, fresh_at=time.time())
         if found is not None:
             return found
-        given = ask()
+        given = self._ask(ask)
         expires = None if given.lasts_s is None else time.time() + given.lasts_s
         return store.write(key, Row(request, given.text, expires), self.max_bytes)
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal, get_args
 
-from tools.cache import Cache, Mode
+from tools.cache import Cache
 from tools.local_index import LocalRetriever, read_passages
 from tools.recorded_retriever import RecordedRetriever
 from tools.remote_retriever import RemoteRetriever
@@ -16,8 +16,7 @@ Kind = Literal["local", "remote", "web"]
 def open_retriever(
     search: Kind,
     corpus: str | Path | None = None,
-    cache: str | Path | None = None,
-    mode: Mode = "record",
+    cache: Cache | None = None,
     seed: int = 0,
 ) -> Retriever:
     """The retriever that the words name.
@@ -28,8 +27,7 @@ def open_retriever(
         search: passages on this disk, a `/retrieve` service, or the web.
         corpus: local: the folder of an index, or a small file of JSON lines, held in memory;
             remote: the service's URL; web: one engine of ddgs, duckduckgo by default.
-        cache: a file that records what remote and web say.
-        mode: of the cache.
+        cache: records what remote and web say.
         seed: draws the pauses between attempts.
 
     Raises:
@@ -46,10 +44,10 @@ def open_retriever(
         if corpus is None:
             raise ValueError("search='remote' takes the service's URL as corpus")
         remote = RemoteRetriever(str(corpus), seed=seed)
-        return remote if cache is None else RecordedRetriever(remote, Cache(cache, mode), "remote")
+        return remote if cache is None else RecordedRetriever(remote, cache, "remote")
     if search == "web":
         web = WebRetriever("duckduckgo" if corpus is None else str(corpus), seed=seed)
         if cache is None:
             return web
-        return RecordedRetriever(web, Cache(cache, mode), web.source, EMPTY_LASTS_S)
+        return RecordedRetriever(web, cache, web.source, EMPTY_LASTS_S)
     raise ValueError(f"search={search!r} is none of {', '.join(get_args(Kind))}")

@@ -1,10 +1,14 @@
 """The search tool: a query to a few passages, over any retriever."""
 
 import time
+from typing import TYPE_CHECKING
 
 from tools.page_text import cut, one_line
 from tools.retrievers import Retriever
 from tools.tool import ToolContext, ToolResult
+
+if TYPE_CHECKING:
+    from tools.cache import Cache
 
 LONGEST_QUERY = 2_000
 """Characters of a query that are looked at; a model that babbles must not slow the others."""
@@ -16,13 +20,20 @@ class SearchTool:
     name = "search"
     description = "Searches for a query and returns the pages that match it best."
 
-    def __init__(self, retriever: Retriever, results: int = 3, characters: int = 1000) -> None:
+    def __init__(
+        self,
+        retriever: Retriever,
+        results: int = 3,
+        characters: int = 1000,
+        cache: "Cache | None" = None,
+    ) -> None:
         """A search tool.
 
         Args:
             retriever: who finds the passages; nothing is opened before the first `run`.
             results: passages shown.
             characters: of one passage shown, title included.
+            cache: what the retriever records in; it tells which answers were paid for.
         """
         if results < 1 or characters < 1:
             raise ValueError(
@@ -31,6 +42,7 @@ class SearchTool:
         self._retriever = retriever
         self._results = results
         self._characters = characters
+        self._cache = cache
 
     def initial_state(self, context: ToolContext) -> None:
         """None: what was searched before changes nothing."""
@@ -41,19 +53,20 @@ class SearchTool:
 
         Raises:
             ToolUnavailable: the retriever is out of order.
+            ReplayMiss: a cache replays, and does not hold the query.
         """
         start = time.perf_counter()
-        text, ok = self._answer(argument)
-        return None, ToolResult(text, ok, time.perf_counter() - start)
+        asked = 0 if self._cache is None else self._cache.asked()
+        query = " ".join(argument[:LONGEST_QUERY].split())
+        text, ok = self._answer(query) if query else ("The query is empty.", False)
+        free = not query or (self._cache is not None and self._cache.asked() == asked)
+        return None, ToolResult(text, ok, time.perf_counter() - start, free)
 
     def close(self) -> None:
         """Close the retriever."""
         self._retriever.close()
 
-    def _answer(self, argument: str) -> tuple[str, bool]:
-        query = " ".join(argument[:LONGEST_QUERY].split())
-        if not query:
-            return "The query is empty.", False
+    def _answer(self, query: str) -> tuple[str, bool]:
         hits = self._retriever.search(query, self._results)[: self._results]
         if not hits:
             return "No page matches the query.", False

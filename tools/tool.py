@@ -40,6 +40,8 @@ class ToolResult:
     """False when the argument failed: a syntax error, no hit, a limit reached."""
     seconds: float
     """Wall clock of the call."""
+    free: bool = False
+    """True: nothing outside was asked, because a recording answered or there was no question."""
 
 
 class Tool(Protocol[S]):
