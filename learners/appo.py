@@ -14,8 +14,11 @@ follows. Initial rollouts are credited with
 
 and trained by the clipped objective of eq. 8, summed over the N initial rollouts and divided by M.
 Branches supply rewards, no gradient. In this profile the branches' rewards move one number per
-rollout; only A_fut differs from token to token. `appo_reference.py` has the published code's
-formulas; `--profile reference` runs them.
+rollout; only A_fut differs from token to token. `placement.py` ranks tokens and shares out budgets;
+`appo_reference.py` has the published code's formulas, which `--profile reference` runs.
+
+The paper's ablations: `--branching entropy`, `--future-weight 0`, `--groups one`. Ours:
+`--branching future`, `random` and `tool`, and `--train-branches`.
 """
 
 import math
@@ -23,14 +26,14 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from torch import Tensor
 
-from learners.losses import clipped_surrogate, future_values, sequence_mean, zscore
+from learners import placement
+from learners.losses import clipped_surrogate, sequence_mean
 from learners.run_config import RunConfig
-from learners.tree import BranchPoint, RolloutTree, Row, Trajectory, usable
+from learners.tree import RolloutTree, Row, Trajectory, usable
 
 if TYPE_CHECKING:
     from benchmarks import Task
@@ -44,17 +47,33 @@ class Config(RunConfig):
     """APPO's own fields; defaults are the paper's unless said."""
 
     profile: Literal["paper", "reference"] = "paper"
-    """paper: the equations; reference: the published code's formulas (appo_reference.py)."""
+    """paper: the equations; reference: the published code's formulas (appo_reference.py), which has
+    no use for the fields below M and N."""
     rollouts: int = 16
     """M: trajectories per prompt, branches included. [Table 3]"""
     initial_rollouts: int = 4
     """N: rollouts sampled from the prompt; the other M - N are branches. [Table 3]"""
+    layers: int = 1
+    """L: branches of branches; each layer multiplies the trajectories by (M / N)^(1 / L). A branch
+    is ranked by entropy: its own tokens have no older policy. [App. E; 1 elsewhere]"""
+    branching: placement.Rule = "score"
+    """Which tokens branch: score, BS of eq. 5; entropy, H alone [Table 4]; future, Z(Omega) alone
+    [App. D]; random, drawn; tool, right after a tool's result, by H. [ablations]"""
+    pool: Literal["rollout", "task"] = "rollout"
+    """rollout: each rollout gets the same number of branches, B, the remainder by draw [Alg. 1];
+    task: the best tokens of all rollouts of the prompt together [code]."""
+    prefix: placement.Prefix = "before"
+    """before: the chosen token i is sampled anew [Alg. 1]; through: it is kept [code]."""
     discount: float = 2 ** (-1 / 32)
     """gamma of eqs. 4 and 7, per token. [App. C]"""
     future_clip: float = 0.2
     """eps' of eqs. 5 and 7, symmetric. [App. C prints [1, 1.2]; ours where the text is silent]"""
     future_weight: float = 0.5
-    """b of eq. 7. [App. C]"""
+    """b of eq. 7; 0: no future-aware term [Table 4]. [App. C]"""
+    groups: Literal["dual", "one"] = "dual"
+    """T* of eq. 6: dual, T_init and T_branch; one, all M trajectories together [Table 4]."""
+    train_branches: bool = False
+    """Branches too get credit and a gradient, on the tokens they sampled themselves. [ablation]"""
     clip_low: float = 0.2
     """eps of eq. 8, below. [not given; PPO's]"""
     clip_high: float = 0.2
@@ -70,7 +89,7 @@ def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
 
         appo_reference.iteration(tasks, run, config)
         return
-    trees = run.new_trees(tasks, roots=config.initial_rollouts)
+    trees = run.new_trees(tasks, roots=min(config.initial_rollouts, config.rollouts))
     run.rollout(trees)  # by the old policy
     run.remember_old_logprobs([root for tree in usable(trees) for root in tree.roots])
     before, noise = run.policy.updates, 0.0
@@ -79,27 +98,47 @@ def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
         stats = run.token_stats(roots)
         moved = run.policy.updates > before
         if not moved:  # same weights: what differs between the two passes is rounding
-            noise = omega_spread(roots, stats, config)
-        for tree in batch:
-            chosen = branch_points(tree, stats, config, run.draw(tree.name), noise, moved=moved)
-            run.count("branch/undefined", chosen.undefined)
-            run.note("branch/score", [point.score for point in chosen.points])
-            for point in chosen.points:
-                tree.fork(point)
-        run.rollout(batch)  # by the current policy
+            noise = placement.omega_spread(roots, stats, config.discount, config.future_clip)
+        grow(batch, run, config, stats, noise if moved else None)
         kept = usable(batch)  # a branch may have met a tool that failed
         rows = [row for tree in kept for row in procedure_advantages(tree, stats, config, run)]
-        masks = [torch.tensor(row.trajectory.response_mask) for row in rows]
-        weights = sequence_mean(masks, rows=len(kept) * config.rollouts)  # eq. 8: 1/M, 1/|H_n|
-        run.update(rows, weights, partial(policy_loss, config=config))
+        weights = sequence_mean(
+            [placement.own_mask(row.trajectory) for row in rows], len(kept) * config.rollouts
+        )
+        run.update(rows, weights, partial(policy_loss, config=config))  # eq. 8: 1/M, 1/|H_n|
 
 
-class Branching(NamedTuple):
-    """Where a tree branches."""
+def grow(
+    trees: Sequence[RolloutTree],
+    run: "Run",
+    config: Config,
+    stats: "dict[Trajectory, TokenStats]",
+    noise: float | None,
+) -> None:
+    """Branch finished trees, layer by layer, until each has its M trajectories.
 
-    points: list[BranchPoint]
-    undefined: int
-    """Roots whose score was undefined and that were ranked by entropy."""
+    Args:
+        trees: of a mini-batch; mutated.
+        run: samples and scores.
+        config: M, N, L and where branches leave.
+        stats: of the roots; those of branches are added where they are needed.
+        noise: see `branch_points`.
+    """
+    sizes = placement.layer_sizes(
+        min(config.initial_rollouts, config.rollouts), config.rollouts, config.layers
+    )
+    for layer, size in enumerate(sizes):
+        for tree in usable(trees):
+            draw = run.draw(f"{tree.name}/{layer}" if layer else tree.name)
+            chosen = branch_points(tree, stats, config, draw, noise, size)
+            placement.describe(chosen, run.note, run.count)
+            for point in chosen.points:
+                tree.fork(point)
+        run.rollout(trees)  # by the current policy
+        if layer < len(sizes) - 1 or config.train_branches:
+            branches = [b for tree in usable(trees) for b in tree.branches if b not in stats]
+            stats |= run.token_stats(branches)
+            placement.remember_branches(branches, stats)
 
 
 def branch_points(
@@ -107,67 +146,51 @@ def branch_points(
     stats: "dict[Trajectory, TokenStats]",
     config: Config,
     draw: random.Random,
-    noise: float,
-    *,
-    moved: bool,
-) -> Branching:
-    """The M - N branch points of a tree: B from each root, the remainder by draw.
+    noise: float | None,
+    size: int,
+) -> placement.Branching:
+    """Where a tree of finished trajectories branches to have `size` of them.
 
     Args:
-        tree: with finished roots only.
-        stats: of the roots, under the current policy.
-        config: M, N, gamma, eps'.
-        draw: decides which roots get the remainder.
-        noise: spread of Omega that rounding alone causes.
-        moved: whether an optimiser step lies between the old and the current policy.
+        tree: of which every trajectory may branch.
+        stats: of its trajectories, under the current policy.
+        config: gamma, eps' and the rules of placement.
+        draw: decides who gets the remainder, and rules that draw.
+        noise: spread of Omega that rounding alone causes; None: the policy has not moved.
+        size: trajectories after this layer.
     """
-    roots = tree.roots
-    budget = config.rollouts - len(roots)
-    each, remainder = divmod(budget, len(roots))
-    lucky = set(draw.sample(range(len(roots)), remainder))
-    points, undefined = [], 0
-    for index, root in enumerate(roots):
-        ranking, defined = ranked_tokens(root, stats[root], config, noise if moved else None)
-        undefined += not defined
-        count = each + (index in lucky)
-        # A root with fewer tokens than branches branches twice at its best ones.
-        points += [ranking[i % len(ranking)] for i in range(count)]
-    return Branching(points, undefined)
-
-
-def ranked_tokens(
-    root: Trajectory, stats: "TokenStats", config: Config, noise: float | None
-) -> tuple[list[BranchPoint], bool]:
-    """The sampled tokens of a root, best branch point first, and whether the score was defined.
-
-    Tokens that are both uncertain and consequential (both z-scores positive) come first, by score;
-    then the others by entropy. An undefined score leaves only the entropy.
-    """
-    mask = torch.tensor(root.response_mask)
-    valid = mask.nonzero()[:, 0]
-    entropy = stats.entropies[valid]
-    omega = _omega(root, stats, config)[valid]
-    defined = noise is not None and float(omega.std(correction=0)) > 2 * noise
-    score = zscore(omega) * zscore(entropy) if defined else torch.zeros_like(entropy)
-    both = (
-        (zscore(omega) > 0) & (zscore(entropy) > 0) if defined else torch.zeros_like(valid).bool()
-    )
-    order = sorted(
-        range(len(valid)),
-        key=lambda i: (not both[i], -float(score[i]) if both[i] else -float(entropy[i]), i),
-    )
-    return [BranchPoint(root, int(valid[i]), float(score[i])) for i in order], defined
+    scores, rankings = [], []
+    used = placement.branches_used(tree)
+    for trajectory in tree.trajectories:
+        found = stats[trajectory]
+        omega = placement.defined_omega(
+            trajectory, found, config.discount, config.future_clip, noise
+        )
+        scores.append(placement.token_scores(trajectory, found, omega))
+        rankings.append(
+            placement.candidates(
+                trajectory, scores[-1], config.branching, config.prefix, draw, used
+            )
+        )
+    budget = size - len(tree.trajectories)
+    if config.pool == "task":
+        return placement.Branching(placement.pool(rankings, budget), scores)
+    return placement.Branching(placement.share_out(rankings, budget, draw), scores)
 
 
 def procedure_advantages(
     tree: RolloutTree, stats: "dict[Trajectory, TokenStats]", config: Config, run: "Run"
 ) -> list[Row]:
-    """A row for every root that eqs. 6 and 7 give credit; the others are counted and dropped."""
+    """A row for every trajectory that eqs. 6 and 7 give credit; others are counted and dropped."""
     groups = [[t.reward for t in tree.roots], [t.reward for t in tree.branches]]
+    if config.groups == "one":
+        groups = [groups[0] + groups[1]]
     rows = []
-    for root in tree.roots:
+    for trajectory in tree.trajectories if config.train_branches else tree.roots:
         terms = [
-            t for t in (_standardised(root.reward, group) for group in groups) if t is not None
+            t
+            for t in (_standardised(trajectory.reward, group) for group in groups)
+            if t is not None
         ]
         if not terms:
             run.count("advantage/no_term", 1)
@@ -175,9 +198,12 @@ def procedure_advantages(
         kept = [max(-config.advantage_clip, min(config.advantage_clip, term)) for term in terms]
         run.note("advantage/clipped", [float(a != b) for a, b in zip(terms, kept, strict=True)])
         base = sum(kept) / len(kept)
-        future = _omega(root, stats[root], config)  # A_fut, eq. 7
+        future = placement.omega(
+            trajectory, stats[trajectory], config.discount, config.future_clip
+        )  # A_fut, eq. 7
         run.note("advantage/base", [base])
-        rows.append(Row(root, base * (1 + config.future_weight * future)))
+        rows.append(Row(trajectory, base * (1 + config.future_weight * future)))
+    run.count("advantage/dropped_groups", int(not rows))
     return rows
 
 
@@ -187,26 +213,6 @@ def policy_loss(logprobs: Tensor, batch: "Batch", config: Config) -> Tensor:
         logprobs, batch.old_logprobs, batch.advantages, config.clip_low, config.clip_high
     )
     return (loss * batch.weights).sum()
-
-
-def omega_spread(
-    roots: Sequence[Trajectory], stats: "dict[Trajectory, TokenStats]", config: Config
-) -> float:
-    """Largest deviation of Omega within a root; with equal weights it is rounding noise."""
-    spreads = [
-        float(_omega(root, stats[root], config)[torch.tensor(root.response_mask)].std(correction=0))
-        for root in roots
-    ]
-    return max(spreads, default=0.0)
-
-
-def _omega(root: Trajectory, stats: "TokenStats", config: Config) -> Tensor:
-    """(T,) clipped future values of a root under the current policy."""
-    assert root.old_logprobs is not None, "remember_old_logprobs before scoring"
-    mask = torch.tensor(root.response_mask)
-    return future_values(
-        stats.logprobs - root.old_logprobs, mask, config.discount, config.future_clip
-    )
 
 
 def _standardised(reward: float, group: list[float]) -> float | None:

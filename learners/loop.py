@@ -91,7 +91,11 @@ class Run:
         self.count("update/skipped", int(done.skipped))
         self.note("update/loss", [done.loss])
         self.note("update/gradient_norm", [done.gradient_norm])
-        self.ledger.add("trained_tokens", sum(row.trajectory.sampled_tokens for row in rows))
+        trained = [
+            int((w * torch.tensor(row.trajectory.response_mask) != 0).sum())
+            for row, w in zip(rows, weights, strict=True)
+        ]
+        self.ledger.add("trained_tokens", sum(trained))
 
     def _corrected(self, rows: Sequence[Row], weights: Sequence[Tensor]) -> Sequence[Tensor]:
         """Weights times what tokens count for a sampler that is not quite the policy."""

@@ -169,7 +169,7 @@ class RolloutTree:
         source, position = point.trajectory, point.position
         turns, left = [], position
         for turn in source.turns:
-            if left < len(turn):
+            if left < len(turn) or position == 0:  # the latter even where nothing was sampled
                 break
             turns.append(turn)
             left -= len(turn)
@@ -178,7 +178,7 @@ class RolloutTree:
             state, prefill = source.state, source.prefill
         else:
             turn = source.turns[len(turns)]
-            fits = left < len(turn.action.token_ids)
+            fits = left < len(turn.action.token_ids) or position == 0
             state, prefill = turn.state, turn.action.first(left)
         if position < 0 or not fits:
             raise ValueError(
