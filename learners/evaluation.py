@@ -1,15 +1,18 @@
 """How good a policy is on tasks: one episode each, scored, with intervals."""
 
 import math
-import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from benchmarks import Task
 from envs.reward import final_answer
 from learners.rollout import Rollouts
 
 RESAMPLES = 10_000
+BLOCK = 1_000_000
+"""Values drawn at a time."""
 
 
 class Interval(NamedTuple):
@@ -69,10 +72,13 @@ def wilson(successes: float, count: int, z: float = 1.96) -> Interval:
 
 def bootstrap_mean(values: Sequence[float], seed: int = 0) -> Interval:
     """Mean with its percentile bootstrap interval over the values."""
-    draw = random.Random(seed)
     count = len(values)
     if count == 0:
         return Interval(math.nan, math.nan, math.nan)
-    means = sorted(sum(draw.choices(values, k=count)) / count for _ in range(RESAMPLES))
+    draw, array = np.random.default_rng(seed), np.asarray(values, dtype=float)
+    block = max(1, BLOCK // count)
+    sizes = [min(block, RESAMPLES - start) for start in range(0, RESAMPLES, block)]
+    drawn = [array[draw.integers(count, size=(size, count))].mean(axis=1) for size in sizes]
+    means = np.sort(np.concatenate(drawn))
     low, high = means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES) - 1]
-    return Interval(sum(values) / count, low, high)
+    return Interval(sum(values) / count, float(low), float(high))

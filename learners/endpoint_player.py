@@ -1,0 +1,149 @@
+"""A model behind an endpoint as the player of an evaluation.
+
+`chat`: every turn is an assistant message and every result a user message; this is not the form
+that training uses, so such scores are marked. `completions`: the chat template of a tokenizer at
+hand writes the prompt, and turns and results follow in one message, as in training. Tokens are the
+endpoint's own counts.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from envs import ToolEnv
+from envs.tool_env import Outcome
+from learners.endpoint import Client, NoRoom, Reply, RequestFailed
+from learners.episodes import Episode, Job, ended
+from learners.rollout import ATTEMPTS, RESERVED_TOKENS, UNAVAILABLE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CHARACTERS_PER_TOKEN = 3
+"""Guessed when a result is cut to the room that is left; what it really took is counted after."""
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class EndpointPlayer:
+    """Plays episodes side by side, as many as the endpoint may be asked at once."""
+
+    client: Client
+    temperature: float
+    seed: int
+    concurrency: int
+    tokenizer: "PreTrainedTokenizerBase | None" = None
+    """Whose chat template writes the prompt; for completions only."""
+    pause_s: float = 0.2
+    """Before a failed call of a tool is made again; doubles from attempt to attempt."""
+
+    @property
+    def left_out(self) -> frozenset[str]:
+        """Parameters of a request that the endpoint did not take."""
+        return frozenset(self.client.left_out)
+
+    def play(
+        self, env: ToolEnv, jobs: Sequence[Job], most_tokens: int, keep: Callable[[Episode], None]
+    ) -> None:
+        """Play the jobs; every episode is kept as soon as it ends.
+
+        Args:
+            env: forked for every episode.
+            jobs: what to play.
+            most_tokens: of one episode: the model's own, and what stood between its turns.
+            keep: takes each episode.
+
+        Raises:
+            EndpointUnavailable: the endpoint answers nothing.
+        """
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            futures = [pool.submit(self._play, env.fork(), job, most_tokens) for job in jobs]
+            try:
+                for future in as_completed(futures):
+                    keep(future.result())
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _play(self, env: ToolEnv, job: Job, most_tokens: int) -> Episode:
+        question, info = env.reset(options={"task": job.task.id})
+        messages = [
+            {"role": "system", "content": info["instructions"]},
+            {"role": "user", "content": question},
+        ]
+        said: list[str] = []
+        tokens, room, before = 0, most_tokens, None
+        while True:
+            try:
+                reply = self._ask(messages, said, room, job)
+            except NoRoom:
+                env.truncate("length")
+                return ended(job, env.snapshot(), tokens)
+            except RequestFailed as error:
+                return Episode(job.task.id, job.sample, tokens=tokens, error=str(error))
+            before = reply.prompt_tokens if before is None else before
+            tokens += reply.completion_tokens
+            room = most_tokens - (reply.prompt_tokens + reply.completion_tokens - before)
+            text, whole = first_turn(reply.text, env.stop_tags)
+            state = env.snapshot()
+            outcome = self._step(env, text, cut_off=not whole and reply.finish == "length")
+            if isinstance(outcome, str):
+                return Episode(job.task.id, job.sample, tokens=tokens, error=outcome)
+            observation, _, terminated, truncated, _ = outcome
+            left = room - min(RESERVED_TOKENS, most_tokens // 4)
+            if not (terminated or truncated) and left < 8:
+                env.restore(state)  # no room for what the tool said, as in a rollout
+                env.truncate("length", text)
+                terminated = True
+            if terminated or truncated:
+                return ended(job, env.snapshot(), tokens)
+            said += [text, fitted(observation, left * CHARACTERS_PER_TOKEN)]
+
+    def _ask(self, messages: list[Message], said: list[str], room: int, job: Job) -> Reply:
+        digest = hashlib.sha256(f"{self.seed}/{job.task.id}/{job.sample}/{len(said)}".encode())
+        seed = int.from_bytes(digest.digest()[:4], "big") >> 1
+        if self.client.protocol == "chat":
+            roles = ("assistant", "user")
+            turns = [{"role": roles[i % 2], "content": text} for i, text in enumerate(said)]
+            return self.client.ask([*messages, *turns], room, self.temperature, seed)
+        return self.client.ask(self._prompt(messages, said), room, self.temperature, seed)
+
+    def _prompt(self, messages: list[Message], said: list[str]) -> str:
+        assert self.tokenizer is not None, "completions need a tokenizer's chat template"
+        prompt = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+        # The endpoint's own tokenizer puts this token first.
+        start = self.tokenizer.bos_token or ""
+        return str(prompt).removeprefix(start) + "".join(said)
+
+    def _step(self, env: ToolEnv, text: str, *, cut_off: bool) -> Outcome | str:
+        """The environment's answer, or what of its machinery stayed broken."""
+        if cut_off:
+            return env.truncate("length", text)
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                time.sleep(self.pause_s * 2 ** (attempt - 1))
+            try:
+                return env.step(text)
+            except UNAVAILABLE as error:
+                fault = str(error)
+        return fault
+
+
+def first_turn(text: str, stop_tags: Sequence[str]) -> tuple[str, bool]:
+    """A reply up to and with its first closing tag, and whether it has one.
+
+    A sampler of ours stops there; an endpoint may go on, and what it then wrote is no turn.
+    """
+    ends = [text.find(tag) + len(tag) for tag in stop_tags if tag in text]
+    return (text[: min(ends)], True) if ends else (text, False)
+
+
+def fitted(text: str, most: int) -> str:
+    """Text of at most so many characters, its middle left out."""
+    if len(text) <= most:
+        return text
+    return text[: most - most // 4] + text[len(text) - most // 4 :]

@@ -1,0 +1,220 @@
+"""Evaluate a model on environments: scores with intervals, resumable, graded again at will.
+
+The model is one of `learners.models`, played exactly as in training, or any model behind an
+OpenAI-compatible endpoint. The folder holds config.json, per environment an `.episodes.jsonl`
+(what was played) and a `.graded.jsonl` (what it is worth), and results.json.
+"""
+
+import json
+import os
+import random
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from learners.evaluate_config import Config
+
+if TYPE_CHECKING:
+    from benchmarks import Benchmark, Task
+    from envs import ToolEnv
+    from learners.grading import Verdict
+    from learners.players import Player
+    from learners.progress import Narrator
+
+METHOD = "learners.evaluate"
+WIDTH = 150
+"""Columns of the table where no terminal says otherwise."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line and evaluate."""
+    import tyro
+
+    arguments = sys.argv[1:] if arguments is None else arguments
+    description = (__doc__ or "").split("\n\n")[0]
+    config = tyro.cli(Config, args=arguments, prog=f"python -m {METHOD}", description=description)
+    try:
+        evaluate(config)
+    except KeyboardInterrupt:
+        command = shlex.join(["python", "-m", METHOD, *arguments])
+        print(f"\nStopped. The evaluation is resumable: {command}", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
+    except _expected_errors() as error:
+        print(f"\n{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+
+
+def _expected_errors() -> tuple[type[Exception], ...]:
+    from benchmarks import GraderUnavailable
+    from benchmarks.judge import JudgeUnavailable
+    from learners.endpoint import EndpointUnavailable
+    from learners.training import expected_errors
+
+    return (*expected_errors(), GraderUnavailable, JudgeUnavailable, EndpointUnavailable)
+
+
+def evaluate(config: Config) -> dict[str, Any]:
+    """Play what is missing, grade everything, write results.json, print the table.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        The errors that `main` explains; what was played until then is stored.
+    """
+    from learners.checkpoint import write_text
+    from learners.evaluate_folder import opened
+    from learners.players import player_of
+    from learners.progress import Narrator
+    from learners.results_table import about, results_table
+
+    folder = Path(config.out or f"runs/evaluate-{Path(config.model).name}")
+    narrator = Narrator()
+    with opened(folder, config) as config:
+        environments = [environment(name, config) for name in chosen(config)]
+        player = None if config.regrade else player_of(config)
+        found: dict[str, Any] = {}
+        for env in environments:
+            name = f"appo/{env.benchmark.name}-v0"
+            found[name] = evaluated(env, player, config, folder, narrator)
+            results = {**about(config, player, folder), "environments": found}
+            write_text(folder / "results.json", json.dumps(results, indent=1))
+    if not narrator.console.is_terminal:
+        narrator.console.width = WIDTH
+    narrator.say(results_table(results))
+    narrator.say(f"files: {folder}/results.json, *.episodes.jsonl, *.graded.jsonl")
+    return results
+
+
+def chosen(config: Config) -> list[str]:
+    """The ids to evaluate on.
+
+    Raises:
+        UsageError: none is named.
+    """
+    from benchmarks import BENCHMARKS
+    from learners.session import UsageError
+
+    if config.all:
+        return [f"appo/{name}-v0" for name in BENCHMARKS if name != "SyntheticQA"]
+    if not config.env:
+        raise UsageError("name environments with --env, or all thirteen benchmarks with --all")
+    return list(dict.fromkeys(config.env))
+
+
+def environment(name: str, config: Config) -> "ToolEnv":
+    """The environment of an id; opens nothing.
+
+    Raises:
+        gymnasium.error.Error: no such id; the message names the nearest.
+        UsageError: it is no environment of ours.
+    """
+    import gymnasium as gym
+
+    import envs
+    from learners.session import UsageError
+
+    if not isinstance(gym.make(name).unwrapped, envs.ToolEnv):
+        raise UsageError(f"--env {name} is not one of ours; expected appo/<Benchmark>-v0")
+    options = ("split", "data_dir", "tools", "search", "corpus", "cache", "cache_mode", "sandbox")
+    given = {option: getattr(config, option) for option in (*options, "max_tool_calls")}
+    env = gym.make(name, **given).unwrapped
+    assert isinstance(env, envs.ToolEnv)
+    return env
+
+
+def evaluated(
+    env: "ToolEnv",
+    player: "Player | None",
+    config: Config,
+    folder: Path,
+    narrator: "Narrator",
+) -> dict[str, Any]:
+    """Play what is missing of one environment and grade it; its part of results.json.
+
+    Args:
+        env: closed at the end.
+        player: None grades only.
+        config: of the evaluation.
+        folder: where episodes and verdicts lie.
+        narrator: shows how far it is.
+    """
+    from learners.episodes import Episode, EpisodeFile, Job, missing
+    from learners.grading import grade_all, summary
+
+    benchmark, tasks = env.benchmark, drawn(env.tasks, config.tasks)
+    restricted = frozenset(task.id for task in tasks if task.restricted)
+    file = EpisodeFile(folder / f"{benchmark.name}.episodes.jsonl", restricted)
+    jobs = [Job(task, sample) for sample in range(config.samples) for task in tasks]
+    if player is not None:
+        todo = missing(jobs, file.read())
+        with narrator.bar(benchmark.name, len(jobs), len(jobs) - len(todo)) as advance:
+
+            def keep(episode: Episode) -> None:
+                file.keep(episode)
+                advance(episode.stop or f"error: {episode.error}")
+
+            try:
+                if todo:
+                    most = config.max_response_tokens or benchmark.max_response_tokens
+                    player.play(env, todo, most, keep)
+            finally:
+                env.close()
+    played = file.read()
+    wanted = [(job.task.id, job.sample) for job in jobs]
+    episodes = [played[key] for key in wanted if key in played]
+    by_id = {task.id: task for task in tasks}
+    with narrator.status(f"grading {benchmark.name}"):
+        verdicts = grade_all(judged(benchmark, config, folder), by_id, episodes)
+    write_verdicts(folder / f"{benchmark.name}.graded.jsonl", verdicts)
+    return {
+        "split": config.split,
+        "revision": benchmark.revision,
+        "official_metric": benchmark.score.__name__,
+        "training_metric": benchmark.training_score.__name__,
+        "tools": [tag[2:-1] for tag in env.stop_tags if tag != "</answer>"],
+        "max_tool_calls": env.max_tool_calls,
+        "max_response_tokens": config.max_response_tokens or benchmark.max_response_tokens,
+        "tasks_of_the_split": len(env.tasks),
+        **summary(verdicts),
+    }
+
+
+def drawn(tasks: "Sequence[Task]", count: int | None) -> "list[Task]":
+    """So many tasks, the same for everyone; a larger draw holds the smaller one."""
+    order = list(range(len(tasks)))
+    random.Random("evaluation").shuffle(order)
+    return [tasks[index] for index in sorted(order[: len(order) if count is None else count])]
+
+
+def judged(benchmark: "Benchmark", config: Config, folder: Path) -> "Benchmark":
+    """The benchmark, with the judge that the config names.
+
+    Raises:
+        UsageError: a judge without a model.
+    """
+    from benchmarks.judge import Endpoint, Judge, with_judge
+    from learners.session import UsageError
+
+    if config.judge_base is None:
+        return benchmark
+    if config.judge_model is None:
+        raise UsageError("--judge-base needs --judge-model, the judge's name there")
+    key = os.environ.get(config.judge_key_variable, "")
+    endpoint = Endpoint(config.judge_base, config.judge_model, key)
+    return with_judge(benchmark, Judge(endpoint, folder / "judge.jsonl"))
+
+
+def write_verdicts(path: Path, verdicts: "Sequence[Verdict]") -> None:
+    """One line per episode, in the order of the tasks; replaces the file as a whole."""
+    from learners.checkpoint import write_text
+
+    lines = [json.dumps(asdict(verdict), ensure_ascii=False) for verdict in verdicts]
+    write_text(path, "".join(line + "\n" for line in lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""The fields of an evaluation: what is evaluated, on what, how it is sampled and graded."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from envs.toolbox import CacheMode
+
+
+@dataclass(frozen=True)
+class Config:
+    """See `learners.evaluate`."""
+
+    model: str = "smollm2"
+    """smollm2, tiny, a folder with a model, a hub id; with --api-base the name it is served by."""
+    env: tuple[str, ...] = ()
+    """Environment ids."""
+    all: bool = False
+    """All thirteen benchmarks."""
+    split: Literal["test", "validation"] = "test"
+    """Split to evaluate on."""
+    tasks: int | None = None
+    """Tasks per environment, drawn the same way for every model; None: all of them."""
+    samples: int = 1
+    """Episodes per task; from 2 on pass@k is reported too."""
+    temperature: float = 0.0
+    """Of sampling; 0 is greedy."""
+    seed: int = 0
+    """Decides the draws."""
+    max_response_tokens: int | None = None
+    """Sampled and observed tokens of one episode; None: the benchmark's."""
+    max_tool_calls: int | None = None
+    """Per episode; None: the benchmark's."""
+    data_dir: str | None = None
+    """Folder of rows instead of the public data sets."""
+    tools: tuple[str, ...] | None = None
+    """Tools of the environments; None: the benchmark's."""
+    search: str = "auto"
+    """auto (the corpus at hand, else the web), local, remote or web."""
+    corpus: str | None = None
+    """An index folder or a file of passages; the URL of a service; an engine of ddgs."""
+    cache: str | None = None
+    """A file that records what the outside said."""
+    cache_mode: CacheMode = "record"
+    """record: ask what the cache lacks; live, replay, frozen: see tools/cache.py."""
+    sandbox: str = "auto"
+    """Where Python runs: auto, local or docker."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of a local model's weights."""
+    rows: int = 64
+    """Most episodes of a local model in one forward pass."""
+    threads: int | None = None
+    """CPU threads of a local model; None: all cores."""
+    api_base: str | None = None
+    """An OpenAI-compatible endpoint, up to and with /v1, that plays instead of a local model."""
+    api_key_variable: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; the key itself is never stored."""
+    protocol: Literal["chat", "completions"] = "chat"
+    """chat: turns and results are messages; completions: one message, as in training."""
+    tokenizer: str | None = None
+    """For completions: whose chat template writes the prompt; as --model without an endpoint."""
+    api_concurrency: int = 8
+    """Requests to an endpoint at a time."""
+    api_timeout: float = 600.0
+    """Seconds of one request."""
+    judge_base: str | None = None
+    """An OpenAI-compatible endpoint that grades what no rule can; without it: not judged."""
+    judge_model: str | None = None
+    """The judge's name there."""
+    judge_key_variable: str = "JUDGE_API_KEY"
+    """Environment variable that holds the judge's key."""
+    out: str | None = None
+    """Folder of the evaluation; runs/evaluate-<model> by default. Run again to resume."""
+    regrade: bool = False
+    """Grade the stored episodes of --out again, without the model."""
+
+
+FREE_TO_CHANGE = frozenset(
+    {"env", "all", "tasks", "samples", "rows", "threads", "cache", "cache_mode", "sandbox"}
+    | {"api_key_variable", "api_concurrency", "api_timeout", "judge_base", "judge_model"}
+    | {"judge_key_variable", "out", "regrade", "data_dir"}
+)
+"""Fields that may change when an evaluation goes on: they alter no episode that was played."""
+OF_GRADING = ("judge_base", "judge_model", "judge_key_variable", "out", "regrade")
+"""Fields that --regrade takes from the command line; the others are the stored ones."""
