@@ -20,7 +20,7 @@ from envs.spaces import Unicode
 from envs.state import EnvState, StepInfo
 from envs.tags import Answer, ToolCall, encodable, instructions, observation, parse, stop_tags
 from envs.tasks import TaskTable
-from envs.toolbox import Toolbox, ToolOptions
+from envs.toolbox import RunTool, Toolbox, ToolOptions, run_tool
 from tools import Tool, ToolContext
 
 LONGEST_ACTION = 100_000
@@ -106,6 +106,7 @@ class ToolEnv(gym.Env[str, str]):
         chosen = self.benchmark.tools if tools is None else tools
         self._toolbox = Toolbox(self.benchmark, chosen, split, self.data_dir, **options)
         self._owns_tools = True
+        self.run_tool: RunTool = run_tool  # whoever counts or bounds calls puts a function here
         self._state: EnvState | None = None
         self.action_space = Unicode(tags=(*self._toolbox.names, "answer"))
         self.observation_space = Unicode()
@@ -253,7 +254,8 @@ class ToolEnv(gym.Env[str, str]):
             calls, states, noticed = state.calls, state.tool_states, True
         else:
             index = self._toolbox.names.index(call.tool)
-            own, result = self.tools[index].run(state.tool_states[index], call.argument)
+            tool, held = self.tools[index], state.tool_states[index]
+            own, result = self.run_tool(tool, held, call.argument)
             text, noticed = result.text, False
             states = (*state.tool_states[:index], own, *state.tool_states[index + 1 :])
             calls = (*state.calls, call.tool)

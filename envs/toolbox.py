@@ -1,19 +1,21 @@
 """The tools of an environment, made when first needed and shared by all its forks."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from benchmarks import Benchmark, DataUnavailable
 from benchmarks.benchmark import Split
 from envs.tags import ANSWER, RESULT, THINK
-from tools import TOOLS, MemoryRetriever, PythonTool, Retriever, SearchTool, Tool
+from tools import TOOLS, MemoryRetriever, PythonTool, Retriever, SearchTool, Tool, ToolResult
 
 if TYPE_CHECKING:
     from tools.cache import Cache
 
 CacheMode = Literal["live", "record", "replay", "frozen"]
+RunTool = Callable[[Tool[Any], Any, str], tuple[Any, ToolResult]]
+"""(tool, state, argument) -> what the tool's `run` gives; it may raise instead of running it."""
 SEARCHES = ("auto", "local", "remote", "web")
 
 
@@ -31,6 +33,11 @@ class ToolOptions(TypedDict, total=False):
     """A file that records what remote, web and browse say."""
     cache_mode: CacheMode
     """record: ask what the cache lacks; live, replay, frozen: see `tools.cache`."""
+
+
+def run_tool(tool: Tool[Any], state: Any, argument: str) -> tuple[Any, ToolResult]:  # noqa: ANN401 - a state is the tool's own
+    """Run it, and nothing else."""
+    return tool.run(state, argument)
 
 
 class Toolbox:

@@ -6,15 +6,22 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
+from typing import Any
 
+from learners.spending import Spending
 from learners.tree import RolloutTree
+from tools import Tool, ToolResult
 
 
 class Ledger:
     """Exact counts, by thread-safe addition. `take` empties it: one entry per iteration."""
 
-    def __init__(self) -> None:
+    def __init__(self, spending: Spending | None = None) -> None:
+        """An empty ledger; what it counts is spent of `spending`, or of no bound."""
+        self.spending = spending or Spending()
         self._counts: Counter[str] = Counter()
+        self._tried: Counter[int] = Counter()
+        self._failed: Counter[int] = Counter()
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._lock = threading.Lock()
 
@@ -25,12 +32,34 @@ class Ledger:
 
     def sampled(self, tokens: int) -> None:
         """Tokens that the policy sampled."""
+        self.spending.add("sampled_tokens", tokens)
         self.add("sampled_tokens", tokens)
 
-    def called(self, tool: str) -> None:
-        """A tool call that was executed."""
+    def run(self, tool: Tool[Any], state: Any, argument: str) -> tuple[Any, ToolResult]:  # noqa: ANN401 - a state is the tool's own
+        """Run a tool, within what the run may spend; a call that fails is not counted.
+
+        Raises:
+            RunStopped: no call is left.
+        """
+        self.spending.begin(tool.name)
+        try:
+            following, result = tool.run(state, argument)
+        except BaseException:
+            self.spending.take_back(tool.name)
+            raise
         self.add("tool_calls")
-        self.add(f"tool_calls_{tool}")
+        self.add(f"tool_calls_{tool.name}")
+        if result.free:
+            self.spending.free(tool.name)
+            self.add("free_calls")
+            self.add(f"free_calls_{tool.name}")
+        return following, result
+
+    def reached(self, calls: int, ok: bool) -> None:
+        """A call was made after so many others of its episode; not ok: its tool was unavailable."""
+        with self._lock:
+            self._tried[calls] += 1
+            self._failed[calls] += not ok
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -60,6 +89,11 @@ class Ledger:
         with self._lock:
             metrics: dict[str, float] = {f"ledger/{k}": v for k, v in self._counts.items()}
             metrics |= {f"seconds/{k}": round(v, 4) for k, v in self._seconds.items()}
-            self._counts.clear()
-            self._seconds.clear()
+            if self.spending.budget.prices:
+                metrics["ledger/cost"] = float(self.spending.budget.cost_of(self._counts))
+            for calls, failed in self._failed.items():
+                if failed:
+                    metrics[f"tools/unavailable_after_{calls}"] = failed / self._tried[calls]
+            for counts in (self._counts, self._seconds, self._tried, self._failed):
+                counts.clear()
         return metrics

@@ -107,6 +107,7 @@ class Rollouts:
         self.ledger.sampled(len(rest.token_ids))
         action = trajectory.prefill + rest
         env = self.env.fork()
+        env.run_tool = self.ledger.run
         env.restore(trajectory.state)
         text = self.tokenizer.decode(action.token_ids, skip_special_tokens=True)
         if action.stop == "length":
@@ -114,12 +115,13 @@ class Rollouts:
         else:
             stepped = self._step(env, text)
             if isinstance(stepped, UNAVAILABLE):
+                self.ledger.reached(len(trajectory.state.calls), ok=False)
                 tree.unavailable = str(stepped)
                 return
             outcome = stepped
         observation, reward, terminated, truncated, info = outcome
         if "tool" in info:
-            self.ledger.called(info["tool"])
+            self.ledger.reached(len(trajectory.state.calls), ok=True)
         room = self.max_response_tokens - len(trajectory) - len(rest.token_ids)
         ids = () if terminated or truncated else self._observed(observation, room)
         if ids is None:  # no room for what the tool said: the turn counts, its result does not
