@@ -10,21 +10,21 @@ Branches are ordinary members of the group: A_i = (R_i - mean) / (std + 1e-6), t
 tokens; the clipped surrogate, averaged over all tokens. No KL.
 
 Entropies are of the whole distribution; the published code's, of the ten likeliest tokens, are
-slightly smaller. H is a sum, so that a short turn counts as certain, whatever its tokens.
+slightly smaller. `entropy_branching.py` has what AEPO shares.
 """
 
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from learners import entropy_branching
 from learners.advantages import group_normalised
 from learners.losses import dual_clipped_policy_loss as policy_loss
 from learners.losses import token_mean
 from learners.run_config import RunConfig
-from learners.tree import BranchPoint, RolloutTree, Trajectory, Turn, usable
+from learners.tree import RolloutTree, usable
 
 if TYPE_CHECKING:
     from benchmarks import Task
@@ -75,43 +75,16 @@ def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
 
 
 def grow(tree: RolloutTree, config: Config, vocabulary: int, draw: random.Random) -> None:
-    """Branch what is running after a round of turns; start anew where nothing is.
-
-    Args:
-        tree: mutated, never beyond its budget of `rollouts`.
-        config: budget and branching rule.
-        vocabulary: V.
-        draw: one number per trial, in the order of the trajectories.
-    """
-    running = [t for t in tree.trajectories if not t.done]
-    left = config.rollouts - len(tree.trajectories)
-    if not running and left > 0:
-        tree.root()
-    for trajectory in running:
-        gain = entropy_gain(trajectory, config.entropy_tokens, vocabulary)
-        for _ in range(min(config.beam - 1, left)):
-            if branches(draw.random(), gain, config):
-                tree.fork(BranchPoint(trajectory, len(trajectory), gain))
-                left -= 1
+    """Branch after a round of turns, one number drawn per trial; see `entropy_branching.grow`."""
+    entropy_branching.grow(
+        tree, config, vocabulary, lambda gain: branches(draw.random(), gain, config)
+    )
 
 
 def branches(uniform: float, gain: float, config: Config) -> bool:
     """Whether a trial branches: with probability p + w dH, within [0, 1]."""
     chance = uniform - config.entropy_weight * gain
     return min(max(chance, 0.0), 1.0) <= config.branch_probability
-
-
-def entropy_gain(trajectory: Trajectory, tokens: int, vocabulary: int) -> float:
-    """DH of a running trajectory. A branch's first turn is the first after its branch point."""
-    position = trajectory.parent.position if trajectory.parent else 0
-    own: list[Turn] = []
-    start = 0
-    for turn in trajectory.turns:
-        if start >= position:
-            own.append(turn)
-        start += len(turn)
-    first, last = (sum(turn.action.entropies[:tokens]) for turn in (own[0], own[-1]))
-    return (last - first) / math.log(vocabulary)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import torch
 from learners import arpo, cispo, dapo, dr_grpo, gigpo, gppo, grpo, gspo, reinforce_pp, rloo
 from learners.advantages import by_group, centred, group_normalised, leave_one_out, normalised
 from learners.batch import pack
+from learners.entropy_branching import entropy_gain
 from learners.ledger import Ledger
 from learners.loop import Run
 from learners.losses import mismatch_weights, sequence_mean, sequence_sum, token_mean
@@ -288,7 +289,7 @@ def test_arpo_compares_a_turn_with_the_first_one_of_the_same_rollout():
     """Sums over the first two tokens in units of ln 10: 3 - 1 = 2."""
     tree, unit = new_tree(), math.log(10)
     root = with_turns(tree, (unit, 0.0, 5 * unit), (unit, 2 * unit, 9 * unit))
-    assert arpo.entropy_gain(root, 2, 10) == pytest.approx(2)
+    assert entropy_gain(root, 2, 10) == pytest.approx(2)
 
 
 def test_a_branch_of_arpo_starts_with_an_entropy_of_its_own():
@@ -298,8 +299,8 @@ def test_a_branch_of_arpo_starts_with_an_entropy_of_its_own():
     arpo.grow(tree, config, 10, random.Random(0))
     (branch,) = tree.branches
     branch.turns.append(Turn(START, Completion((1,), (0.0,), (2 * unit,)), ()))
-    assert arpo.entropy_gain(branch, 20, 10) == 0
-    assert arpo.entropy_gain(root, 20, 10) == pytest.approx(3)
+    assert entropy_gain(branch, 20, 10) == 0
+    assert entropy_gain(root, 20, 10) == pytest.approx(3)
 
 
 def test_arpo_keeps_its_budget_and_starts_anew_where_all_have_ended():

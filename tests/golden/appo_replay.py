@@ -61,6 +61,16 @@ class ScriptedSampler:
         pass
 
 
+class Draws:
+    """Gives what the code drew, in its order."""
+
+    def __init__(self, values):
+        self.values = [float(value) for value in values]
+
+    def random(self):
+        return self.values.pop(0)
+
+
 class LookupTool:
     """Answers from a dict, as the code's stand-in did."""
 
@@ -112,16 +122,16 @@ def rollouts_of(case, prompts, rounds, room):
     return SimpleNamespace(rollouts=rollouts, trees=list(map(rollouts.tree, tasks)), tools=tools)
 
 
-def sequences(case, rounds=None, room=None):
-    """The initial rollouts of a case."""
+def sequences(case, rounds=None, room=None, after_turn=None):
+    """The initial rollouts of a case; with `after_turn`, all that it makes of them."""
     validate = case.inputs["meta_info"].get("validate", False)
     rounds = rounds or case.inputs["engine_script"]
     played = rollouts_of(case, case.inputs["prompt_ids"], rounds, room)
     for tree in played.trees:
         for _ in range(1 if validate else case.params["config"]["initial_rollouts"]):
             tree.root()
-    played.rollouts.run(played.trees, key="0")
-    played.found = [root for tree in played.trees for root in tree.roots]
+    played.rollouts.run(played.trees, key="0", after_turn=after_turn)
+    played.found = [t for tree in played.trees for t in tree.trajectories]
     return played
 
 

@@ -7,10 +7,11 @@ import torch
 
 from benchmarks import Task
 from envs.tags import parse
+from learners import arpo
 from learners.batch import pack
 from learners.sampler import draw
 from learners.tree import Completion, RolloutTree, Row, Turn
-from tests.golden.appo_replay import CLOSING, END, branches, expected, said, sequences
+from tests.golden.appo_replay import CLOSING, END, Draws, branches, expected, said, sequences
 
 
 def calls_of(case):
@@ -64,6 +65,32 @@ def sequences_agree(case):
             own = len(trajectory.turns[0].action.token_ids)
             actual = torch.tensor(getattr(trajectory, f"sampler_{value}"))
             case.close(actual[:own], torch.tensor(row[:own]))
+
+
+def arpo_agrees(case):
+    """Ids, masks and calls of roots and branches, given what the code drew."""
+    own = case.params["config"]
+    names = ("entropy_weight", "branch_probability")
+    config = SimpleNamespace(
+        rollouts=own["n"],
+        beam=own["beam_size"],
+        entropy_tokens=20,
+        **{name: own[name] for name in names},
+    )
+    draws = Draws(case.inputs["random_draws"])
+    vocabulary = len(case.params["tokenizer_table"])
+
+    def after_turn(trees):
+        for tree in trees:
+            arpo.grow(tree, config, vocabulary, draws)
+
+    played = sequences(case, room=roomy(case), after_turn=after_turn)
+    assert [list(t.response_ids) for t in played.found] == expected(case, "responses")
+    masks = [list(map(int, t.response_mask)) for t in played.found]
+    assert masks == expected(case, "loss_mask")
+    assert {tool.name: tool.log for tool in played.tools} == case.outputs["tool_log"]
+    assert draws.values == []
+    assert any(t.parent is not None for t in played.found)
 
 
 def results_keep_values_in_step(case):

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 from learners import arpo
+from learners.entropy_branching import entropy_gain
 from learners.tree import Completion, Turn
-from tests.golden.appo_replay import listed_entropy
+from tests.golden.appo_replay import Draws, listed_entropy
 from tests.tree_fakes import START, new_tree
 
 
@@ -27,16 +28,6 @@ def branch_rule_agrees(case):
     assert found == [bool(flag) for flag in case.outputs["branch"]]
 
 
-class Draws:
-    """Gives what the code drew, in its order."""
-
-    def __init__(self, values):
-        self.values = [float(value) for value in values]
-
-    def random(self):
-        return self.values.pop(0)
-
-
 def turn_of(row):
     entropies = tuple(listed_entropy(listed) for listed in row["logprobs"])
     ids = tuple(row["token_ids"])
@@ -50,28 +41,40 @@ def first_running(tree, known):
 
 
 def rollout_agrees(case):
-    """Who is branched or started anew after every round; text and tools are compared elsewhere."""
-    p, o = case.params, case.outputs
-    config, draws = config_of(p), Draws(o["random_draws"])
+    draws, vocabulary = Draws(case.outputs["random_draws"]), case.inputs["vocab_size"]
+    config = config_of(case.params)
+    replay(case, draws, lambda tree: arpo.grow(tree, config, vocabulary, draws))
+
+
+def replay(case, draws, grow, after_round=None):
+    """Who is branched or started anew after every round; text and tools are compared elsewhere.
+
+    `grow` is asked for every tree, `after_round` is told which trees have grown.
+    """
+    p, rounds = case.params, case.outputs["rounds"]
     trees = [new_tree() for _ in case.inputs["prompts"]]
-    known = [tree.root() for tree in trees for _ in range(p["initial_rollouts"])]
-    calls = case.inputs["engine_calls"]
-    for number, (step, call) in enumerate(zip(o["rounds"], calls, strict=True)):
+    counts = map(int, rounds[0]["rollouts_per_prompt_before"])
+    known = [tree.root() for tree, n in zip(trees, counts, strict=True) for _ in range(n)]
+    calls = case.inputs["engine_calls"][case.inputs["n_pre_monitoring_calls"] :]
+    for number, (step, call) in enumerate(zip(rounds, calls, strict=True)):
         counts = [len(tree.trajectories) for tree in trees]
         assert counts == [int(count) for count in step["rollouts_per_prompt_before"]]
-        following = o["rounds"][number + 1] if number + 1 < len(o["rounds"]) else None
+        following = rounds[number + 1] if number + 1 < len(rounds) else None
         going = {int(i) for i in following["active_indices"]} if following else set()
         for index, row in zip(step["active_indices"], call["rows"], strict=True):
             known[int(index)].turns.append(turn_of(row))
             known[int(index)].done = int(index) not in going
         order = sorted(trees, key=lambda tree: first_running(tree, known))
         for tree in order:
-            arpo.grow(tree, config, case.inputs["vocab_size"], draws)
+            grow(tree)
         new = [t for tree in order for t in tree.trajectories if t not in known]
         new.sort(key=lambda t: t.parent is None)  # the code starts anew after all branches
         sources = [known.index(t.parent.trajectory) if t.parent else None for t in new]
         assert sources == [row["source_index"] for row in (following or {}).get("new_indices", [])]
         known += new
+        if after_round is not None:
+            grown = [len(t.trajectories) > n for t, n in zip(trees, counts, strict=True)]
+            after_round(trees, grown)
     assert draws.values == []
     assert all(len(tree.trajectories) == p["n"] for tree in trees)
 
@@ -87,4 +90,4 @@ def first_entropies_are_its_own(case):
     for row in rows:
         root = new_tree().root()
         root.turns.append(turn_of(row))
-        assert arpo.entropy_gain(root, 20, case.inputs["vocab_size"]) == 0
+        assert entropy_gain(root, 20, case.inputs["vocab_size"]) == 0

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import torch
 
-from learners import arpo, cispo, dapo, gigpo, gppo, gspo, reinforce_pp, rloo
+from learners import arpo, cispo, dapo, gigpo, gppo, gspo, reinforce_pp, rloo, tree_grpo
 from learners.advantages import centred, leave_one_out, normalised
 from learners.losses import (
     clipped_surrogate,
@@ -21,6 +21,7 @@ from learners.losses import (
     token_mean,
 )
 
+CLIPPING = {m.__name__.split(".")[-1]: m for m in (dapo, arpo, gigpo, gppo, gspo, tree_grpo)}
 COUNTED = {"rtol": 1e-7, "atol": 1e-8}
 
 
@@ -72,9 +73,8 @@ def policy_loss_of(case):
         p = case.params
         cap = p["epsilon_high"] if case.trl else p["is_clip_high"]
         return partial(cispo.policy_loss, config=SimpleNamespace(ratio_cap=cap))
-    if case.file in ("dapo", "arpo", "gigpo", "gppo", "gspo"):
-        module = {"dapo": dapo, "arpo": arpo, "gigpo": gigpo, "gppo": gppo, "gspo": gspo}[case.file]
-        return partial(module.policy_loss, config=SimpleNamespace(**clips))
+    if case.file in CLIPPING:
+        return partial(CLIPPING[case.file].policy_loss, config=SimpleNamespace(**clips))
     return partial(surrogate, case=case)
 
 

@@ -1,10 +1,9 @@
 """Every golden file of APPO's published code, and what became of its function here.
 
-Each function has one of four outcomes: it agrees; ours is better, for a reason; it has no
-counterpart here, for a reason; it is not compared yet. Some files of a function that agrees show
-what the code gets wrong or what it alone can do: those have an outcome of their own. A file of a
-function without an outcome fails, and so does one that cannot be read. The files lie outside of the
-repository, see GOLDEN.
+Each function has one of three outcomes: it agrees; ours is better, for a reason; it has no
+counterpart here, for a reason. Some files of a function that agrees show what the code gets wrong
+or what it alone can do: those have an outcome of their own. A file of a function without an outcome
+fails, and so does one that cannot be read. The files lie outside of the repository, see GOLDEN.
 """
 
 from collections import Counter
@@ -23,7 +22,7 @@ pytestmark = pytest.mark.skipif(
     not GOLDEN.is_dir(), reason=f"no golden files at {GOLDEN}; set APPO_GOLDEN"
 )
 
-AGREE, BETTER, NONE, NOT_YET = "agrees", "ours is better", "no counterpart", "not compared yet"
+AGREE, BETTER, NONE = "agrees", "ours is better", "no counterpart"
 SCORED_BESIDE = "test_golden_scoring.py compares it"
 
 
@@ -81,9 +80,7 @@ FUNCTIONS = {
         AGREE, shown=rollouts.branches_agree
     ),
     "vLLMRolloutWithTools.generate_sequences[APPO]": Outcome(AGREE, shown=rollouts.sequences_agree),
-    "vLLMRolloutWithTools.generate_sequences[ARPO]": Outcome(
-        NOT_YET, "whom ARPO branches is compared in test_golden_baselines.py"
-    ),
+    "vLLMRolloutWithTools.generate_sequences[ARPO]": Outcome(AGREE, shown=rollouts.arpo_agrees),
     "zscore_list": Outcome(NONE, "as build_branch_rollout; another guard against a deviation of 0"),
 }
 

@@ -1,0 +1,189 @@
+"""AEPO, Agentic Entropy-Balanced Policy Optimization (arXiv 2510.14545).
+
+As ARPO (`arpo.py`), balanced by entropy in three places. How many of a prompt's n rollouts start
+from it is decided by a first one, the probe (pre-monitoring):
+
+    N = floor(n sigmoid(b (H_root - H_step))) + 1, at most n
+
+with H of the probe's first turn and the mean H of its turns. A running rollout branches after a
+tool result if
+
+    (u + w dH) max(0, 1 - l s) >= p,  u uniform in [0, 1], within [0, 1] on the left,
+
+s the rounds in a row in which its prompt has grown: p is a threshold, the reverse of ARPO's. And
+uncertain tokens learn more:
+
+    A_t = A_i (1 + a z_t), A_i = (R_i - mean) / (std + 1e-6), z_t = (H_t - mean) / std
+
+over the trained tokens of an optimiser step, H_t the current policy's entropy; a good token over
+its clip keeps a gradient, with the bound for its ratio. Averaged over all tokens. No KL.
+
+The published code throws its probe away; here it is the first of the N. There s outlives rounds in
+which no prompt grows; here a prompt's own pause ends it. There z is of a micro-batch, which may be
+cut in any way; here of the optimiser step, whose entropies take one more forward pass.
+"""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from learners import entropy_branching
+from learners.advantages import group_normalised
+from learners.entropy_branching import turn_entropy
+from learners.losses import preserving_surrogate, token_mean
+from learners.run_config import RunConfig
+from learners.tree import RolloutTree, Row, usable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from benchmarks import Task
+    from learners.batch import Batch
+    from learners.loop import Run
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    """AEPO's own fields."""
+
+    rollouts: int = 16
+    """n (the paper's k): trajectories per prompt, branches included. [scripts: 16]"""
+    pre_monitoring: bool = True
+    """A probe decides how many rollouts start from the prompt. [paper; scripts: off]"""
+    initial_rollouts: int = 8
+    """N without pre-monitoring (the paper's m). [ARPO's scripts: 8]"""
+    budget_sensitivity: float = 0.5
+    """b (the paper's beta): of N to the gap of entropies. [code: 0.5]"""
+    beam: int = 2
+    """A rollout makes at most beam - 1 branches at a tool result. [scripts: 2]"""
+    branch_threshold: float = 0.5
+    """p: the higher, the fewer branches; the scripts' branch_probability. [scripts: 0.5]"""
+    entropy_weight: float = 0.2
+    """w: of the change of entropy. [scripts: 0.2]"""
+    branch_penalty: float = 0.05
+    """l: for each round in a row in which the prompt has grown. [code: 0.05]"""
+    entropy_tokens: int = 20
+    """First tokens of a turn whose entropies are summed. [code: 20]"""
+    advantage_weight: float = 0.2
+    """a: of a token's standardised entropy in its advantage; 0: none. [code: 0.2]"""
+    clip_low: float = 0.2
+    """The ratio is kept above 1 - clip_low; no gradient beyond. [scripts: 0.2]"""
+    clip_high: float = 0.2
+    """The ratio is kept below 1 + clip_high; beyond, the gradient is the bound's. [scripts: 0.2]"""
+    dual_clip: float = 3.0
+    """c: a token with A < 0 and a larger ratio gets no gradient; inf: none. [code: 3]"""
+
+
+def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
+    """One training step: probe, branch with balance, credit uncertain tokens more, update."""
+    trees = entropy_balanced_trees(tasks, run, config)
+    run.remember_old_logprobs([t for tree in usable(trees) for t in tree.trajectories])
+    for batch in run.minibatches(trees):
+        rows = group_normalised(batch)
+        run.count("advantage/dropped_groups", sum(_is_equal(tree) for tree in batch))
+        stats = run.token_stats([row.trajectory for row in rows])
+        masks = [torch.tensor(row.trajectory.response_mask) for row in rows]
+        entropies = [stats[row.trajectory].entropies for row in rows]
+        factors = entropy_factors(entropies, masks, config.advantage_weight)
+        rows = [Row(t, a * f.float()) for (t, a), f in zip(rows, factors, strict=True)]
+        run.update(rows, token_mean(masks), partial(policy_loss, config=config))
+
+
+def entropy_balanced_trees(tasks: "list[Task]", run: "Run", config: Config) -> list[RolloutTree]:
+    """Finished trees of n trajectories."""
+    vocabulary = len(run.rollouts.tokenizer)
+    first = 1 if config.pre_monitoring else min(config.initial_rollouts, config.rollouts)
+    trees = run.new_trees(tasks, roots=first)
+    draws = {tree: run.draw(tree.name) for tree in trees}
+    growing = dict.fromkeys(trees, 0)
+    if config.pre_monitoring:
+        run.rollout(trees)
+        for tree in usable(trees):
+            probed = initial_rollouts(tree, config, vocabulary)
+            run.note("branch/initial_rollouts", [float(probed)])
+            # One at least has to run on, or nothing would use what is left of the budget.
+            for _ in range(min(max(probed - 1, 1), config.rollouts - 1)):
+                tree.root()
+
+    def after_turn(trees: Sequence[RolloutTree]) -> None:
+        for tree in usable(trees):
+            growing[tree] = grow(tree, config, vocabulary, draws[tree], growing[tree])
+
+    run.rollout(trees, after_turn)
+    return trees
+
+
+def initial_rollouts(tree: RolloutTree, config: Config, vocabulary: int) -> int:
+    """N, by the entropies of the tree's probe."""
+    steps = [turn_entropy(turn, config.entropy_tokens, vocabulary) for turn in tree.roots[0].turns]
+    return budget(config.rollouts, steps[0], steps, config.budget_sensitivity)
+
+
+def budget(rollouts: int, root: float, steps: Sequence[float], sensitivity: float) -> int:
+    """N of n: more from the prompt where it is more uncertain than the steps; at least 1.
+
+    Args:
+        rollouts: n.
+        root: H of the first turn.
+        steps: H of every turn; none: as the root.
+        sensitivity: b.
+    """
+    gap = root - sum(steps) / len(steps) if steps else 0.0
+    share = 1 / (1 + math.exp(-sensitivity * gap))
+    return min(math.floor(rollouts * share) + 1, rollouts)
+
+
+def grow(
+    tree: RolloutTree, config: Config, vocabulary: int, draw: random.Random, growing: int
+) -> int:
+    """Branch after a round of turns, one number drawn per trial; see `entropy_branching.grow`.
+
+    Returns:
+        In how many rounds in a row, this one included, the tree has grown.
+    """
+    new = entropy_branching.grow(
+        tree, config, vocabulary, lambda gain: branches(draw.random(), gain, growing, config)
+    )
+    return growing + 1 if new else 0
+
+
+def branches(uniform: float, gain: float, growing: int, config: Config) -> bool:
+    """Whether a trial branches."""
+    chance = uniform + config.entropy_weight * gain
+    chance *= max(0.0, 1 - config.branch_penalty * growing)
+    return min(max(chance, 0.0), 1.0) >= config.branch_threshold
+
+
+def entropy_factors(
+    entropies: "Sequence[Tensor]", masks: "Sequence[Tensor]", weight: float
+) -> "list[Tensor]":
+    """(T,) per row: 1 + a z, z by the mean and sample deviation over all trained tokens; else 1."""
+    if not masks:
+        return []
+    trained = torch.cat([e[m] for e, m in zip(entropies, masks, strict=True)])
+    if len(trained) < 2 or trained.max() == trained.min():
+        return [torch.ones_like(e) for e in entropies]
+    mean, deviation = trained.mean(), trained.std()
+    return [1 + weight * m * (e - mean) / deviation for e, m in zip(entropies, masks, strict=True)]
+
+
+def policy_loss(logprobs: "Tensor", batch: "Batch", config: Config) -> "Tensor":
+    """The surrogate of a micro-batch that keeps the gradient of good tokens over their clip."""
+    clips = (config.clip_low, config.clip_high, config.dual_clip)
+    loss = preserving_surrogate(logprobs, batch.old_logprobs, batch.advantages, *clips, below=0.0)
+    return (loss * batch.weights).sum()
+
+
+def _is_equal(tree: RolloutTree) -> bool:
+    return len({t.reward for t in tree.trajectories}) < 2
+
+
+if __name__ == "__main__":
+    from learners.training import main
+
+    main("learners.aepo")
