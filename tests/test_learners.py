@@ -5,6 +5,7 @@ import torch
 
 from envs import ToolEnv
 from learners import (
+    aepo,
     appo,
     arpo,
     cispo,
@@ -16,6 +17,7 @@ from learners import (
     gspo,
     reinforce_pp,
     rloo,
+    tree_grpo,
 )
 from learners.loop import Run
 from learners.models import load_model
@@ -38,13 +40,15 @@ METHODS = {
     "gppo": (gppo, {"rollouts": 6}),
     "cispo": (cispo, {"rollouts": 6}),
     "arpo": (arpo, {**TREE, "branch_probability": 0.9}),
+    "aepo": (aepo, {**TREE, "branch_threshold": 0.1}),
+    "tree_grpo": (tree_grpo, {**TREE, "kept_leaves": 2}),
     "gigpo": (gigpo, {"rollouts": 6}),
     "rloo": (rloo, {"rollouts": 6}),
     "dr_grpo": (dr_grpo, {"rollouts": 6}),
     "gspo": (gspo, {"rollouts": 6}),
 }
 every_method = pytest.mark.parametrize("method", METHODS)
-OWN_ROLLOUTS = ("appo paper", "appo reference", "grpo", "dapo", "arpo")
+OWN_ROLLOUTS = ("appo paper", "appo reference", "grpo", "dapo", "arpo", "aepo", "tree_grpo")
 """The others sample as GRPO does."""
 every_rollout = pytest.mark.parametrize("method", OWN_ROLLOUTS)
 quick_if_own = pytest.mark.parametrize(
@@ -119,14 +123,14 @@ def test_every_tree_has_exactly_its_budget_of_finished_trajectories(taught, meth
     assert len(session.run.trees) == 3
     for tree in session.run.trees:
         assert len(tree.trajectories) == config.rollouts == 6
-        # ARPO starts anew where everything has ended before the budget is used.
-        assert len(tree.roots) == roots or (module is arpo and len(tree.roots) > roots)
+        # These start anew where everything has ended before the budget is used.
+        assert len(tree.roots) == roots or (module in (arpo, aepo) and len(tree.roots) > roots)
         assert all(t.done for t in tree.trajectories)
         assert len({t.path for t in tree.trajectories}) == 6
         assert all(len(t) <= config.max_response_tokens for t in tree.trajectories)
     branches = sum(len(tree.branches) for tree in session.run.trees)
     assert metrics["branch/branches"] == branches
-    assert branches == 3 * (6 - roots) or module is arpo
+    assert branches == 3 * (6 - roots) or module in (arpo, aepo)
 
 
 @every_rollout
