@@ -15,11 +15,6 @@ from typing import Any, Literal, NamedTuple
 from benchmarks.judge import Endpoint, Post, http_post
 
 Protocol = Literal["chat", "completions"]
-MARK = "<result>"
-"""What ends a reply at the latest: a model that writes it makes a result up.
-
-Not the closing tags: most endpoints cut a stop text off and do not say which it was.
-"""
 FATAL = frozenset({401, 403, 404, 405})
 """HTTP statuses that no request to this endpoint will escape."""
 _TOO_LONG = re.compile(r"context.{0,20}(length|window)|maximum.{0,40}(length|tokens)", re.I)
@@ -46,6 +41,8 @@ class Reply(NamedTuple):
     """stop or length; whatever the endpoint says."""
     prompt_tokens: int
     completion_tokens: int
+    stopped_at: str | None = None
+    """The stop text that ended it, where the endpoint cuts it off and says which it was."""
 
 
 class Client:
@@ -71,6 +68,7 @@ class Client:
         max_tokens: int,
         temperature: float,
         seed: int,
+        stop: Sequence[str],
     ) -> Reply:
         """One reply.
 
@@ -79,6 +77,7 @@ class Client:
             max_tokens: of the reply.
             temperature: 0 is greedy.
             seed: of the draws, where the endpoint takes one.
+            stop: texts that end the reply; whether it then holds them differs between endpoints.
 
         Raises:
             EndpointUnavailable: wrong address, model or key.
@@ -90,7 +89,7 @@ class Client:
             "messages" if self.protocol == "chat" else "prompt": conversation,
             "max_tokens": max_tokens,
             "temperature": temperature,
-            "stop": [MARK],
+            "stop": list(stop),
         }
         if temperature > 0:
             body["seed"] = seed
@@ -155,7 +154,10 @@ class Client:
             (choice, *_), usage = found["choices"], found["usage"]
             text = choice["message"]["content"] if self.protocol == "chat" else choice["text"]
             counts = int(usage["prompt_tokens"]), int(usage["completion_tokens"])
-            return Reply(str(text or ""), str(choice.get("finish_reason")), *counts)
+            stopped_at = choice.get("stop_reason")  # vLLM's own; a token's id or a stop text
+            if not isinstance(stopped_at, str):
+                stopped_at = None
+            return Reply(str(text or ""), str(choice.get("finish_reason")), *counts, stopped_at)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             shown = json.dumps(found)[:200]
             raise RequestFailed(self._message(f"no reply with its usage in {shown}")) from error

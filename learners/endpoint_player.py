@@ -77,7 +77,7 @@ class EndpointPlayer:
         tokens, room, before = 0, most_tokens, None
         while True:
             try:
-                reply = self._ask(messages, said, room, job)
+                reply = self._ask(messages, said, room, job, env.stop_tags)
             except NoRoom:
                 env.truncate("length")
                 return ended(job, env.snapshot(), tokens)
@@ -86,9 +86,9 @@ class EndpointPlayer:
             before = reply.prompt_tokens if before is None else before
             tokens += reply.completion_tokens
             room = most_tokens - (reply.prompt_tokens + reply.completion_tokens - before)
-            text, whole = first_turn(reply.text, env.stop_tags)
+            text = first_turn(reply, env.stop_tags)
             state = env.snapshot()
-            outcome = self._step(env, text, cut_off=not whole and reply.finish == "length")
+            outcome = self._step(env, text, cut_off=_cut_off(reply, env.stop_tags))
             if isinstance(outcome, str):
                 return Episode(job.task.id, job.sample, tokens=tokens, error=outcome)
             observation, _, terminated, truncated, _ = outcome
@@ -101,14 +101,22 @@ class EndpointPlayer:
                 return ended(job, env.snapshot(), tokens)
             said += [text, fitted(observation, left * CHARACTERS_PER_TOKEN)]
 
-    def _ask(self, messages: list[Message], said: list[str], room: int, job: Job) -> Reply:
+    def _ask(
+        self,
+        messages: list[Message],
+        said: list[str],
+        room: int,
+        job: Job,
+        stop: Sequence[str],
+    ) -> Reply:
         digest = hashlib.sha256(f"{self.seed}/{job.task.id}/{job.sample}/{len(said)}".encode())
         seed = int.from_bytes(digest.digest()[:4], "big") >> 1
-        if self.client.protocol == "chat":
-            roles = ("assistant", "user")
-            turns = [{"role": roles[i % 2], "content": text} for i, text in enumerate(said)]
-            return self.client.ask([*messages, *turns], room, self.temperature, seed)
-        return self.client.ask(self._prompt(messages, said), room, self.temperature, seed)
+        draws = (room, self.temperature, seed, stop)
+        if self.client.protocol == "completions":
+            return self.client.ask(self._prompt(messages, said), *draws)
+        roles = ("assistant", "user")
+        turns = [{"role": roles[i % 2], "content": text} for i, text in enumerate(said)]
+        return self.client.ask([*messages, *turns], *draws)
 
     def _prompt(self, messages: list[Message], said: list[str]) -> str:
         assert self.tokenizer is not None, "completions need a tokenizer's chat template"
@@ -133,13 +141,27 @@ class EndpointPlayer:
         return fault
 
 
-def first_turn(text: str, stop_tags: Sequence[str]) -> tuple[str, bool]:
-    """A reply up to and with its first closing tag, and whether it has one.
+def first_turn(reply: Reply, stop_tags: Sequence[str]) -> str:
+    """A reply up to and with its first closing tag, which ends a turn in every sampler of ours.
 
-    A sampler of ours stops there; an endpoint may go on, and what it then wrote is no turn.
+    Most endpoints cut the stop text off, and few say which it was. Where none is said, a reply that
+    stopped inside an open tag is taken to have closed it.
     """
+    text = reply.text
     ends = [text.find(tag) + len(tag) for tag in stop_tags if tag in text]
-    return (text[: min(ends)], True) if ends else (text, False)
+    if ends:
+        return text[: min(ends)]
+    if reply.finish == "length":
+        return text
+    if reply.stopped_at in stop_tags:
+        return text + reply.stopped_at
+    opened = {text.rfind(tag.replace("/", "", 1)): tag for tag in stop_tags}
+    last = max(opened)
+    return text + opened[last] if last >= 0 else text
+
+
+def _cut_off(reply: Reply, stop_tags: Sequence[str]) -> bool:
+    return reply.finish == "length" and not any(tag in reply.text for tag in stop_tags)
 
 
 def fitted(text: str, most: int) -> str:
