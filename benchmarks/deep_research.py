@@ -3,6 +3,8 @@
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 
 from benchmarks.benchmark import Benchmark, Scorer, Task
 from benchmarks.catalog import EVALUATED, xbench_text
@@ -51,9 +53,12 @@ def gaia_task(row: Row, counts: Counter[str]) -> Task:
     if answer == "?":
         raise LeftOut("its answer is withheld")
     file = str(row.get("file_path") or row.get("file_name") or "")  # relative to the set's folder
+    question = text_field(row, "Question", "question")
+    if file:
+        question += f"\n\nThe attached file is in Python's folder: {Path(file).name}"
     return Task(
         text_field(row, "task_id"),
-        text_field(row, "Question", "question"),
+        question,
         (answer,),
         attachments=(file,) if file else (),
         restricted=True,
@@ -105,7 +110,10 @@ def _benchmark(name: str, to_task: RowToTask, score: Scorer, instructions: str =
     )
 
 
-WEBWALKER = _benchmark("WebWalker", webwalker_task, score_exact)
+WEBWALKER = replace(
+    _benchmark("WebWalker", webwalker_task, score_exact),
+    tools=("search", "browse", "python"),  # its answers lie on pages below a site's first one
+)
 GAIA = _benchmark("GAIA", gaia_task, score_gaia, GAIA_FORMAT)
 HLE = _benchmark("HLE", hle_task, score_choice)
 XBENCH = _benchmark("xbench-DeepSearch", xbench_task, score_exact)

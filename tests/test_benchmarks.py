@@ -229,6 +229,7 @@ def test_an_attachment_is_a_path_of_a_file_that_is_there(tmp_path):
     file.write_text("t", "utf-8")
     (task,) = BENCHMARKS["GAIA"].load("test", tmp_path)
     assert task.attachments == (str(file.resolve()),)
+    assert task.question == WHO + "\n\nThe attached file is in Python's folder: t.txt"
     load = replace(hub_of("GAIA", [row]), fetch_file=lambda table, name: tmp_path / name)
     assert load("test", None)[0].attachments == (str(tmp_path / "2023/validation/t.txt"),)
 
