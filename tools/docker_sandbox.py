@@ -62,7 +62,7 @@ class DockerTransport:
                 self._errors = (self._errors + body)[-2000:]
             if not readable(self._socket, seconds):
                 return None
-            data = self._socket.recv(1 << 20)
+            data = self._socket.recv(1 << 16)
             if not data:
                 return b""
             self._frames += data

@@ -68,7 +68,7 @@ class LocalTransport:
     def receive(self, seconds: float) -> bytes | None:
         if not readable(self._socket, seconds):
             return None
-        return self._socket.recv(1 << 20)
+        return self._socket.recv(1 << 16)
 
     def kill(self) -> str:
         """Let the hub end its processes; if it cannot, end them from here."""

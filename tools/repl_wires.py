@@ -64,7 +64,7 @@ class Wires:
             self.selector.unregister(job.output)
 
     def _requests(self) -> None:
-        data = os.read(0, 1 << 20)
+        data = os.read(0, 1 << 16)
         if not data:
             raise Ended("the learner is gone")
         self.inbox += data
