@@ -22,7 +22,7 @@ import stat
 import struct
 import sys
 import threading
-from typing import Any
+from typing import Any, BinaryIO
 
 from tools import repl_kernel as kernel
 from tools.repl_cell import Prompt, note
@@ -133,14 +133,14 @@ class State:
         self.walls.enclose(folder)
 
     def _begin_session(self, message: Message) -> None:
-        """Seed every generator and lay out the task's files."""
+        """Seed every generator and lay out the task's files, read-only."""
         seed = message["seed"]
         random.seed(seed)
         numpy_random = sys.modules.get("numpy.random")
         if numpy_random is not None:
             numpy_random.seed(seed % 2**32)
         for name, content in message["files"]:
-            with open(name, "wb") as file:
+            with create(name, 0o444) as file:
                 file.write(base64.b64decode(content))
         self.channel.send({"op": "done", "status": "ok"})
         self._look_around()
@@ -217,10 +217,17 @@ def copy_folder(source: str, target: str) -> int:
                 os.mkdir(new)
                 missing += copy_folder(entry.path, new)
             elif entry.is_file():
-                shutil.copy2(entry.path, new)
+                mode = stat.S_IMODE(entry.stat().st_mode)
+                with open(entry.path, "rb") as old, create(new, mode) as copy:
+                    shutil.copyfileobj(old, copy)
         except (OSError, RecursionError):
             missing += 1
     return missing
+
+
+def create(path: str, mode: int) -> BinaryIO:
+    """A new file; no process in here can change its mode later."""
+    return open(path, "xb", opener=lambda path, flags: os.open(path, flags, mode))
 
 
 def regular_files(most: int) -> list[int]:
