@@ -5,12 +5,13 @@ written beside its place and renamed, so that a kill at any moment leaves the la
 """
 
 import errno
+import fcntl
 import json
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,12 +21,58 @@ from learners.policy import Policy
 from learners.run_config import RunConfig
 
 KEPT = 2
-FREE_TO_CHANGE = {"iterations", "out", "checkpoint_every"}
+FREE_TO_CHANGE = {
+    "iterations",
+    "out",
+    "checkpoint_every",
+    "run_calls",
+    "run_cost",
+    "max_unavailable",
+}
 """Fields that a resumed run may change: they do not alter what an iteration computes."""
 
 
 class RunFolderError(RuntimeError):
     """The folder cannot be used; the message says why and what to do."""
+
+
+def lock_folder(folder: Path) -> IO[str]:
+    """Make the folder and keep every other process from writing a run into it.
+
+    Returns:
+        What to close when the run is over; the lock ends with the process, however that ends.
+
+    Raises:
+        RunFolderError: another process writes a run there, or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.seek(0)
+        pid = lock.read().strip() or "unknown"
+        lock.close()
+        raise RunFolderError(
+            f"process {pid} writes a run into {folder}; wait for it, stop it, or give --out "
+            "another folder"
+        ) from error
+    try:
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    return lock
+
+
+def _unwritable(folder: Path, error: OSError) -> RunFolderError:
+    return RunFolderError(
+        f"{folder} cannot be written: {error.strerror}. Give --out a folder that can."
+    )
 
 
 def open_folder(folder: Path, method: str, config: RunConfig) -> int | None:
@@ -41,7 +88,9 @@ def open_folder(folder: Path, method: str, config: RunConfig) -> int | None:
     wanted = {"method": method, **asdict(config)}
     wanted = json.loads(json.dumps(wanted))
     if path.exists():
-        found = json.loads(path.read_text())
+        # A run of an earlier version did what the fields it did not have say by default.
+        defaults = {f.name: f.default for f in fields(config) if f.default is not MISSING}
+        found = json.loads(json.dumps(defaults)) | json.loads(path.read_text())
         names = (found.keys() | wanted.keys()) - FREE_TO_CHANGE
         other = {n: (found.get(n), wanted.get(n)) for n in names if found.get(n) != wanted.get(n)}
         # A run that ended before it did anything (no such model, no data) holds nothing to mix up.
@@ -56,9 +105,7 @@ def open_folder(folder: Path, method: str, config: RunConfig) -> int | None:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(wanted, indent=1))
     except OSError as error:
-        raise RunFolderError(
-            f"{folder} cannot be written: {error.strerror}. Give --out a folder that can."
-        ) from error
+        raise _unwritable(folder, error) from error
     checkpoints = list_checkpoints(folder)
     return checkpoints[-1] if checkpoints else None
 

@@ -96,7 +96,7 @@ def chosen(config: Config) -> list[str]:
         UsageError: none is named.
     """
     from benchmarks import BENCHMARKS
-    from learners.session import UsageError
+    from learners.run_config import UsageError
 
     if config.all:
         return [f"appo/{name}-v0" for name in BENCHMARKS if name != "SyntheticQA"]
@@ -115,7 +115,7 @@ def environment(name: str, config: Config) -> "ToolEnv":
     import gymnasium as gym
 
     import envs
-    from learners.session import UsageError
+    from learners.run_config import UsageError
 
     if not isinstance(gym.make(name).unwrapped, envs.ToolEnv):
         raise UsageError(f"--env {name} is not one of ours; expected appo/<Benchmark>-v0")
@@ -197,7 +197,7 @@ def judged(benchmark: "Benchmark", config: Config, folder: Path) -> "Benchmark":
         UsageError: a judge without a model.
     """
     from benchmarks.judge import Endpoint, Judge, with_judge
-    from learners.session import UsageError
+    from learners.run_config import UsageError
 
     if config.judge_base is None:
         return benchmark

@@ -31,7 +31,8 @@ def evaluate(rollouts: Rollouts, tasks: Sequence[Task]) -> dict[str, Any]:
 
     Returns:
         Per task, in order: id, score (official metric), reward, stop, tool calls, tokens sampled;
-        and the ledger. Tasks whose tools were unavailable are listed apart and not scored.
+        and the ledger. Tasks whose tools were unavailable are listed apart with their faults and
+        not scored.
     """
     trees = [rollouts.tree(task) for task in tasks]
     for tree in trees:
@@ -56,8 +57,13 @@ def evaluate(rollouts: Rollouts, tasks: Sequence[Task]) -> dict[str, Any]:
                 "tokens": episode.sampled_tokens,
             }
         )
-    unavailable = [tree.task.id for tree in trees if tree.unavailable is not None]
-    return {"tasks": rows, "unavailable": unavailable, **rollouts.ledger.take()}
+    lost = [(tree.task.id, tree.unavailable) for tree in trees if tree.unavailable is not None]
+    return {
+        "tasks": rows,
+        "unavailable": [task for task, _ in lost],
+        "faults": [fault for _, fault in lost],
+        **rollouts.ledger.take(),
+    }
 
 
 def wilson(successes: float, count: int, z: float = 1.96) -> Interval:

@@ -8,7 +8,7 @@ from benchmarks.judge import Endpoint
 from envs import ToolEnv
 from learners.episodes import Episode, Job
 from learners.evaluate_config import Config
-from learners.session import UsageError
+from learners.run_config import UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

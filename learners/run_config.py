@@ -4,8 +4,15 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, Self
 
 from envs.reward import RewardName
+from learners.schedules import Schedule
 
+Estimator = Literal["k1", "k2", "k3"]
 Scale = Literal["paper", "laptop"]
+
+
+class UsageError(RuntimeError):
+    """What a person asked for cannot be done; the message says what to change."""
+
 
 LAPTOP: dict[str, Any] = {
     "prompts": 8,
@@ -42,6 +49,10 @@ class RunConfig:
     """Tasks per optimiser step. [paper: 16]"""
     learning_rate: float | None = None
     """Constant rate of AdamW; None: 1e-6 at paper scale, on a laptop by the model's size."""
+    schedule: Schedule = "constant"
+    """Of the learning rate over the run: constant [reference code], linear or cosine, both to 0."""
+    warmup: float = 0.0
+    """Share of the iterations in which the learning rate rises. [reference code: 0]"""
     adam_betas: tuple[float, float] = (0.9, 0.999)
     """Of AdamW. [reference code]"""
     max_response_tokens: int = 4096
@@ -51,6 +62,11 @@ class RunConfig:
     sampler_correction: float | None = None
     """C: a token counts min(C, its probability under the policy over the sampler's), truncated
     importance sampling [verl: 2]; None: 1. Not in appo's reference profile."""
+    kl: float = 0.0
+    """beta: of the divergence from the model the run started from, added to the loss. [APPO and its
+    rivals: 0; APPO's code: 0.001; GRPO: 0.04]"""
+    kl_estimator: Estimator = "k3"
+    """k3, k2, or k1, which has the gradient of k2: its own is 0 in the mean. [APPO's code: k3]"""
     reward: RewardName = "task"
     """task, arpo or correctness."""
     level: str | None = None
@@ -59,6 +75,25 @@ class RunConfig:
     """Tools of the environment; None: the benchmark's."""
     sandbox: str = "auto"
     """Where Python runs: auto, local or docker."""
+    search: Literal["auto", "local", "remote", "web"] = "auto"
+    """What the search tool asks; auto: the corpus at hand, else the web."""
+    corpus: str | None = None
+    """local: an index folder or a JSONL file of passages; remote: the service's URL; web: an engine
+    of ddgs."""
+    cache: str | None = None
+    """File that records what remote, web and browse say."""
+    cache_mode: Literal["live", "record", "replay", "frozen"] = "record"
+    """replay: answer from the file alone, a miss is an error; frozen: a miss is an empty answer."""
+    max_tool_calls: int | None = None
+    """Tool calls of one episode; a branch has what its prefix left. None: the benchmark's."""
+    run_calls: int | None = None
+    """Tool calls of the whole run, evaluations and lost work included; then it stops."""
+    run_cost: float | None = None
+    """What they may cost together, by the prices."""
+    prices: tuple[tuple[str, float], ...] = ()
+    """What a call of a tool costs, as in `search 0.005`; answers from a recording are free."""
+    max_unavailable: float = 0.5
+    """Share of an iteration's trees that may lose their tools; beyond it the run stops."""
     eval_tasks: int = 200
     """Held-out test tasks of the evaluation before and after; 0 leaves it out."""
     eval_temperature: float = 1.0

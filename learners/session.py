@@ -8,22 +8,22 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from learners.run_config import RunConfig
+from learners.run_config import RunConfig, UsageError
+from learners.run_env import budget, environment, prove_sandbox, refuse
+from learners.spending import RunStopped, Spending, recorded
 
 if TYPE_CHECKING:
     from benchmarks import Task
     from envs import ToolEnv
+    from learners.ledger import Ledger
     from learners.loop import Run
     from learners.progress import Narrator
-
-
-class UsageError(RuntimeError):
-    """What a person asked for cannot be done; the message says what to change."""
 
 
 @dataclass
@@ -34,6 +34,8 @@ class Session:
     folder: Path
     tasks: "Sequence[Task]"
     """Training tasks, in the benchmark's order."""
+    held_out: "ToolEnv | None" = None
+    """The environment of evaluations, if there are any."""
 
     def tasks_of(self, iteration: int) -> "list[Task]":
         """The tasks of an iteration: those lost before, then the next of the epoch's order."""
@@ -57,12 +59,13 @@ def training_env(config: RunConfig) -> "ToolEnv":
 
     Raises:
         gymnasium.error.Error: no such id; the message names the nearest.
-        UsageError: it would train on test rows, or is no environment of ours.
+        UsageError: it would train on test rows, is no environment of ours, or cannot be made so.
     """
     import gymnasium as gym
 
     import envs
 
+    refuse(config)
     if config.train_split == "test" and not config.train_on_test:
         raise UsageError(
             "--train-split test trains on the rows results are reported on; use train, or add "
@@ -70,21 +73,7 @@ def training_env(config: RunConfig) -> "ToolEnv":
         )
     if not isinstance(gym.make(config.env).unwrapped, envs.ToolEnv):
         raise UsageError(f"--env {config.env} is not one of ours; expected appo/<Benchmark>-v0")
-    env = gym.make(config.env, **env_arguments(config, config.train_split)).unwrapped
-    assert isinstance(env, envs.ToolEnv)
-    return env
-
-
-def env_arguments(config: RunConfig, split: str) -> dict[str, Any]:
-    """What gym.make is given for a split."""
-    return {
-        "split": split,
-        "data_dir": config.data_dir,
-        "reward": config.reward,
-        "level": config.level,
-        "tools": config.tools,
-        "sandbox": config.sandbox,
-    }
+    return environment(config, config.train_split)
 
 
 def default_folder(method: str, config: RunConfig) -> str:
@@ -93,11 +82,26 @@ def default_folder(method: str, config: RunConfig) -> str:
     return f"runs/{method.split('.')[-1]}-{benchmark}-{config.seed}"
 
 
-def open_session(config: RunConfig, env: "ToolEnv", folder: Path, newest: int | None) -> Session:
-    """Load model and tasks; continue from the newest checkpoint if there is one."""
+def open_session(
+    config: RunConfig,
+    env: "ToolEnv",
+    folder: Path,
+    newest: int | None,
+    ledger: "Ledger | None" = None,
+) -> Session:
+    """Load tasks and model; continue from the newest checkpoint if there is one.
+
+    What may be missing is looked for first, and the model is loaded last.
+
+    Raises:
+        benchmarks.DataUnavailable: the tasks of training or of evaluations cannot be had.
+        tools.ToolUnavailable: there is no sandbox for Python.
+        ModelNotFound: there is no such model.
+    """
     import torch
 
     from learners.checkpoint import checkpoint_folder, load_checkpoint
+    from learners.ledger import Ledger
     from learners.loop import Run
     from learners.models import load_model
     from learners.policy import Policy
@@ -105,7 +109,11 @@ def open_session(config: RunConfig, env: "ToolEnv", folder: Path, newest: int | 
     from learners.sampler import TransformersSampler
 
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
-    tasks = env.tasks
+    tasks, held_out = env.tasks, None
+    if config.eval_tasks:
+        held_out = environment(config, "test")
+        _ = held_out.tasks
+    prove_sandbox(env)
     source = config.model if newest is None else str(checkpoint_folder(folder, newest))
     loaded = load_model(source, seed=config.seed)
     if torch.cuda.is_available():
@@ -122,9 +130,15 @@ def open_session(config: RunConfig, env: "ToolEnv", folder: Path, newest: int | 
         loaded.model, loaded.tokenizer, env.stop_tags, rows=config.sampler_rows
     )
     rollouts = Rollouts(
-        env, sampler, loaded.tokenizer, config.max_response_tokens, config.temperature, config.seed
+        env,
+        sampler,
+        loaded.tokenizer,
+        config.max_response_tokens,
+        config.temperature,
+        config.seed,
+        ledger=ledger or Ledger(Spending(budget(config))),
     )
-    session = Session(Run(config, policy, rollouts), folder, tasks)
+    session = Session(Run(config, policy, rollouts), folder, tasks, held_out)
     if newest is not None:
         state = load_checkpoint(folder, newest, policy)
         session.run.iteration, session.run.lost = newest, state["lost"]
@@ -138,6 +152,55 @@ def learning_rate(config: RunConfig, parameters: int) -> float:
     if config.scale == "paper":
         return 1e-6
     return 3e-4 if parameters < 20_000_000 else 1e-5
+
+
+def open_ledger(config: RunConfig, folder: Path, kept: Sequence[Mapping[str, Any]]) -> "Ledger":
+    """The ledger of the run in a folder; work that was discarded is counted in it as lost.
+
+    Lost is what `spent.json` says was spent, and no kept line of metrics and no evaluation tells.
+
+    Args:
+        config: has the bounds of what may be spent.
+        folder: of the run.
+        kept: lines of its metrics that are not discarded.
+
+    Raises:
+        RunStopped: `spent.json` is damaged.
+    """
+    from learners.ledger import Ledger
+
+    paths = [folder / f"evaluation-{name}.json" for name in ("before", "after")]
+    evaluations = [json.loads(path.read_text()) for path in paths if path.exists()]
+    on_file = recorded([*kept, *evaluations])
+    ledger = Ledger(Spending(budget(config), folder / "spent.json", before=on_file))
+    spent = ledger.spending.totals()
+    for name, of in (("lost_tokens", "sampled_tokens"), ("lost_calls", "tool_calls")):
+        told = sum(int(row.get(f"ledger/{name}", 0)) for row in kept)
+        if spent[of] > on_file[of] + told:
+            ledger.add(name, spent[of] - on_file[of] - told)
+    return ledger
+
+
+def stop_where_tools_fail(config: RunConfig, what: str, faults: Sequence[str], trees: int) -> None:
+    """Nothing while no more trees lose their tools than the person allowed.
+
+    Args:
+        config: says the share.
+        what: lost them; for the message.
+        faults: of each tree that lost its tools, why.
+        trees: all of them.
+
+    Raises:
+        RunStopped: too many did.
+    """
+    if len(faults) <= config.max_unavailable * trees:
+        return
+    why = "; ".join(f"{count} x {fault}" for fault, count in Counter(faults).most_common(3))
+    raise RunStopped(
+        f"{len(faults)} of {trees} {what} lost their tools, more than --max-unavailable "
+        f"{config.max_unavailable:g} allows: {why}. Nothing of them is kept. When the tools work, "
+        "run the same command: it resumes from the last checkpoint"
+    )
 
 
 def run_iteration(
@@ -183,29 +246,23 @@ def _is_of(path: Path, iteration: int) -> bool:
 
 def evaluate_once(session: Session, name: str, narrator: "Narrator") -> None:
     """Evaluate on held-out test tasks, unless this run did so already; write <name>.json."""
-    import gymnasium as gym
-
-    import envs
     from learners.checkpoint import write_text
     from learners.evaluation import evaluate
 
-    config, run = session.run.config, session.run
+    config, run, env = session.run.config, session.run, session.held_out
     path = session.folder / f"evaluation-{name}.json"
-    if config.eval_tasks == 0 or (
-        path.exists() and (name == "before" or _is_of(path, run.iteration))
-    ):
+    if env is None or (path.exists() and (name == "before" or _is_of(path, run.iteration))):
         return
-    env = gym.make(config.env, **env_arguments(config, "test")).unwrapped
-    assert isinstance(env, envs.ToolEnv)  # as the training environment is
-    rollouts = replace(
-        run.rollouts, env=env, temperature=config.eval_temperature, ledger=type(run.ledger)()
-    )
+    ledger = type(run.ledger)(run.ledger.spending)
+    rollouts = replace(run.rollouts, env=env, temperature=config.eval_temperature, ledger=ledger)
     start = time.perf_counter()
     try:
         with narrator.status(f"evaluating {name} training"):
             result = evaluate(rollouts, env.tasks[: config.eval_tasks])
     finally:
         env.close()
+    count = len(result["tasks"]) + len(result["faults"])
+    stop_where_tools_fail(config, f"tasks, {name} training,", result["faults"], count)
     result["seconds"] = round(time.perf_counter() - start, 2)
     result["iteration"] = run.iteration
     write_text(path, json.dumps(result))

@@ -13,6 +13,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from learners.run_config import RunConfig
 
 if TYPE_CHECKING:
     from benchmarks import Demonstration
+    from envs import ToolEnv
     from learners.policy import Policy
     from learners.progress import Narrator
     from learners.rollout import Rollouts
@@ -81,38 +83,45 @@ def cold_start(config: Config) -> Path:
     Raises:
         UsageError: the benchmark has no demonstrations.
     """
-    from learners.checkpoint import open_folder, write_text
-    from learners.models import save_model
-    from learners.progress import Narrator
-    from learners.session import UsageError, evaluate_once, open_session, training_env
+    from learners.checkpoint import lock_folder
+    from learners.run_config import UsageError
+    from learners.session import training_env
 
     config = resolved(config)
     env = training_env(config)
-    script = env.benchmark.demonstrations
-    if script is None:
+    if env.benchmark.demonstrations is None:
         raise UsageError(f"--env {config.env}: this benchmark has no demonstrations to start from")
     name = env.benchmark.name
     folder = Path(config.out or f"runs/sft-{name}-{config.model.split('/')[-1]}-{config.seed}")
+    with lock_folder(folder), closing(env):
+        return _cold_start(config, env, folder)
+
+
+def _cold_start(config: Config, env: "ToolEnv", folder: Path) -> Path:
+    from learners.checkpoint import open_folder, write_text
+    from learners.models import save_model
+    from learners.progress import Narrator
+    from learners.session import evaluate_once, open_session
+
+    script, name = env.benchmark.demonstrations, env.benchmark.name
+    assert script is not None
     newest = open_folder(folder, "learners.sft", config)
     session = open_session(config, env, folder, newest)
     narrator = Narrator()
-    try:
-        if not config.new_weights:
-            evaluate_once(session, "before", narrator)
-        if not (folder / "model").exists():
-            served = {task.id for task in env.tasks}  # a level leaves some out
-            scripted = [d for d in script(env.data_dir) if d.task.id in served]
-            demonstrations = scripted[: config.demonstrations]
-            narrator.say(f"playing {len(demonstrations)} demonstrations of {name} with real tools")
-            trajectories = played(session.run.rollouts, demonstrations)
-            fine_tune(session, trajectories, config, narrator)
-            partial = folder / "partial-model"
-            save_model(session.run.policy.loaded, partial)
-            partial.rename(folder / "model")
-        session.run.rollouts.sampler.sync()
-        evaluate_once(session, "after", narrator)
-    finally:
-        env.close()
+    if not config.new_weights:
+        evaluate_once(session, "before", narrator)
+    if not (folder / "model").exists():
+        served = {task.id for task in env.tasks}  # a level leaves some out
+        scripted = [d for d in script(env.data_dir) if d.task.id in served]
+        demonstrations = scripted[: config.demonstrations]
+        narrator.say(f"playing {len(demonstrations)} demonstrations of {name} with real tools")
+        trajectories = played(session.run.rollouts, demonstrations)
+        fine_tune(session, trajectories, config, narrator)
+        partial = folder / "partial-model"
+        save_model(session.run.policy.loaded, partial)
+        partial.rename(folder / "model")
+    session.run.rollouts.sampler.sync()
+    evaluate_once(session, "after", narrator)
     result = json.loads((folder / "evaluation-after.json").read_text()) if config.eval_tasks else {}
     summary = _summary(result)
     write_text(folder / "summary.json", json.dumps(summary))
@@ -168,7 +177,7 @@ def fine_tune(
 ) -> None:
     """All updates, from the newest checkpoint on; batches are the same for the same seed."""
     from learners.checkpoint import save_checkpoint
-    from learners.session import UsageError
+    from learners.run_config import UsageError
 
     policy = session.run.policy
     batches = [

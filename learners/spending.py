@@ -27,7 +27,7 @@ class Budget:
     cost: float | None = None
     """In the unit of the prices."""
     prices: tuple[tuple[str, float], ...] = ()
-    """(tool, price of a call). A free call costs nothing, but is made only where its price is left."""
+    """(tool, price of a call). A free call costs nothing, yet is made only if its price is left."""
 
     def cost_of(self, counts: Mapping[str, int]) -> Decimal:
         """What counts named as in `KEPT` cost, exactly."""

@@ -4,22 +4,29 @@ import importlib
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from learners.run_config import RunConfig, Scale
+from learners.run_config import RunConfig, Scale, UsageError
 from learners.session import (
     Session,
-    UsageError,
     default_folder,
     evaluate_once,
+    open_ledger,
     open_session,
     record,
     run_iteration,
+    stop_where_tools_fail,
     training_env,
 )
+
+if TYPE_CHECKING:
+    from benchmarks import Task
+    from learners.loop import Run
+    from learners.progress import Narrator
 
 
 def main(method: str, arguments: Sequence[str] | None = None) -> None:
@@ -54,11 +61,15 @@ def expected_errors() -> tuple[type[Exception], ...]:
     from benchmarks import DataUnavailable
     from learners.checkpoint import RunFolderError
     from learners.models import ModelNotFound
+    from learners.spending import RunStopped
     from tools import ToolUnavailable
+    from tools.cache import ReplayMiss
 
     return (
         UsageError,
         RunFolderError,
+        RunStopped,
+        ReplayMiss,
         ModelNotFound,
         DataUnavailable,
         ToolUnavailable,
@@ -83,34 +94,47 @@ def train(method: str, config: RunConfig) -> Path:
     """Train until `config.iterations` are done; returns the run's folder.
 
     Raises:
-        UsageError, RunFolderError, ModelNotFound, DataUnavailable, ToolUnavailable,
-        gymnasium.error.Error: see their messages.
+        UsageError, RunFolderError, RunStopped, ModelNotFound, DataUnavailable, ToolUnavailable,
+        ReplayMiss, gymnasium.error.Error: see their messages.
     """
-    from learners.checkpoint import (
-        RunFolderError,
-        disk_full,
-        open_folder,
-        read_metrics,
-        write_text,
-    )
+    from learners.checkpoint import lock_folder, open_folder, read_metrics
     from learners.progress import Narrator
     from learners.report import final_report
 
     env = training_env(config)
     folder = Path(config.out or default_folder(method, config))
-    newest = open_folder(folder, method, config)
-    session = open_session(config, env, folder, newest)
-    iteration = importlib.import_module(method).iteration
     narrator = Narrator()
-    narrator.say(opening(method, session, newest))
-    run = session.run
-    kept = [m for m in read_metrics(folder) if m["iteration"] < run.iteration]
+    with lock_folder(folder), closing(env):
+        newest = open_folder(folder, method, config)
+        kept = [m for m in read_metrics(folder) if m["iteration"] < (newest or 0)]
+        ledger = open_ledger(config, folder, kept)
+        session = open_session(config, env, folder, newest, ledger)
+        narrator.say(opening(method, session, newest))
+        _iterate(session, importlib.import_module(method).iteration, kept, narrator)
+        final_report(folder, narrator)
+    return folder
+
+
+def _iterate(
+    session: Session,
+    iteration: "Callable[[list[Task], Run, Any], None]",
+    kept: Sequence[dict[str, Any]],
+    narrator: "Narrator",
+) -> None:
+    """Evaluate, run the iterations that are left after the lines `kept`, evaluate."""
+    from learners.checkpoint import RunFolderError, disk_full, write_text
+
+    run, folder = session.run, session.folder
     try:
         write_text(folder / "metrics.jsonl", "".join(json.dumps(m) + "\n" for m in kept))
         evaluate_once(session, "before", narrator)
-        with narrator.bar("iteration", config.iterations, run.iteration, every=1) as advance:
-            while run.iteration < config.iterations:
+        iterations = run.config.iterations
+        with narrator.bar("iteration", iterations, run.iteration, every=1) as advance:
+            while run.iteration < iterations:
                 metrics = {"iteration": run.iteration, **run_iteration(session, iteration)}
+                faults = [t.unavailable for t in run.trees if t.unavailable is not None]
+                what = f"trees of iteration {run.iteration + 1}"
+                stop_where_tools_fail(run.config, what, faults, len(run.trees))
                 record(session, metrics)
                 advance(described(metrics))
         evaluate_once(session, "after", narrator)
@@ -120,10 +144,6 @@ def train(method: str, config: RunConfig) -> Path:
         raise RunFolderError(
             f"no space left on the disk of {folder}; free some and run the same command to resume"
         ) from error
-    finally:
-        env.close()
-    final_report(folder, narrator)
-    return folder
 
 
 def opening(method: str, session: Session, resumed: int | None) -> str:

@@ -19,7 +19,7 @@ from learners.evaluate_config import Config
 from learners.evaluate_folder import opened
 from learners.evaluation import bootstrap_mean, wilson
 from learners.grading import Verdict, grade, summary
-from learners.session import UsageError
+from learners.run_config import UsageError
 from tests.conftest import ROOT
 from tests.fakes import TOY
 

@@ -23,7 +23,7 @@ from learners.episodes import Job
 from learners.evaluate import evaluate
 from learners.evaluate_config import Config
 from learners.models import tiny_tokenizer
-from learners.session import UsageError
+from learners.run_config import UsageError
 from tests.fakes import EchoTool, UnplugTool, answer, call, toy_env
 
 ENDPOINT = Endpoint("http://model.test/v1", "m-1", "secret", tries=3, backoff=0)

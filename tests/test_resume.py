@@ -4,6 +4,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,13 +46,27 @@ def kill_when(run, happened, sig=signal.SIGKILL):
     return run.communicate(timeout=120)[0]
 
 
+def lines_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 def metrics_of(folder):
-    """All but the times."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    """All but the times, and what a disturbed run alone can tell."""
     return [
-        {name: value for name, value in json.loads(line).items() if "seconds/" not in name}
-        for line in lines
+        {n: v for n, v in line.items() if not n.startswith(("seconds/", "ledger/lost"))}
+        for line in lines_of(folder)
     ]
+
+
+def same_totals(folder):
+    """What was spent is what is on file, and what was lost."""
+    spent = json.loads((folder / "spent.json").read_text())
+    names = ("before", "after")
+    kept = [json.loads((folder / f"evaluation-{name}.json").read_text()) for name in names]
+    for total, lost in (("sampled_tokens", "lost_tokens"), ("tool_calls", "lost_calls")):
+        rows = [*lines_of(folder), *kept]
+        told = sum(row.get(f"ledger/{name}", 0) for row in rows for name in (total, lost))
+        assert spent[total] == told
 
 
 def weights_of(folder):
@@ -97,6 +112,7 @@ def test_a_run_killed_while_it_writes_a_checkpoint_ends_with_the_same_numbers(
     assert run.returncode in (-signal.SIGKILL, 0)  # a busy machine may notice too late
     main("learners.appo", arguments(taught, tmp_path))
     same_numbers(undisturbed, tmp_path)
+    same_totals(tmp_path)
     assert sorted(p.name for p in places.iterdir()) == ["000002", "000003"]
 
 
@@ -119,6 +135,7 @@ def test_a_run_killed_at_a_bad_moment_ends_with_the_same_numbers(
     kill_when(start(taught, tmp_path), lambda: MOMENTS[moment](tmp_path))
     main("learners.appo", arguments(taught, tmp_path))
     same_numbers(undisturbed, tmp_path)
+    same_totals(tmp_path)
 
 
 @pytest.mark.slow
@@ -140,6 +157,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_numbers(
         kill_when(run, ready)
     main("learners.appo", arguments(taught, tmp_path))
     same_numbers(undisturbed, tmp_path)
+    same_totals(tmp_path)
 
 
 @pytest.mark.slow
@@ -191,14 +209,19 @@ def refused(method, given, capsys):
     return " ".join(capsys.readouterr().err.split())
 
 
+def times_of(folder):
+    """When each file was written, but for the lock."""
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.name != ".lock"}
+
+
 def test_a_folder_of_another_run_is_refused_with_what_differs(taught, undisturbed, capsys):
-    before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")}
+    before = times_of(undisturbed)
     given = [*arguments(taught, undisturbed), "--seed", "7", "--prompts", "2"]
     said = refused("learners.appo", given, capsys)
     assert f"RunFolderError: {undisturbed} holds another run: " in said
     assert "prompts was 3, now 2, seed was 0, now 7." in said
     assert "Give --out another folder, or the arguments of that run to resume it." in said
-    assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")} == before
+    assert times_of(undisturbed) == before
 
 
 def test_a_folder_of_another_method_is_refused(taught, undisturbed, capsys):
@@ -229,3 +252,72 @@ def test_a_folder_that_cannot_be_written_is_refused(taught, tmp_path, capsys):
     said = refused("learners.appo", arguments(taught, tmp_path / "file"), capsys)
     assert f"{tmp_path}/file cannot be written: File exists." in said
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_work_that_is_done_again_is_counted_as_lost(taught, undisturbed, tmp_path):
+    """The last checkpoint is gone: the third iteration and the evaluation after it are redone.
+
+    Lost is what both had cost.
+    """
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    assert not any("ledger/lost_tokens" in line for line in lines_of(tmp_path))
+    same_totals(tmp_path)
+    (tmp_path / "evaluation-after.json").unlink()
+    shutil.rmtree(tmp_path / "checkpoints" / "000003")
+    undone = lines_of(tmp_path)[2]
+    evaluation = json.loads((undisturbed / "evaluation-after.json").read_text())
+    main("learners.appo", arguments(taught, tmp_path))
+    same_numbers(undisturbed, tmp_path)
+    same_totals(tmp_path)
+    again = lines_of(tmp_path)[2]
+    for name, lost in (("sampled_tokens", "lost_tokens"), ("tool_calls", "lost_calls")):
+        wanted = undone[f"ledger/{name}"] + evaluation.get(f"ledger/{name}", 0)
+        assert again[f"ledger/{lost}"] == wanted
+
+
+def test_two_processes_cannot_write_one_run(taught, tmp_path, capsys):
+    """Until the first is killed: then its lock is gone and the run goes on."""
+    run = start(taught, tmp_path, ["--iterations", "500"])
+    try:
+        while not (tmp_path / "metrics.jsonl").exists():
+            assert run.poll() is None, run.communicate()[0]
+            time.sleep(0.01)
+        said = refused("learners.appo", arguments(taught, tmp_path), capsys)
+    finally:
+        run.kill()
+        run.communicate()
+    assert f"RunFolderError: process {run.pid} writes a run into {tmp_path};" in said
+    assert "wait for it, stop it, or give --out another folder" in said
+    done = len(list((tmp_path / "checkpoints").glob("0*"))) + 1
+    main("learners.appo", [*arguments(taught, tmp_path), "--iterations", str(done)])
+    assert len(metrics_of(tmp_path)) >= done
+
+
+def test_a_folder_of_an_earlier_version_is_resumed(taught, undisturbed, tmp_path, capsys):
+    """Its config lacks a field that came later; what it did then is that field's default."""
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["out"] = str(tmp_path)
+    for name in ("search", "prices", "run_calls"):
+        del config[name]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    main("learners.appo", arguments(taught, tmp_path))
+    assert "resuming after iteration 3" in " ".join(capsys.readouterr().out.split())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    said = refused("learners.appo", [*arguments(taught, tmp_path), "--search", "web"], capsys)
+    assert "search was 'auto', now 'web'" in said
+
+
+def test_a_run_stops_when_its_calls_are_spent_and_goes_on_with_more(
+    taught, undisturbed, tmp_path, capsys
+):
+    """One call fewer than the whole run makes: the last evaluation or iteration is not finished."""
+    needed = json.loads((undisturbed / "spent.json").read_text())["tool_calls"]
+    assert needed > 1
+    given = [*arguments(taught, tmp_path), "--run-calls"]
+    said = refused("learners.appo", [*given, str(needed - 1)], capsys)
+    assert f"RunStopped: the {needed - 1} tool calls of --run-calls are spent; give more" in said
+    assert json.loads((tmp_path / "spent.json").read_text())["tool_calls"] == needed - 1
+    main("learners.appo", [*given, str(3 * needed)])
+    same_numbers(undisturbed, tmp_path)
+    same_totals(tmp_path)

@@ -1,0 +1,96 @@
+"""What a run's config asks for, refused before anything is opened; and its environments."""
+
+from typing import TYPE_CHECKING, Any
+
+from learners.run_config import RunConfig, UsageError
+from learners.spending import Budget
+
+if TYPE_CHECKING:
+    from envs import ToolEnv
+
+
+def refuse(config: RunConfig) -> None:
+    """Nothing if numbers are such that a run can be made of them.
+
+    Raises:
+        UsageError: one is not.
+    """
+    prices = dict(config.prices)
+    wrong = (
+        (
+            config.temperature <= 0,
+            f"--temperature {config.temperature:g}: rollouts that are all the same teach nothing, "
+            "and log-probabilities are not defined; give more than 0 (--eval-temperature may be 0)",
+        ),
+        (config.eval_temperature < 0, "--eval-temperature is below 0; 0 is greedy"),
+        (
+            not 0 <= config.max_unavailable <= 1,
+            f"--max-unavailable is {config.max_unavailable:g}; expected a share from 0 to 1",
+        ),
+        (
+            any(price < 0 for price in prices.values()) or len(prices) < len(config.prices),
+            f"--prices {config.prices}; expected different tools, each with a price of 0 or more",
+        ),
+        (
+            config.run_cost is not None and not prices,
+            f"--run-cost {config.run_cost} needs --prices, as in --prices search 0.005",
+        ),
+    )
+    for is_wrong, told in wrong:
+        if is_wrong:
+            raise UsageError(told)
+
+
+def environment(config: RunConfig, split: str) -> "ToolEnv":
+    """The environment of a split, its tools made and none of them opened.
+
+    Raises:
+        UsageError: the arguments do not go together, or name a file that is not there.
+        benchmarks.DataUnavailable: there is no corpus to search.
+    """
+    import gymnasium as gym
+
+    import envs
+
+    try:
+        env = gym.make(config.env, **env_arguments(config, split)).unwrapped
+        assert isinstance(env, envs.ToolEnv)
+        _ = env.tools
+    except (ValueError, FileNotFoundError) as error:
+        raise UsageError(str(error)) from error
+    return env
+
+
+def env_arguments(config: RunConfig, split: str) -> dict[str, Any]:
+    """What gym.make is given for a split."""
+    return {
+        "split": split,
+        "data_dir": config.data_dir,
+        "reward": config.reward,
+        "level": config.level,
+        "tools": config.tools,
+        "max_tool_calls": config.max_tool_calls,
+        "sandbox": config.sandbox,
+        "search": config.search,
+        "corpus": config.corpus,
+        "cache": config.cache,
+        "cache_mode": config.cache_mode,
+    }
+
+
+def prove_sandbox(env: "ToolEnv") -> None:
+    """Open the sandbox of an environment that runs Python.
+
+    Raises:
+        tools.ToolUnavailable: none can be had; the message says what is missing.
+    """
+    from tools import PythonTool
+
+    for tool in env.tools:
+        if isinstance(tool, PythonTool):
+            tool.status()
+
+
+def budget(config: RunConfig) -> Budget:
+    """What a run may spend."""
+    return Budget(config.run_calls, config.run_cost, config.prices)
