@@ -1,7 +1,8 @@
 """Every method's gradient beside finite differences of the expected reward, where all is listed.
 
 Two tokens with a tool's result between them: four trajectories, sixteen groups of two. The expected
-gradient of a method is the sum over all groups of their probability times their gradient.
+gradient of a method is the sum over all groups of their probability times their gradient. Methods
+that branch have a second list: two rollouts, and two branches of the first after the tool's result.
 """
 
 from itertools import product
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from learners.batch import pack
-from tests.test_rivals import METHODS, loss_of
+from tests.method_fakes import METHODS, TRAINED_BRANCHES, fork_after, loss_of
 from tests.tree_fakes import grow, new_tree
 
 REWARDS = {(0, 0): 1.0, (0, 1): 0.0, (1, 0): 0.25, (1, 1): -1.0}
@@ -40,16 +41,25 @@ def true_gradient(step=1e-6):
     return found
 
 
-def group_gradient(method, paths):
-    """Minus the gradient of the loss of one group."""
+def old_logprobs(path):
+    """(3,) with the tool's result between."""
+    before = logprobs_of(LOGITS, path)
+    return torch.stack([before[0], torch.tensor(0.0), before[1]])
+
+
+def group_gradient(method, paths, branches=()):
+    """Minus the gradient of the loss of one group; branches are paths that begin as the first."""
     _, advantages, weighting = METHODS[method]
     tree, logits = new_tree(), LOGITS.clone().requires_grad_()
     path_of = {}
     for path in paths:
         root = grow(tree, (1, 1), (1, 0), reward=REWARDS[path])
-        before = logprobs_of(LOGITS, path)
-        root.old_logprobs = torch.stack([before[0], torch.tensor(0.0), before[1]])
         path_of[root] = path
+    for path in branches:
+        branch = fork_after(tree, tree.roots[0], 1, (1, 0), reward=REWARDS[path])
+        path_of[branch] = path
+    for trajectory, path in path_of.items():
+        trajectory.old_logprobs = old_logprobs(path)
     rows = advantages([tree])
     if not rows:
         return torch.zeros_like(LOGITS)
@@ -71,11 +81,31 @@ def expected_gradient(method):
     return total
 
 
+def expected_gradient_with_branches(method):
+    total = torch.zeros_like(LOGITS)
+    for first, second, *ends in product(REWARDS, REWARDS, (0, 1), (0, 1)):
+        branches = [(first[0], end) for end in ends]
+        logs = [logprobs_of(LOGITS, path).sum() for path in (first, second)]
+        logs += [logprobs_of(LOGITS, path)[1] for path in branches]
+        total += sum(logs).exp() * group_gradient(method, (first, second), branches)
+    return total
+
+
+def alike(found, true):
+    return torch.nn.functional.cosine_similarity(found.flatten(), true.flatten(), dim=0)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_the_expected_gradient_climbs_the_expected_reward(method):
-    found, true = expected_gradient(method), true_gradient()
-    alike = torch.nn.functional.cosine_similarity(found.flatten(), true.flatten(), dim=0)
-    assert alike > 0.9
+    assert alike(expected_gradient(method), true_gradient()) > 0.9
+
+
+@pytest.mark.parametrize("method", ["appo", *TRAINED_BRANCHES])
+def test_with_branches_it_climbs_too(method):
+    """In every state; branches share the first token, so that the direction leans to the second."""
+    found, true = expected_gradient_with_branches(method), true_gradient()
+    assert (found * true > 0).all()
+    assert alike(found, true) > 0.75
 
 
 @pytest.mark.parametrize("method", EXACT)

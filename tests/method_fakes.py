@@ -1,0 +1,112 @@
+"""Every method as tests need it: its credit, its weighting, its loss, and trees to give it."""
+
+from functools import partial
+
+import torch
+
+from learners import (
+    aepo,
+    appo,
+    arpo,
+    cispo,
+    dapo,
+    dr_grpo,
+    gigpo,
+    gppo,
+    grpo,
+    gspo,
+    reinforce_pp,
+    rloo,
+    tree_grpo,
+)
+from learners.advantages import by_group, centred, group_normalised, leave_one_out
+from learners.losses import sequence_mean, sequence_sum, token_mean
+from learners.tree import BranchPoint, Completion, Row, Turn
+from tests.tree_fakes import START, Notes, grow, new_tree, stats_of
+
+
+def procedure(trees):
+    """APPO's credit, by a policy that has not moved; branches get no row."""
+    config, notes, rows = appo.Config(), Notes(), []
+    for tree in trees:
+        stats = {root: stats_of(root) for root in tree.roots}
+        rows += appo.procedure_advantages(tree, stats, config, notes)
+    return rows
+
+
+def aware(trees):
+    """AEPO's credit; entropies grow along a response."""
+    rows = group_normalised(trees)
+    masks = [torch.tensor(row.trajectory.response_mask) for row in rows]
+    entropies = [torch.arange(len(mask)) / 7 for mask in masks]
+    factors = aepo.entropy_factors(entropies, masks, aepo.Config().advantage_weight)
+    return [Row(t, a * f) for (t, a), f in zip(rows, factors, strict=True)]
+
+
+METHODS = {
+    "appo": (appo, procedure, partial(sequence_mean, rows=8)),
+    "grpo": (grpo, group_normalised, sequence_mean),
+    "reinforce_pp": (
+        reinforce_pp,
+        partial(reinforce_pp.batch_normalised, config=reinforce_pp.Config()),
+        token_mean,
+    ),
+    "reinforce_pp baseline": (
+        reinforce_pp,
+        partial(reinforce_pp.batch_normalised, config=reinforce_pp.Config(baseline="group")),
+        token_mean,
+    ),
+    "dapo": (dapo, group_normalised, token_mean),
+    "gppo": (gppo, group_normalised, token_mean),
+    "cispo": (cispo, group_normalised, token_mean),
+    "arpo": (arpo, group_normalised, token_mean),
+    "aepo": (aepo, aware, token_mean),
+    "tree_grpo": (tree_grpo, partial(tree_grpo.two_level, keep=None, draw=id), token_mean),
+    "gigpo": (gigpo, partial(gigpo.two_level, config=gigpo.Config()), token_mean),
+    "rloo": (rloo, partial(by_group, credit=leave_one_out, keep_equals=True), sequence_sum),
+    "dr_grpo": (
+        dr_grpo,
+        partial(by_group, credit=centred, keep_equals=True),
+        partial(sequence_sum, divisor=64),
+    ),
+    "gspo": (gspo, group_normalised, sequence_mean),
+}
+"""Module, credit of trees, weighting of rows; as each module's `iteration` puts them together."""
+TRAINED_BRANCHES = ("arpo", "aepo", "tree_grpo")
+"""Methods that fork and train what they fork."""
+
+
+def loss_of(method):
+    module = METHODS[method][0]
+    return (
+        module.policy_loss
+        if module is rloo
+        else partial(module.policy_loss, config=module.Config())
+    )
+
+
+def fork_after(tree, root, turns, *rest, reward=0.0, logprobs=0.0):
+    """A finished branch: so many turns of a root, then its own (tokens sampled, observed)."""
+    branch = tree.fork(BranchPoint(root, sum(len(turn) for turn in root.turns[:turns])))
+    token = 50
+    for sampled, observed in rest:
+        ids = tuple(range(token, token + sampled + observed))
+        said = Completion(ids[:sampled], (logprobs,) * sampled, (0.0,) * sampled)
+        branch.turns.append(Turn(START, said, ids[sampled:]))
+        token += sampled + observed
+    branch.reward, branch.done = reward, True
+    branch.old_logprobs = torch.tensor([logprobs * own for own in branch.response_mask])
+    return branch
+
+
+def forest():
+    """Two prompts; rollouts of one to three turns with results between; a branch of each."""
+    first, second = new_tree(), new_tree()
+    grow(first, (3, 2), (2, 0), reward=1.0, logprobs=-1.0)
+    grow(first, (1, 0), logprobs=-1.0)
+    grow(first, (2, 1), (1, 3), (4, 0), reward=0.25, logprobs=-1.0)
+    grow(second, (2, 2), (3, 0), reward=0.5, logprobs=-1.0)
+    grow(second, (5, 0), reward=-1.0, logprobs=-1.0)
+    fork_after(first, first.roots[0], 1, (3, 1), (1, 0), reward=0.5, logprobs=-1.0)
+    fork_after(second, second.roots[0], 1, (2, 0), reward=1.0, logprobs=-1.0)
+    return [first, second]

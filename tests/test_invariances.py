@@ -1,0 +1,96 @@
+"""What may not change a method's gradient: micro-batches, padding, order, a constant in rewards."""
+
+import pytest
+import torch
+
+from learners import gigpo
+from learners.batch import pack
+from tests.method_fakes import METHODS, forest, loss_of
+
+every_method = pytest.mark.parametrize("method", METHODS)
+
+
+def gradients(method, trees, micro):
+    """d loss / d log pi of every row, by trajectory, in micro-batches of so many rows."""
+    _, advantages, weighting = METHODS[method]
+    rows = advantages(trees)
+    weights = weighting([torch.tensor(row.trajectory.response_mask) for row in rows])
+    found = {}
+    for start in range(0, len(rows), micro):
+        part = rows[start : start + micro]
+        batch = pack(part, weights=weights[start : start + micro])
+        logprobs = torch.full(batch.token_ids.shape, 7.0)  # whatever is outside of the response
+        for line, row in enumerate(part):
+            length, tokens = len(row.trajectory), len(row.trajectory.prompt_ids)
+            draw = torch.Generator().manual_seed(length)
+            moved = torch.randn(length, generator=draw) / 3 - 1
+            logprobs[line, tokens : tokens + length] = moved
+        logprobs.requires_grad_()
+        loss_of(method)(logprobs, batch).backward()
+        for line, row in enumerate(part):
+            found[len(row.trajectory), row.trajectory.reward] = logprobs.grad[line]
+    return {key: value[value != 0] for key, value in found.items()}
+
+
+def same(one, other):
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        torch.testing.assert_close(value, other[key], rtol=1e-4, atol=1e-6)
+
+
+@every_method
+@pytest.mark.parametrize("micro", [1, 2])
+def test_micro_batches_and_their_padding_do_not_change_the_gradient(method, micro):
+    whole = gradients(method, forest(), micro=9)
+    assert any(len(value) for value in whole.values())
+    same(whole, gradients(method, forest(), micro=micro))
+
+
+@every_method
+def test_the_order_of_rollouts_and_prompts_does_not_change_the_gradient(method):
+    trees = forest()
+    for tree in trees:
+        tree.trajectories.reverse()
+    same(gradients(method, forest(), 9), gradients(method, trees[::-1], 9))
+
+
+def with_constant(trees):
+    """The same trees with 10 added to the rewards of some."""
+    for trajectory in (t for tree in trees for t in tree.trajectories):
+        trajectory.reward += 10.0
+
+
+def same_credit(method, before, after):
+    before, after = (METHODS[method][1](trees) for trees in (before, after))
+    assert before
+    for one, other in zip(before, after, strict=True):
+        torch.testing.assert_close(one.advantages, other.advantages, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("gigpo", "reinforce_pp")])
+def test_a_constant_added_to_a_prompts_rewards_changes_no_advantage(method):
+    """Each takes the prompt's mean off; GiGPO's turns discount the reward itself."""
+    moved = forest()
+    with_constant(moved[:1])
+    same_credit(method, forest(), moved)
+
+
+def test_reinforce_pp_takes_the_mean_of_all_prompts_off():
+    moved = forest()
+    with_constant(moved)
+    same_credit("reinforce_pp", forest(), moved)
+
+
+def test_without_a_discount_gigpo_takes_means_off_at_both_levels():
+    moved, config = forest(), gigpo.Config(discount=1.0)
+    with_constant(moved[:1])
+    before, after = (gigpo.two_level(trees, config) for trees in (forest(), moved))
+    for one, other in zip(before, after, strict=True):
+        torch.testing.assert_close(one.advantages, other.advantages, rtol=1e-4, atol=1e-5)
+
+
+def test_observations_get_no_gradient():
+    for method in METHODS:
+        for (length, _), gradient in gradients(method, forest(), 9).items():
+            sampled = {7: 5, 1: 1, 11: 7, 10: 7, 5: 5, 6: 4}[length]
+            assert len(gradient) <= sampled
