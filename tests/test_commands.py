@@ -1,15 +1,20 @@
 """Commands that cannot do what they are asked: what was given, what was expected, what to do."""
 
+import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from huggingface_hub.errors import HfHubHTTPError
 
-from benchmarks import DataUnavailable
+from benchmarks import BENCHMARKS, DataUnavailable
 from benchmarks.sources import HubTable, fetch_from_hub
 from learners.training import main
 from tests.conftest import ROOT
+from tests.fakes import TOY, toy_load
+from tools.cache import Answer, Cache
 
 METHODS = ("learners.appo", "learners.grpo")
 
@@ -103,6 +108,104 @@ def test_a_benchmark_without_demonstrations_says_so(tmp_path):
     config = Config(env="appo/HotpotQA-v0", out=str(tmp_path / "run"))
     with pytest.raises(UsageError, match="HotpotQA-v0: this benchmark has no demonstrations"):
         cold_start(config)
+
+
+REFUSED = {
+    "--temperature 0": "--temperature 0: rollouts that are all the same teach nothing",
+    "--temperature -1": "give more than 0 (--eval-temperature may be 0)",
+    "--eval-temperature -0.1": "--eval-temperature is below 0; 0 is greedy",
+    "--max-unavailable 1.5": "--max-unavailable is 1.5; expected a share from 0 to 1",
+    "--prices search -1": "expected different tools, each with a price of 0 or more",
+    "--prices search 1 search 2": "expected different tools, each with a price of 0 or more",
+    "--run-cost 5": "--run-cost 5.0 needs --prices, as in --prices search 0.005",
+    "--tools serch": "unknown tools ['serch']; expected some of",
+    "--max-tool-calls -1": "max_tool_calls is -1; expected 0 or more",
+    "--search local --corpus nowhere": "nowhere holds no index; make one with `python -m",
+    "--search remote": "search='remote' takes the service's URL as corpus",
+    "--search remote --corpus host": "'host' is no http or https address of a retrieval service",
+    "--search web --corpus auto": "backend 'auto' is not the name of one engine",
+    "--env appo/GSM8K-v0 --tools search --search local": "brings no corpus for search='local'",
+}
+"""What a person may type, and what is said before anything is opened or written."""
+
+
+@pytest.mark.parametrize("given", REFUSED)
+def test_what_cannot_be_a_run_is_refused_before_anything_is_written(capsys, tmp_path, given):
+    said = refused(capsys, f"{given} --out {tmp_path}/run")
+    assert REFUSED[given] in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("module", [*METHODS, "learners.sft"])
+def test_every_command_that_plays_has_the_settings_of_gym_make(module):
+    _, said, _ = python("-m", module, "--help", COLUMNS="200")
+    for name in ("search", "corpus", "cache", "cache-mode", "max-tool-calls", "tools", "sandbox"):
+        assert f"--{name} " in said
+
+
+def test_a_gated_data_set_is_named_before_the_model_is_loaded(capsys, tmp_path, monkeypatch):
+    """Training rows are at hand, the test rows behind terms: nothing but this is said."""
+
+    def gated(split, data_dir=None):
+        if split == "test":
+            raise DataUnavailable("o/n is gated: accept its terms and set HF_TOKEN")
+        return toy_load(split)
+
+    monkeypatch.setitem(BENCHMARKS, "SyntheticQA", replace(TOY, load=gated))
+    given = f"--model {tmp_path}/none --tools calculator --out {tmp_path}/run"
+    said = refused(capsys, given)
+    assert said == "DataUnavailable: o/n is gated: accept its terms and set HF_TOKEN"
+    said = refused(capsys, f"{given} --eval-tasks 0")
+    assert said.startswith("ModelNotFound: ")
+
+
+def test_a_kernel_without_landlock_is_named_before_the_model_is_loaded(
+    capsys, tmp_path, monkeypatch
+):
+    import sandlock
+
+    monkeypatch.setattr(sandlock, "landlock_abi_version", lambda: 2)
+    given = f"--model {tmp_path}/none --tools python --sandbox local --out {tmp_path}/run"
+    said = refused(capsys, given)
+    assert "ToolUnavailable: no sandbox for Python code can be had here." in said
+    assert "Landlock version 2" in said
+    assert "Docker" in said
+
+
+def test_a_replay_that_lacks_an_answer_stops_the_run(taught, capsys, tmp_path):
+    """Asking again would not help, and an outage it is not: nothing is dropped, nothing trained."""
+    cache = Cache(tmp_path / "web.sqlite")
+    cache.answer({"source": "remote", "query": "another", "k": 3}, lambda: Answer("[]"))
+    cache.close()
+    said = refused(capsys, outside(taught, tmp_path))
+    assert f"ReplayMiss: {tmp_path}/web.sqlite holds no answer to " in said
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_run_whose_tools_fail_stops_with_a_report(taught, capsys, tmp_path):
+    """No recording is there: every tree that searches loses its tools, more than a tenth."""
+    said = refused(capsys, outside(taught, tmp_path) + " --max-unavailable 0.1")
+    found = re.search(r"RunStopped: (\d+) of 3 trees of iteration 1 lost their tools", said)
+    assert found, said
+    assert int(found[1]) >= 1
+    assert "more than --max-unavailable 0.1 allows: " in said
+    assert f"{found[1]} x the cache {tmp_path}/web.sqlite is out of order" in said
+    assert "run the same command: it resumes from the last checkpoint" in said
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == ""
+    main("learners.appo", (outside(taught, tmp_path) + " --max-unavailable 1").split())
+    line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
+    assert line["tools/unavailable_trees"] == int(found[1])
+    assert 0 < line["tools/unavailable_after_0"] <= 1  # a calculator's calls were tried, too
+
+
+def outside(model, folder):
+    """A run of one iteration that searches outside, by a recording alone."""
+    return (
+        f"--model {model} --tools search calculator --prompts 3 --minibatch-prompts 1 --rollouts 4 "
+        "--initial-rollouts 2 --iterations 1 --max-response-tokens 80 --eval-tasks 0 --threads 1 "
+        f"--search remote --corpus http://127.0.0.1:1 --cache {folder}/web.sqlite "
+        f"--cache-mode replay --out {folder}/run"
+    )
 
 
 OFFLINE = """
