@@ -15,7 +15,8 @@ STD_FLOOR = 1e-6
 def group_normalised(trees: Sequence[RolloutTree]) -> list[Row]:
     """(R - mean) / (std + 1e-6) within each tree, sample deviation, the same for every token.
 
-    A tree of one, or of equal rewards, teaches nothing and gives no row.
+    A tree of one, or of equal rewards, teaches nothing and gives no row, so that a loss is averaged
+    over the others. The reference implementations average over all.
     """
     return by_group(trees, normalised)
 

@@ -76,7 +76,7 @@ class Config(RunConfig):
     clip_high: float = 0.2
     """The ratio is kept below 1 + clip_high; beyond, the gradient is the bound's. [scripts: 0.2]"""
     dual_clip: float = 3.0
-    """c: a token with A < 0 and a larger ratio gets no gradient; inf: none. [code: 3]"""
+    """c: a token with A < 0 and a larger ratio gets no gradient; inf: none. [verl, scripts: 3]"""
 
 
 def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:

@@ -1,9 +1,11 @@
 """DAPO, Decoupled Clip and Dynamic sampling Policy Optimization (arXiv 2503.14476).
 
-Prompts whose rollouts all earned the same are sampled past: others are drawn until there are enough
-(dynamic sampling). Overlong responses are penalised before A_i = (R_i - mean) / (std + 1e-6) over
-the rollouts of a prompt, the same for all tokens of a rollout; the surrogate clips wider above than
-below and is averaged over all tokens. No KL.
+Prompts whose rollouts are all equally right are sampled past: others are drawn until there are
+enough (dynamic sampling). Right is what the answer scored, where the reward tells: neither the
+penalty of a format nor the bonus for tools makes a prompt worth training on. Overlong responses are
+penalised before A_i = (R_i - mean) / (std + 1e-6) over the rollouts of a prompt, the same for all
+tokens of a rollout; the surrogate clips wider above than below and is averaged over all tokens. No
+KL.
 """
 
 from collections.abc import Sequence
@@ -29,14 +31,14 @@ class Config(RunConfig):
     rollouts: int = 16
     """G: rollouts per prompt. [paper: 16]"""
     generations: int = 10
-    """Most batches of `prompts` prompts that are sampled until as many have different rewards; then
-    fewer are trained on. [recipe: 10, then it gives up]"""
+    """Most batches of `prompts` prompts that are sampled until as many are kept; then fewer are
+    trained on, or none. [recipe: 10 batches of 3 times `prompts`, then an error ends the run]"""
     clip_low: float = 0.2
     """The ratio is kept above 1 - clip_low. [paper]"""
     clip_high: float = 0.28
     """The ratio is kept below 1 + clip_high: clip-higher. [paper]"""
     dual_clip: float = 10.0
-    """c: where A < 0 the loss is at most -c A. [recipe; the paper has none: inf]"""
+    """c: where A < 0 the loss is at most -c A. [recipe's clip_ratio_c; the paper has none: inf]"""
     overlong_share: float = 0.2
     """L_cache over L_max: the last part of the room, where length is penalised. [4096 of 20480]"""
     overlong_penalty: float = 1.0
@@ -54,7 +56,7 @@ def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
 
 
 def informative_trees(tasks: "list[Task]", run: "Run", config: Config) -> list[RolloutTree]:
-    """`prompts` trees with different rewards, or as many as the bound and the tasks allow."""
+    """`prompts` trees with different scores, or as many as the bound and the tasks allow."""
     sampled: list[RolloutTree] = []
     kept: list[RolloutTree] = []
     draw = run.draw("refill")
@@ -62,7 +64,7 @@ def informative_trees(tasks: "list[Task]", run: "Run", config: Config) -> list[R
         trees = run.new_trees(tasks, config.rollouts)
         run.rollout(trees)
         sampled += trees
-        kept += [t for t in usable(trees) if teaches([one.reward for one in t.trajectories])]
+        kept += [t for t in usable(trees) if teaches([score(one) for one in t.trajectories])]
         run.count("sampling/generations", 1)
         if len(kept) >= config.prompts:
             break
@@ -77,9 +79,15 @@ def informative_trees(tasks: "list[Task]", run: "Run", config: Config) -> list[R
     return kept[: config.prompts]
 
 
-def teaches(rewards: Sequence[float]) -> bool:
-    """Whether a group is kept, by its rewards before any penalty; a group of one is."""
-    return len(rewards) == 1 or max(rewards) != min(rewards)
+def teaches(scores: Sequence[float]) -> bool:
+    """Whether a group is kept, by what its answers scored; a group of one is."""
+    return len(scores) == 1 or max(scores) != min(scores)
+
+
+def score(trajectory: Trajectory) -> float:
+    """What the answer scored: 0 without one; the whole of a reward that is of one piece (arpo)."""
+    terms = trajectory.reward_terms
+    return 0.0 if "format" in terms else terms.get("score", trajectory.reward)
 
 
 def shaped(trajectory: Trajectory, config: Config) -> float:

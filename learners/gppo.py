@@ -33,7 +33,7 @@ class Config(RunConfig):
     clip_high: float = 0.28
     """The ratio is kept below 1 + clip_high. [paper]"""
     dual_clip: float = 10.0
-    """c: a token with A < 0 and a larger ratio gets no gradient. [recipe; paper: none, inf]"""
+    """c: a token with A < 0 and a larger ratio gets no gradient. [code; paper: none, inf]"""
 
 
 def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:

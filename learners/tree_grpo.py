@@ -53,7 +53,7 @@ class Config(RunConfig):
     clip_high: float = 0.2
     """The ratio is kept below 1 + clip_high. [script: 0.2]"""
     dual_clip: float = 3.0
-    """c: where A < 0 the loss is at most -c A; inf: none. [code: 3]"""
+    """c: where A < 0 the loss is at most -c A; inf: none. [verl, scripts: 3]"""
 
 
 def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:

@@ -171,6 +171,38 @@ def test_dapo_stops_at_its_bound_and_trains_on_what_there_is():
     assert run.counts["sampling/generations"] >= 3  # then all tasks have been met
 
 
+@pytest.mark.parametrize(
+    ("terms", "score"),
+    [
+        ({"format": -1.0}, 0.0),
+        ({"score": 0.0, "tools": 0.0}, 0.0),
+        ({"score": 1.0, "tools": 0.1}, 1.0),
+        ({"correctness": 1.0}, 7.0),
+        ({"arpo": 0.6}, 7.0),
+    ],
+)
+def test_dapo_looks_at_the_answers_score_alone_where_the_reward_tells(terms, score):
+    (root,) = tree_with([7.0]).roots
+    root.reward_terms = terms
+    assert dapo.score(root) == score
+
+
+def test_dapo_samples_past_a_prompt_that_differs_in_format_only():
+    """Nobody is right: one rollout without an answer, one with a wrong one."""
+    run = Sampled([(-1, 0), (0, 1)])
+    malformed, right = {"format": -1.0}, {"score": 1.0, "tools": 0.0}
+    terms = {-1: malformed, 0: {"score": 0.0, "tools": 0.0}, 1: right}
+
+    def rollout(trees):
+        for trajectory in (t for tree in trees for t in tree.trajectories):
+            trajectory.reward_terms = terms[trajectory.reward]
+
+    run.rollout = rollout
+    config = dapo.Config(prompts=2, generations=1)
+    (kept,) = dapo.informative_trees(run.rollouts.env.tasks[:2], run, config)
+    assert [t.reward for t in kept.roots] == [0, 1]
+
+
 def test_turns_after_the_same_result_are_one_group():
     """Two rollouts answer the question, then both see "A" and one of them "B"."""
     tree = new_tree()
