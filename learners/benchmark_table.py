@@ -1,6 +1,6 @@
 """What every environment tells the model and allows it, as a page of Markdown.
 
-`python -m learners.benchmark_table docs/benchmarks.md` writes the page; a test holds it to the code.
+`python -m learners.benchmark_table docs/benchmarks.md` writes it; a test holds it to the code.
 """
 
 import sys
@@ -29,8 +29,8 @@ Beside the published settings:
 | ARPO, training code, reasoning | 4,096 | 6 | 10 |
 | ARPO and APPO, evaluation code | 4,096 per generation | 5 of Python, 10 of search | 10 |
 
-What an evaluation uses instead is `--max-response-tokens` and `--max-tool-calls`; it is written into
-results.json.
+An evaluation may use other limits (`--max-response-tokens`, `--max-tool-calls`); results.json says
+which.
 
 | id | official score | training score | tools | calls | tokens | results of a search |
 |---|---|---|---|---|---|---|

@@ -153,7 +153,7 @@ def first_turn(reply: Reply, stop_tags: Sequence[str]) -> str:
         return text[: min(ends)]
     if reply.finish == "length":
         return text
-    if reply.stopped_at in stop_tags:
+    if reply.stopped_at is not None and reply.stopped_at in stop_tags:
         return text + reply.stopped_at
     opened = {text.rfind(tag.replace("/", "", 1)): tag for tag in stop_tags}
     last = max(opened)
