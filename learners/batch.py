@@ -27,6 +27,8 @@ class Batch:
     """What each token's loss counts; sums over the micro-batches of an update."""
     share: float
     """Rows here over rows of the mini-batch."""
+    reference_logprobs: Tensor | None = None
+    """Nats, by the policy that stays as it is; None without a penalty for leaving it."""
 
 
 def pack(
@@ -70,7 +72,22 @@ def pack(
         if weights is not None:
             counts[index, end - len(weights[index]) : end] = weights[index]
     tensors = (ids, attention, mask, sampler, old, advantages, counts)
-    return Batch(*[tensor.to(device) for tensor in tensors], share=share)  # type: ignore[misc, arg-type]
+    return Batch(
+        *[tensor.to(device) for tensor in tensors],  # type: ignore[misc, arg-type]
+        share=share,
+        reference_logprobs=_reference(rows, old, device),
+    )
+
+
+def _reference(rows: Sequence[Row], like: Tensor, device: torch.device | str) -> Tensor | None:
+    """(B, T) log-probabilities of the reference, or None where a row has none."""
+    found = torch.zeros_like(like)
+    for index, (trajectory, _) in enumerate(rows):
+        if trajectory.reference_logprobs is None:
+            return None
+        begin = len(trajectory.prompt_ids)
+        found[index, begin : begin + len(trajectory)] = trajectory.reference_logprobs
+    return found.to(device)
 
 
 def microbatches(rows: Sequence[Row], tokens: int) -> Iterator[list[Row]]:

@@ -7,7 +7,6 @@ resources with a few verbs and no idea of methods; `train` runs iterations until
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,13 +14,13 @@ from torch import Tensor
 from benchmarks import Task
 from learners.ledger import Ledger
 from learners.losses import mismatch_weights
+from learners.metrics import tree_metrics
+from learners.objective import Reference, objective
 from learners.policy import Policy, PolicyLoss, TokenStats
 from learners.rollout import Hook, Rollouts
 from learners.run_config import RunConfig
+from learners.schedules import multiplier
 from learners.tree import RolloutTree, Row, Trajectory, usable
-
-if TYPE_CHECKING:
-    pass
 
 Weighting = Callable[[Sequence[Tensor]], list[Tensor]]
 """Response masks of the rows of a mini-batch -> what each token's loss counts."""
@@ -30,10 +29,18 @@ Weighting = Callable[[Sequence[Tensor]], list[Tensor]]
 class Run:
     """What a method's iteration works with. Mutated by its verbs."""
 
-    def __init__(self, config: RunConfig, policy: Policy, rollouts: Rollouts) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        policy: Policy,
+        rollouts: Rollouts,
+        reference: Reference | None = None,
+    ) -> None:
         self.config = config
         self.policy = policy
         self.rollouts = rollouts
+        self.reference = reference
+        """Needed where `config.kl` is not 0."""
         self.ledger: Ledger = rollouts.ledger
         self.iteration = 0
         self.trees: list[RolloutTree] = []
@@ -42,6 +49,15 @@ class Run:
         """Ids of tasks whose tools were unavailable; served once more."""
         self._notes: defaultdict[str, list[float]] = defaultdict(list)
         self._counts: defaultdict[str, int] = defaultdict(int)
+        self._versions: dict[Trajectory, int] = {}
+        """Optimiser steps before a trajectory of this iteration was sampled."""
+
+    def begin(self) -> None:
+        """Start an iteration: its learning rate."""
+        config = self.config
+        share = multiplier(config.schedule, config.warmup, self.iteration, config.iterations)
+        self.policy.set_learning_rate(self.policy.learning_rate * share)
+        self.note("update/learning_rate", [self.policy.learning_rate * share])
 
     def new_trees(self, tasks: Sequence[Task], roots: int) -> list[RolloutTree]:
         """A tree per task with unfinished roots; a task may occur more than once."""
@@ -56,7 +72,12 @@ class Run:
 
     def rollout(self, trees: Sequence[RolloutTree], after_turn: Hook | None = None) -> None:
         """Run what is unfinished, by the current policy."""
+        begun = {t for tree in trees for t in tree.trajectories if t.done}
         self.rollouts.run(trees, key=str(self.iteration), after_turn=after_turn)
+        for tree in trees:
+            for trajectory in tree.trajectories:
+                if trajectory not in begun:
+                    self._versions[trajectory] = self.policy.updates
 
     def minibatches(self, trees: Sequence[RolloutTree]) -> Iterator[list[RolloutTree]]:
         """The trees of one optimiser step after the other; trees without their tools left out."""
@@ -84,8 +105,20 @@ class Run:
         if not rows:
             self.count("update/without_rows", 1)
             return
+        config = self.config
+        self._refer([row.trajectory for row in rows])
+        ages = [
+            self.policy.updates - self._versions.get(row.trajectory, self.policy.updates)
+            for row in rows
+        ]
+        self.note("update/staleness", [float(age) for age in ages])
+        self.note("update/stale_rows", [float(age > 0) for age in ages])
         with self.ledger.phase("update"):
-            done = self.policy.update(rows, self._corrected(rows, weights), loss)
+            done = self.policy.update(
+                rows,
+                self._corrected(rows, weights),
+                objective(loss, self.note, config.kl, config.kl_estimator),
+            )
         self.rollouts.sampler.sync()
         self.count("update/steps", 1)
         self.count("update/skipped", int(done.skipped))
@@ -96,6 +129,17 @@ class Run:
             for row, w in zip(rows, weights, strict=True)
         ]
         self.ledger.add("trained_tokens", sum(trained))
+
+    def _refer(self, trajectories: Sequence[Trajectory]) -> None:
+        """Keep what the reference thinks of trajectories, where it counts."""
+        if self.config.kl == 0:
+            return
+        assert self.reference is not None, "a run with kl needs its reference"
+        fresh = [t for t in trajectories if t.reference_logprobs is None]
+        with self.ledger.phase("score"):
+            found = self.reference.logprobs(fresh)
+        for trajectory, logprobs in zip(fresh, found, strict=True):
+            trajectory.reference_logprobs = logprobs
 
     def _corrected(self, rows: Sequence[Row], weights: Sequence[Tensor]) -> Sequence[Tensor]:
         """Weights times what tokens count for a sampler that is not quite the policy."""
@@ -159,26 +203,11 @@ class Run:
 
     def metrics(self) -> dict[str, float]:
         """What the iteration was like; empties the counters."""
-        done = [t for tree in usable(self.trees) for t in tree.trajectories]
-        roots = [t for t in done if t.parent is None]
-        self.note("reward/mean", [t.reward for t in roots])
-        self.note("response/tokens", [float(len(t)) for t in roots])
-        self.note("response/tool_calls", [float(len(t.state.calls)) for t in roots])
-        for stop in ("answered", "malformed", "tool_limit", "length"):
-            self.note(f"stop/{stop}", [float(t.state.stop == stop) for t in roots])
-        branches = [t for t in done if t.parent is not None]
-        if branches:
-            self.note("branch/reward_mean", [t.reward for t in branches])
-            self.note(
-                "branch/position",
-                [t.parent.position / len(t.parent.trajectory) for t in branches if t.parent],
-            )
-        self.count("branch/branches", len(branches))
-        self.count("tools/unavailable_trees", sum(t.unavailable is not None for t in self.trees))
         self.ledger.inherited(self.trees)
         found = {k: sum(v) / len(v) for k, v in self._notes.items() if v}
         found |= {k: float(v) for k, v in self._counts.items()}
-        found |= self.ledger.take()
+        found |= self.ledger.take() | tree_metrics(self.trees)
         self._notes.clear()
         self._counts.clear()
+        self._versions.clear()
         return {name: found[name] for name in sorted(found)}

@@ -104,6 +104,7 @@ def open_session(
     from learners.ledger import Ledger
     from learners.loop import Run
     from learners.models import load_model
+    from learners.objective import reference_of
     from learners.policy import Policy
     from learners.rollout import Rollouts
     from learners.sampler import TransformersSampler
@@ -127,7 +128,11 @@ def open_session(
         autocast=config.autocast,
     )
     sampler = TransformersSampler(
-        loaded.model, loaded.tokenizer, env.stop_tags, rows=config.sampler_rows
+        loaded.model,
+        loaded.tokenizer,
+        env.stop_tags,
+        rows=config.sampler_rows,
+        dtype=torch.bfloat16 if config.autocast else None,
     )
     rollouts = Rollouts(
         env,
@@ -138,7 +143,7 @@ def open_session(
         config.seed,
         ledger=ledger or Ledger(Spending(budget(config))),
     )
-    session = Session(Run(config, policy, rollouts), folder, tasks, held_out)
+    session = Session(Run(config, policy, rollouts, reference_of(config)), folder, tasks, held_out)
     if newest is not None:
         state = load_checkpoint(folder, newest, policy)
         session.run.iteration, session.run.lost = newest, state["lost"]
@@ -209,6 +214,7 @@ def run_iteration(
     """One iteration of a session: its tasks, the method, its metrics."""
     run = session.run
     start = time.perf_counter()
+    run.begin()
     tasks = session.tasks_of(run.iteration)
     # What the iteration before left in the sampler would round otherwise than a resumed run's.
     run.rollouts.sampler.sync()

@@ -87,6 +87,8 @@ class Trajectory:
     done: bool = False
     old_logprobs: Tensor | None = None
     """(T,) nats, by the policy's own forward pass before the step's first update."""
+    reference_logprobs: Tensor | None = None
+    """(T,) nats, by the policy that stays as it is; only with a penalty for leaving it."""
 
     @property
     def response_ids(self) -> tuple[int, ...]:
