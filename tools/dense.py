@@ -6,8 +6,6 @@ with. `python -m tools.dense --help` builds an index.
 
 import argparse
 import json
-import os
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -20,6 +18,7 @@ from tools.local_index import read_passages
 from tools.per_process import PerProcess
 from tools.retrievers import Hit, PassageLike
 from tools.tool import ToolUnavailable
+from tools.whole_folder import whole_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,19 +122,10 @@ def build(
     Raises:
         FileExistsError: there is something already.
     """
-    path = Path(path)
-    if path.exists():
-        raise FileExistsError(f"{path} exists")
-    making = path.with_name(f"{path.name}.making-{os.getpid()}")
-    making.mkdir(parents=True)
-    try:
-        count, dimensions = _write(passages, making, encode)
+    with whole_folder(path) as folder:
+        count, dimensions = _write(passages, folder, encode)
         note = _Note(_FORMAT, model, query_prefix, count, dimensions)
-        (making / _NOTE).write_text(json.dumps(note._asdict()) + "\n")
-        making.rename(path)
-    except BaseException:
-        shutil.rmtree(making, ignore_errors=True)
-        raise
+        (folder / _NOTE).write_text(json.dumps(note._asdict()) + "\n")
     return count
 
 

@@ -10,8 +10,6 @@ scores differ by a constant and by the rounding of lengths.
 import argparse
 import gzip
 import json
-import os
-import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tools.per_process import PerProcess
 from tools.retrievers import TITLE_WEIGHT, Hit, PassageLike
 from tools.tool import ToolUnavailable
+from tools.whole_folder import whole_folder
 from tools.words import query_terms, terms
 
 if TYPE_CHECKING:
@@ -91,19 +90,9 @@ def build(passages: Iterable[PassageLike], path: str | Path, heap_bytes: int = 1
     """
     import tantivy
 
-    path = Path(path)
-    if path.exists():
-        raise FileExistsError(f"{path} exists; `add` puts passages into an index that is there")
-    making = path.with_name(f"{path.name}.making-{os.getpid()}")
-    making.mkdir(parents=True)
-    try:
-        index = tantivy.Index(_schema(), str(making))
-        count = _write(index, passages, 0, heap_bytes)
-        (making / _NOTE).write_text(json.dumps({"format": _FORMAT}) + "\n")
-        making.rename(path)
-    except BaseException:
-        shutil.rmtree(making, ignore_errors=True)
-        raise
+    with whole_folder(path, "; `add` puts passages into an index that is there") as folder:
+        count = _write(tantivy.Index(_schema(), str(folder)), passages, 0, heap_bytes)
+        (folder / _NOTE).write_text(json.dumps({"format": _FORMAT}) + "\n")
     return count
 
 

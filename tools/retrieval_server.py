@@ -19,9 +19,12 @@ from tools.tool import ToolUnavailable
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
+    import anyio
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
+
+    Endpoint = Callable[[Request], Awaitable[Response]]
 
 DEFAULT_TOPK = 3
 MOST_TOPK = 100
@@ -44,12 +47,21 @@ def application(retriever: Retriever, at_once: int = 64, threads: int = 4) -> "S
     """
     import anyio
     from starlette.applications import Starlette
-    from starlette.concurrency import run_in_threadpool
-    from starlette.responses import JSONResponse
     from starlette.routing import Route
 
-    working = anyio.CapacityLimiter(at_once)
-    searching = anyio.CapacityLimiter(threads)
+    working, searching = anyio.CapacityLimiter(at_once), anyio.CapacityLimiter(threads)
+    answers = {"/retrieve": _retrieve, "/search": _search, "/batch_search": _batch_search}
+    routes = [
+        Route(path, _endpoint(partial(answer, retriever), working, searching), methods=["POST"])
+        for path, answer in answers.items()
+    ]
+    routes.append(Route("/health", _health(retriever), methods=["GET"]))
+    return Starlette(routes=routes)
+
+
+def _health(retriever: Retriever) -> "Endpoint":
+    from starlette.concurrency import run_in_threadpool
+    from starlette.responses import JSONResponse
 
     async def health(request: "Request") -> "Response":
         try:
@@ -58,35 +70,35 @@ def application(retriever: Retriever, at_once: int = 64, threads: int = 4) -> "S
             return JSONResponse({"status": "unavailable", "error": str(error)}, 503)
         return JSONResponse({"status": "ok"})
 
-    def route(
-        path: str, answer: "Callable[[Retriever, Mapping[str, object]], object]"
-    ) -> "Callable[[Request], Awaitable[Response]]":
-        async def endpoint(request: "Request") -> "Response":
-            try:
-                working.acquire_on_behalf_of_nowait(request)
-            except anyio.WouldBlock:
-                return JSONResponse({"error": "busy"}, 503, {"Retry-After": "1"})
-            try:
-                wanted = _parsed(await _body(request))
-                found = await anyio.to_thread.run_sync(
-                    partial(answer, retriever, wanted), limiter=searching
-                )
-            except _Mistake as mistake:
-                return JSONResponse({"error": str(mistake)}, 400)
-            except ToolUnavailable as error:
-                return JSONResponse({"error": str(error)}, 503, {"Retry-After": "5"})
-            finally:
-                working.release_on_behalf_of(request)
-            # json.dumps keeps lone surrogates as escapes, which JSONResponse cannot encode.
-            return _json_response(json.dumps(found))
+    return health
 
-        return endpoint
 
-    answers = {"/retrieve": _retrieve, "/search": _search, "/batch_search": _batch_search}
-    routes = [
-        Route(path, route(path, answer), methods=["POST"]) for path, answer in answers.items()
-    ]
-    return Starlette(routes=[*routes, Route("/health", health, methods=["GET"])])
+def _endpoint(
+    answer: "Callable[[Mapping[str, object]], object]",
+    working: "anyio.CapacityLimiter",
+    searching: "anyio.CapacityLimiter",
+) -> "Endpoint":
+    import anyio
+    from starlette.responses import JSONResponse
+
+    async def endpoint(request: "Request") -> "Response":
+        try:
+            working.acquire_on_behalf_of_nowait(request)
+        except anyio.WouldBlock:
+            return JSONResponse({"error": "busy"}, 503, {"Retry-After": "1"})
+        try:
+            wanted = _parsed(await _body(request))
+            found = await anyio.to_thread.run_sync(partial(answer, wanted), limiter=searching)
+        except _Mistake as mistake:
+            return JSONResponse({"error": str(mistake)}, 400)
+        except ToolUnavailable as error:
+            return JSONResponse({"error": str(error)}, 503, {"Retry-After": "5"})
+        finally:
+            working.release_on_behalf_of(request)
+        # json.dumps keeps lone surrogates as escapes, which JSONResponse cannot encode.
+        return _json_response(json.dumps(found))
+
+    return endpoint
 
 
 def _json_response(text: str) -> "Response":
