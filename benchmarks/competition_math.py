@@ -73,7 +73,7 @@ def _demonstrations(data_dir: Path | None) -> Sequence[Demonstration]:
     """Scripted episodes; see `gsm8k_demonstrations.py`."""
     from benchmarks.gsm8k_demonstrations import demonstrations
 
-    return demonstrations(data_dir)
+    return demonstrations(GSM8K.load("train", data_dir))
 
 
 GSM8K = replace(

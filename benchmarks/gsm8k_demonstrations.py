@@ -5,8 +5,7 @@ call `48/2`; the next thought goes on with "24 clips in May. ...". The last one 
 """
 
 import re
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
 from benchmarks.benchmark import Demonstration, Step, Task
 
@@ -14,16 +13,10 @@ _ANNOTATION = re.compile(r"<<([^<>=]+)=[^<>]*>>")
 _SAFE = re.compile(r"[0-9.+\-*/() ]+")
 
 
-def demonstrations(data_dir: Path | None = None) -> Sequence[Demonstration]:
-    """One per training row whose annotations are plain arithmetic.
-
-    Raises:
-        benchmarks.DataUnavailable: the training rows cannot be had.
-    """
-    from benchmarks.competition_math import GSM8K
-
+def demonstrations(tasks: Iterable[Task]) -> Sequence[Demonstration]:
+    """One per task of GSM8K's training split whose annotations are plain arithmetic."""
     found = []
-    for task in GSM8K.load("train", data_dir):
+    for task in tasks:
         steps = scripted(task, dict(task.metadata)["solution"])
         if steps:
             found.append(Demonstration(task, steps))
