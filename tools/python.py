@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tools.sandbox import DockerOptions, Limits, Reply, Sandbox, SandboxLost, open_sandbox
+from tools.sandbox_texts import BROKEN, LONGEST_CELL, joined, stopped, too_long
 from tools.tool import ToolContext, ToolResult, ToolUnavailable
 
 log = logging.getLogger(__name__)
@@ -25,12 +26,6 @@ log = logging.getLogger(__name__)
 PythonState = tuple[tuple[int, tuple[tuple[str, str], ...]], tuple[tuple[str, str], ...]]
 """((seed, ((attachment, digest), ...)), ((cell, digest of its output), ...))."""
 
-LONGEST_CELL = 100_000
-"""Characters of one cell."""
-BROKEN = (
-    "[not run: an earlier cell has broken this interpreter (it replaced, closed or blocked what"
-    " runs cells), and it cannot go on]"
-)
 PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)
 """Seconds between attempts to open a sandbox that was there before."""
 ATTEMPTS = 5
@@ -82,8 +77,7 @@ class PythonTool:
     def run(self, state: PythonState, argument: str) -> tuple[PythonState, ToolResult]:
         begun = time.perf_counter()
         if len(argument) > LONGEST_CELL:
-            text = f"[not run: the cell has {len(argument)} characters, {LONGEST_CELL} are allowed]"
-            return state, ToolResult(text, False, time.perf_counter() - begun)
+            return state, ToolResult(too_long(argument), False, time.perf_counter() - begun)
         closings = self._closings
         for attempt in range(ATTEMPTS):
             sandbox = self._opened() if attempt == 0 else self._reopened()
@@ -236,7 +230,7 @@ class PythonTool:
         result = reply.results[-1]
         seconds = time.perf_counter() - begun
         if reply.state is None:
-            text = _join(result.text, _explain(result.status, result.code, self._limits))
+            text = joined(result.text, stopped(result.status, result.code, self._limits))
             return state, ToolResult(text, False, seconds)
         following: PythonState = (state[0], (*state[1], (cell, _digest(result.text))))
         self._keep(sandbox, following, reply.state)
@@ -270,22 +264,3 @@ def _attached(path: str, digest: str) -> tuple[str, str]:
     if hashlib.sha256(content).hexdigest()[:16] != digest:
         raise ToolUnavailable(f"{path} is not the file that the episode began with")
     return Path(path).name, base64.b64encode(content).decode()
-
-
-def _join(text: str, note: str) -> str:
-    return f"{text}\n{note}" if text and not text.endswith("\n") else text + note
-
-
-def _explain(status: str, code: int | None, limits: Limits) -> str:
-    """What stopped a cell, for the model."""
-    reasons = {
-        "cpu": f"the cell used more than {limits.cpu:g} s of CPU time",
-        "wall": f"the cell took longer than {limits.wall:g} s",
-        "memory": f"the cell used more than {limits.memory >> 20} MiB of memory",
-        "processes": f"the cell had more than {limits.processes} processes",
-        "output": f"the cell wrote more than {limits.output >> 20} MiB of output",
-        "disk": f"the work folder held more than {limits.disk >> 20} MiB or {limits.files} files",
-    }
-    how = "" if code is None else f" (signal {-code})" if code < 0 else f" (exit code {code})"
-    reason = reasons.get(status, f"the Python process ended{how}")
-    return f"[stopped: {reason}. Variables and files are as they were before this cell.]"

@@ -13,6 +13,7 @@ import secrets
 import selectors
 import time
 
+from tools import repl_session
 from tools import repl_usage as usage
 from tools.repl_jobs import Folder, Job, Live, Remover
 from tools.repl_link import Broken, Ended, Link, Message, Output
@@ -75,12 +76,12 @@ class Hub:
             else:
                 self._run(parent, message["id"], cells)
         elif operation == "drop":
-            found = [self.states.get(handle) for handle in message["states"]]
-            self.doomed += [live for live in found if live is not None and live.job is None]
+            found = [self.states[one] for one in message["states"] if one in self.states]
+            self.doomed += [live for live in found if live.job is None]
             self._bury()
         elif operation == "status":
-            counts = {**self.counters, "running": len(self.running), "spares": len(self.spares)}
-            counts.update(self.patrol.counts(self.states))
+            counts = {"running": len(self.running), "spares": len(self.spares)}
+            counts.update(self.patrol.counts(self.states), **self.counters)
             answer({"id": message["id"], "counters": counts})
 
     def _bury(self) -> None:
@@ -89,20 +90,16 @@ class Hub:
             self.forget(live)
 
     def _run(
-        self,
-        parent: Live,
-        request: int,
-        steps: list[Message],
-        results: list[Message] | None = None,
+        self, parent: Live, request: int, steps: list[Message], results: tuple[Message, ...] = ()
     ) -> None:
         """Give `steps` to a child of `parent`: the spare one if there is, else a new one."""
         live, parent.spare = parent.spare or self._fork(parent), None
         self.spares.pop(live.handle, None)
         self.running[live.handle] = live
         live.used = parent.used = time.monotonic()
+        assert live.job is not None
         job = live.job
-        assert job is not None
-        job.give(request, steps, results or [])
+        job.give(request, steps, results)
         try:
             if steps:
                 self.wires.send(live, steps[0])
@@ -127,10 +124,9 @@ class Hub:
         del self.spares[live.handle]
         if live.parent is not None:
             live.parent.spare = None
-        job = live.job
-        assert job is not None
-        self.wires.stop_listening(job)
-        job.output.close()
+        assert live.job is not None
+        self.wires.stop_listening(live.job)
+        live.job.output.close()
         live.job = None
         self.forget(live)
 
@@ -139,15 +135,14 @@ class Hub:
         handle, self.next_handle = self.next_handle, self.next_handle + 1
         # A name that nobody can guess: a cell may ask for what it cannot list.
         folder = Folder(f"{parent.folder.path}/.~{secrets.token_hex(6)}", parent.folder)
-        link, output = Link(), Output(int(self.limits["output_shown"]))
-        job = Job(output)
+        link, job = Link(), Job(Output(int(self.limits["output_shown"])))
         live = Live(handle, link, parent, folder, job)
         parent.forks += 1
         self.wires.watch(live)
         self.wires.listen(job, lambda: self._wrote(live))
         message = {"op": "fork", "folder": folder.path}
         try:
-            self.wires.send(parent, message, (link.theirs.detach(), output.writer))
+            self.wires.send(parent, message, (link.theirs.detach(), job.output.writer))
         except Broken:
             self.dead.append(parent)
         return live
@@ -156,8 +151,8 @@ class Hub:
         job = live.job
         if job is not None and job.output_open and not job.output.read():
             self.wires.stop_listening(job)
-        elif job is not None and job.output.total > self.limits["output"]:
-            self._stop(live, "output")
+        elif job is not None and (reason := job.wrote_too_much(live, self.limits)):
+            self._stop(live, reason)
 
     def _heard(self, live: Live, events: int) -> None:
         if live.link.fileno() < 0:
@@ -213,7 +208,7 @@ class Hub:
         """From here on the process only forks."""
         self.wires.stop_listening(job)
         job.output.close()
-        live.job = None
+        live.job, live.spent = None, job.spent(live)
         live.cpu_allowed = usage.own_cpu(live.pid) + PATIENCE
         del self.running[live.handle]
         self.states[live.handle] = live
@@ -222,7 +217,7 @@ class Hub:
         """Threads do not survive a fork: go on in a child, and end the process that has them."""
         self._freeze(live, job)
         live.passing = True
-        self._run(live, job.request, list(reversed(job.steps)), job.results)
+        self._run(live, job.request, list(reversed(job.steps)), (*job.results,))
 
     def _finish(self, live: Live, why: str | None) -> None:
         """Answer a job and keep its state if nothing went wrong."""
@@ -282,6 +277,8 @@ class Hub:
             with contextlib.suppress(Broken):
                 self.wires.send(live.parent, {"op": "reap", "pid": live.pid})
         live.folder.release(self.remover)
+        if not any(child.parent is live and not child.pid for child in self.running.values()):
+            live.folder.empty(self.remover)
 
     def _tick(self, now: float) -> None:
         self._bury()
@@ -293,6 +290,10 @@ class Hub:
         for live in list(self.spares.values()):
             if not live.pid and now - live.used > self.limits["start"]:
                 self._drop_spare(live)
-        for live in self.patrol.look(now, self.states, self.running | self.spares):
+        excess = repl_session.excess(self.states, self.running, self.limits)
+        if excess.cell is not None:
+            self._stop(excess.cell, excess.reason)
+        guilty = self.patrol.look(now, self.states, self.running | self.spares)
+        for live in [*excess.states, *guilty]:
             self.counters["evicted" if live.calm else "killed"] += 1
             self.forget(live)

@@ -8,14 +8,23 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
-import shutil
 import signal
-import subprocess
 import threading
 import time
+from typing import NamedTuple
 
 from tools import repl_usage as usage
 from tools.repl_link import Link, Message, Output
+from tools.repl_remove import clear, remove
+
+
+class Spent(NamedTuple):
+    """What the cells that led to a state have used, one after the other: seconds and bytes."""
+
+    cpu: float = 0.0
+    wall: float = 0.0
+    output: int = 0
+
 
 LOOK = 0.004
 """Seconds between two looks at what a cell uses, times the number of cells running."""
@@ -35,45 +44,35 @@ class Folder:
         """The state is gone; the folder goes with it or with the last state inside it."""
         self.users -= 1
         if self.users == 0 and self.parent is not None:
-            remover.paths.put(self.path)
+            remover.paths.put((self.path, True))
             self.parent.release(remover)
+
+    def empty(self, remover: Remover) -> None:
+        """The state is gone and nobody copies its files any more: they go before the folder."""
+        if self.users > 1:
+            remover.paths.put((self.path, False))
 
 
 class Remover:
     """Deletes folders in a thread of its own, so that many files hold up nobody."""
 
     def __init__(self) -> None:
-        self.paths: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self.paths: queue.SimpleQueue[tuple[str, bool] | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._work, daemon=True)
         self.thread.start()
 
     def _work(self) -> None:
         while True:
-            path = self.paths.get()
-            if path is None:
+            job = self.paths.get()
+            if job is None:
                 return
-            remove(path)
+            path, itself = job
+            remove(path) if itself else clear(path)
 
     def close(self) -> None:
         """Finish what is queued."""
         self.paths.put(None)
         self.thread.join(10)
-
-
-def remove(path: str) -> None:
-    """Delete a tree whose owner may have taken away its own permissions; never follows a link."""
-
-    def open_up(_function: object, failed: str, _error: object) -> None:
-        parent = os.path.dirname(failed)
-        for place in (parent, failed):
-            if not os.path.islink(place):
-                with contextlib.suppress(OSError):
-                    os.chmod(place, 0o700)
-
-    with contextlib.suppress(OSError, RecursionError):
-        shutil.rmtree(path, onerror=open_up)
-    if os.path.lexists(path):
-        subprocess.run(["rm", "-rf", "--", path], stderr=subprocess.DEVNULL, check=False)
 
 
 class Job:
@@ -88,13 +87,18 @@ class Job:
         self.current: Message | None = None
         self.begun = time.monotonic()
         self.cpu_before = 0.0
+        self.wall = 0.0
+        self.written = 0
+        self.replaying = False
         self.look_at_disk = 0.0
         self.look_again = 0.0
 
-    def give(self, request: int, steps: list[Message], results: list[Message]) -> None:
+    def give(self, request: int, steps: list[Message], results: tuple[Message, ...]) -> None:
         """What a child was forked for; until then it is a spare."""
-        self.request, self.steps, self.results = request, list(reversed(steps)), results
+        self.request, self.steps, self.results = request, list(reversed(steps)), list(results)
         self.begun = time.monotonic()
+        # What was within the session's limits when it first ran is not measured against them again.
+        self.replaying = len(steps) + len(results) > 1
 
     def advance(self) -> Message | None:
         """The next step, now current; None when all are done."""
@@ -108,19 +112,38 @@ class Job:
 
     def record(self, status: str, code: int | None = None) -> None:
         """The current step ended."""
+        seconds = time.monotonic() - self.begun
+        self.wall += seconds
+        self.written += self.output.total
         self.results.append(
             {
                 "status": status,
                 "code": code,
                 "text": self.output.text(),
-                "seconds": time.monotonic() - self.begun,
+                "seconds": seconds,
             }
         )
+
+    def spent(self, live: Live) -> Spent:
+        """What the session has used when this state freezes."""
+        before = live.before
+        cpu = usage.all_cpu(live.pid) if live.pid else 0.0
+        return Spent(before.cpu + cpu, before.wall + self.wall, before.output + self.written)
+
+    def wrote_too_much(self, live: Live, limits: dict[str, float]) -> str | None:
+        """Which limit of output the step has passed, if any."""
+        if self.output.total > limits["output"]:
+            return "output"
+        if not self.replaying and live.before.output + self.output.total > limits["session_output"]:
+            return "session_output"
+        return None
 
     def over(self, live: Live, limits: dict[str, float], now: float, crowd: int) -> str | None:
         """Which limit the step has passed, if any; `crowd` is the number of running cells."""
         if now - self.begun > limits["wall"]:
             return "wall" if self.current is not None else "fault"
+        if not self.replaying and live.before.wall + now - self.begun > limits["session_wall"]:
+            return "session_wall"
         if self.current is None and now - self.begun > limits["start"]:
             return "fault"
         if not live.pid or now - self.begun < 0.02 or now < self.look_again:
@@ -130,6 +153,9 @@ class Job:
         used = usage.usage(live.pid, int(limits["processes"]))
         if used.cpu - self.cpu_before > limits["cpu"]:
             return "cpu"
+        if not self.replaying and live.before.cpu + used.cpu > limits["session_cpu"]:
+            return "session_cpu"
+        live.held.update(memory=used.resident, processes=used.processes)
         if used.processes > limits["processes"]:
             return "processes"
         if used.resident > limits["memory"] and memory_of(live.pid) > limits["memory"]:
@@ -138,6 +164,7 @@ class Job:
             return "disk"
         if now >= self.look_at_disk:
             size, entries = usage.folder_size(live.folder.path, int(limits["files"]))
+            live.held["disk"] = size + used.nameless
             self.look_at_disk = now + 10 * (time.monotonic() - now)
             if size + used.nameless > limits["disk"] or entries > limits["files"]:
                 return "disk"
@@ -164,7 +191,10 @@ class Live:
         self.used = time.monotonic()
         self.pid = 0
         self.pidfd = -1
-        self.memory = 0
+        self.session: int = handle if parent is None or parent.parent is None else parent.session
+        self.before: Spent = Spent() if parent is None else parent.spent
+        self.spent: Spent = self.before
+        self.held = {"memory": 0, "disk": 0, "processes": 1}
         self.forks = 0
         self.passing = False
         self.spare: Live | None = None

@@ -11,8 +11,8 @@ from typing import Any
 from tools import repl_kernel as kernel
 from tools import repl_usage as usage
 from tools.repl_hub import Hub
-from tools.repl_jobs import remove
 from tools.repl_link import Broken, Ended, Link, Message
+from tools.repl_remove import remove
 from tools.repl_wires import answer
 
 

@@ -12,6 +12,7 @@ import time
 from tools import repl_usage as usage
 from tools.repl_jobs import Live
 from tools.repl_link import Ended
+from tools.repl_session import measure
 
 PATIENCE = 0.5
 """Seconds of CPU that a frozen state may use, beside what its forks cost."""
@@ -58,7 +59,7 @@ class Patrol:
             if live.handle not in states:
                 continue
             if not live.measured or now - live.measured > 5 > now - live.used:
-                live.memory, live.measured = usage.proportional(live.pid), now
+                measure(live, now)
             restless = usage.own_cpu(live.pid) > live.cpu_allowed + live.forks * FORK_COST
             if not restless and live.handle not in waiting:
                 restless = any(
@@ -75,7 +76,7 @@ class Patrol:
         if self._crowded():
             by_age = sorted(states.values(), key=lambda live: live.used)
             return by_age[: len(by_age) // 4 + 1]
-        total = sum(live.memory for live in states.values())
+        total = sum(live.held["memory"] for live in states.values())
         count = len(states)
         if total <= self.limits["live_memory"] and count <= self.limits["live_states"]:
             return []
@@ -83,7 +84,7 @@ class Patrol:
         for live in sorted(states.values(), key=lambda live: live.used):
             if total <= self.limits["live_memory"] and count <= self.limits["live_states"]:
                 break
-            total -= live.memory
+            total -= live.held["memory"]
             count -= 1
             chosen.append(live)
         return chosen
@@ -98,7 +99,7 @@ class Patrol:
 
     def counts(self, states: States) -> dict[str, int]:
         """What is held, for the status."""
-        held = sum(live.memory for live in states.values())
+        held = sum(live.held["memory"] for live in states.values())
         return {"states": len(states), "strays": self.strays, "bytes": held}
 
     def part(self, doomed: list[Live], running: States) -> tuple[list[Live], list[Live]]:

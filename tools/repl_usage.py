@@ -140,6 +140,11 @@ def own_cpu(pid: int) -> float:
     return (int(values[11]) + int(values[12])) / TICK if values else 0.0
 
 
+def all_cpu(pid: int) -> float:
+    """Seconds of CPU of one process and the children it has waited for; 0 when it is gone."""
+    return sum(int(value) for value in fields(pid)[11:15]) / TICK
+
+
 def nameless_bytes(pid: int) -> int:
     """Bytes in open files that no folder lists: deleted files and memory files."""
     total = 0

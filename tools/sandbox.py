@@ -43,6 +43,18 @@ class Limits:
     """Size of one file."""
     open_files: int = 256
     """Descriptors of one process."""
+    session_cpu: float = 600.0
+    """CPU time of all cells that led to a state, and of the one that follows."""
+    session_wall: float = 3000.0
+    """Likewise time on the clock."""
+    session_output: int = 256 << 20
+    """Likewise output, shown or not."""
+    session_memory: int = 4 << 30
+    """Memory of all live states and running cells of one session, shared pages counted once."""
+    session_disk: int = 1 << 30
+    """Size of all their work folders."""
+    session_processes: int = 512
+    """All their processes; each live state is one."""
     live_states: int = 512
     """States kept alive; the longest unused are forgotten and rebuilt by replay when needed."""
     spares: int = 32

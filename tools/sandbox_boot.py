@@ -8,7 +8,10 @@ from tools.sandbox import Limits
 
 INSIDE = ("repl_kernel", "repl_filter", "repl_cell", "repl_state")
 """Modules of the processes that run cells."""
-HUB = ("repl_kernel", "repl_usage", "repl_link", "repl_jobs", "repl_patrol", "repl_wires")
+HUB = (
+    *("repl_kernel", "repl_usage", "repl_link", "repl_remove", "repl_jobs", "repl_session"),
+    *("repl_patrol", "repl_wires"),
+)
 """Modules of the hub, before its launcher, `repl_hub` and `repl_main`."""
 
 

@@ -1,0 +1,69 @@
+"""What a session may use: its cells one after the other, its live states all together.
+
+Runs in any python3 on Linux with the standard library alone.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tools import repl_usage as usage
+from tools.repl_jobs import Live, memory_of
+
+KINDS = ("memory", "disk", "processes")
+
+States = dict[int, Live]
+
+
+class Excess(NamedTuple):
+    """What must go so that no session holds more than it may."""
+
+    states: list[Live]
+    cell: Live | None
+    reason: str
+
+
+def measure(live: Live, now: float) -> None:
+    """What a frozen state holds; its files do not change any more."""
+    if not live.measured:
+        live.held["disk"] = usage.folder_size(live.folder.path, 100_000)[0]
+    live.held["memory"], live.measured = usage.proportional(live.pid), now
+
+
+def excess(states: States, running: States, limits: dict[str, float]) -> Excess:
+    """The first session that holds too much: its longest unused states, or its largest cell.
+
+    States make way first, because they can be rebuilt; a cell only if the cells alone are too much.
+    """
+    sessions: dict[int, list[Live]] = {}
+    for live in [*states.values(), *running.values()]:
+        sessions.setdefault(live.session, []).append(live)
+    for members in sessions.values():
+        for kind in KINDS:
+            most = limits["session_" + kind]
+            if sum(live.held[kind] for live in members) > most:
+                found = _make_way(members, kind, most)
+                if found is not None:
+                    return found
+    return Excess([], None, "")
+
+
+def _make_way(members: list[Live], kind: str, most: float) -> Excess | None:
+    cells = [live for live in members if live.job is not None and live.pid]
+    if kind == "memory":
+        # A look at a cell counts shared pages in full; now it is worth counting them once.
+        for live in cells:
+            live.held["memory"] = memory_of(live.pid)
+    unborn = {live.parent.handle for live in members if live.parent and not live.pid}
+    total = sum(live.held[kind] for live in members)
+    chosen = []
+    for live in sorted(members, key=lambda live: live.used):
+        if total <= most:
+            break
+        if live.job is None and live.held[kind] and live.handle not in unborn:
+            total -= live.held[kind]
+            chosen.append(live)
+    if chosen or total <= most:
+        return Excess(chosen, None, "") if chosen else None
+    largest = max(cells, key=lambda live: live.held[kind], default=None)
+    return Excess([], largest, "session_" + kind)
