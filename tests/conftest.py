@@ -7,13 +7,23 @@ import pytest
 from hypothesis import settings
 
 from envs import ToolEnv
-from tools import PythonTool, ToolContext, ToolUnavailable
+from tools import PythonTool, ToolContext, ToolUnavailable, docker_sandbox
 
 ROOT = Path(__file__).resolve().parent.parent
 
 # A loaded machine is slow now and then; no property is about time.
 settings.register_profile("appo", deadline=None, print_blob=True)
 settings.load_profile("appo")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """What needs a Docker engine skips where none answers."""
+    if item.get_closest_marker("docker"):
+        try:
+            docker_sandbox._client().close()
+        except ToolUnavailable as error:
+            pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")
