@@ -13,7 +13,7 @@ code has M = 16, N = 8 (12 and 6 for its 14B model). What the code gets wrong is
 log-probabilities stay with their tokens after a tool's result, calls are counted in the response
 only, nothing is padded before the update. A chosen token that ends a turn could only give a branch
 that skips the tool's result or equals its source; the next candidate takes its place. The code's KL
-term (k3, coefficient 0.001) is left out: the loop holds no reference model.
+term is `--kl 0.001`, off by default as the paper's is.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,6 +37,7 @@ from learners.appo_reference_formulas import (
     sum_over_length,
     token_mean,
 )
+from learners.losses import token_mean as token_mean_weights
 from learners.tree import BranchPoint, RolloutTree, Row, Trajectory, usable
 
 if TYPE_CHECKING:
@@ -94,14 +95,17 @@ def iteration(
     for batch in run.minibatches(trees):
         rows = [row for tree in batch for row in credit(tree, best, settings)]
         # Branches count as rows of the mini-batch, though they carry no loss.
+        trained = len(rows) / (len(batch) * config.rollouts)
+        weights = token_mean_weights([torch.tensor(row.trajectory.response_mask) for row in rows])
         loss = partial(
             policy_loss,
             settings=settings,
-            trained=len(rows) / (len(batch) * config.rollouts),
+            trained=trained,
             length=config.max_response_tokens,
+            tokens=sum(row.trajectory.sampled_tokens for row in rows),
             note=run.note,
         )
-        run.update(rows, [torch.ones(len(row.trajectory)) for row in rows], loss)
+        run.update(rows, [weight * trained for weight in weights], loss)
 
 
 def branch_request(
@@ -174,16 +178,19 @@ def policy_loss(
     settings: Settings,
     trained: float,
     length: int,
+    tokens: int,
     note: Callable[[str, list[float]], None],
 ) -> Tensor:
     """The micro-batch's aggregated loss, times its share of the mini-batch's rows.
 
     Args:
         logprobs: (B, T).
-        batch: its weights are not used; the code averages within each micro-batch.
+        batch: its weights, the mean over the mini-batch's trained tokens times `trained`, only say
+            what tokens count for the sampler's sake; the code averages within each micro-batch.
         settings: of the loss.
         trained: roots over all trajectories of the mini-batch.
         length: most response tokens.
+        tokens: trained tokens of the mini-batch.
         note: takes metrics.
     """
     surrogate, kept = future_surrogate(
@@ -201,7 +208,8 @@ def policy_loss(
     note("loss/clip_fraction", surrogate.upper[batch.response_mask].float().tolist())
     note("loss/dual_clip_fraction", surrogate.lower[batch.response_mask].float().tolist())
     note("loss/dropped_rows", (batch.response_mask.any(-1) & ~kept.any(-1)).float().tolist())
-    loss = _aggregation(settings, length)(surrogate.losses, kept)
+    counts = batch.weights * (tokens / trained)  # 1 without a sampler correction
+    loss = _aggregation(settings, length)(surrogate.losses * counts, kept)
     return loss * batch.share * trained
 
 

@@ -61,7 +61,7 @@ class RunConfig:
     """Of sampling and of every log-probability."""
     sampler_correction: float | None = None
     """C: a token counts min(C, its probability under the policy over the sampler's), truncated
-    importance sampling [verl: 2]; None: 1. Not in appo's reference profile."""
+    importance sampling [verl: 2]; None: 1."""
     kl: float = 0.0
     """beta: of the divergence from the model the run started from, added to the loss. [APPO and its
     rivals: 0; APPO's code: 0.001; GRPO: 0.04]"""

@@ -125,21 +125,27 @@ def test_trees_without_branches_are_credited_by_their_roots_alone():
 
 
 @pytest.mark.parametrize("aggregation", ["token-mean", "row-sum", "row-mean", "sum-over-length"])
-def test_the_loss_on_policy_is_minus_twice_the_advantage(aggregation):
-    """r = f = 1 and b = 1: -2 A of every token. A = 1: per token -2, per row of 2 tokens -4."""
+@pytest.mark.parametrize("counts", [1.0, 0.5])
+def test_the_loss_on_policy_is_minus_twice_the_advantage(aggregation, counts):
+    """r = f = 1 and b = 1: -2 A of every token. A = 1: per token -2, per row of 2 tokens -4.
+
+    A token that counts half, for a sampler that was too sure of it, adds half.
+    """
     tree = new_tree()
     rows = [Row(grow(tree, (2, 0), logprobs=-1.0), torch.ones(2)) for _ in range(2)]
-    batch, noted = pack(rows, share=0.5), {}
+    weights = [torch.full((2,), counts * 0.25 / 4)] * 2
+    batch, noted = pack(rows, share=0.5, weights=weights), {}
     loss = appo_reference.policy_loss(
         batch.old_logprobs.clone(),
         batch,
         settings=appo_reference.Settings(aggregation=aggregation),
         trained=0.25,
         length=10,
+        tokens=4,
         note=noted.__setitem__,
     )
     expected = {"token-mean": -2, "row-sum": -4, "row-mean": -2, "sum-over-length": -0.8}
-    assert float(loss) == pytest.approx(expected[aggregation] * 0.5 * 0.25)
+    assert float(loss) == pytest.approx(expected[aggregation] * 0.5 * 0.25 * counts)
     assert noted["loss/clip_fraction"] == [0] * 4
 
 
