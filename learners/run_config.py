@@ -105,7 +105,7 @@ class RunConfig:
     microbatch_tokens: int = 8192
     """Most padded tokens of one forward and backward pass."""
     autocast: bool = False
-    """Train in bfloat16 (weights and log-probabilities stay float32): about twice as fast."""
+    """Train and sample in bfloat16 (weights and log-probabilities stay float32): twice as fast."""
     sampler_rows: int = 64
     """Most trajectories sampled at the same time."""
     threads: int | None = None

@@ -5,6 +5,7 @@ state: the same request gives the same tokens whatever else is in the batch (up 
 which only matters where the draw falls within 1e-4 of a boundary of the distribution).
 """
 
+import copy
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -119,9 +120,16 @@ class TransformersSampler:
         tokenizer: "PreTrainedTokenizerBase",
         stop_tags: Sequence[str],
         rows: int = 64,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        """Sample from `model`; a turn ends at a stop tag or an end token."""
+        """Sample from `model`; a turn ends at a stop tag or an end token.
+
+        With a `dtype` other than the model's, it samples from a copy that `sync` refreshes.
+        """
+        self._source = model
         self._model = model
+        if dtype is not None and dtype != model.dtype:
+            self._model = copy.deepcopy(model).to(dtype).requires_grad_(False)
         self._tokenizer = tokenizer
         self._stop_tags = tuple(stop_tags)
         self._rows = rows
@@ -151,8 +159,10 @@ class TransformersSampler:
         self._waiting.append(request)
 
     def sync(self) -> None:
-        """Keys and values of the old weights are dropped; the weights themselves are shared."""
+        """Take the model's weights as they are now; keys and values of the old ones are dropped."""
         self._store.forget()
+        if self._model is not self._source:
+            self._model.load_state_dict(self._source.state_dict())
 
     @torch.inference_mode()
     def completed(self) -> Iterator[tuple[Request, Completion]]:

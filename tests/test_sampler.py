@@ -273,3 +273,21 @@ def test_temperature_flattens_what_is_drawn_from():
     assert draw(logits, [0.24], [2.0]).token_ids == [0]
     assert draw(logits, [0.24], [1.0]).token_ids == [1]
     assert draw(logits, [0.24], [2.0]).logprobs == pytest.approx([math.log(0.25)])
+
+
+def test_a_sampler_of_another_precision_follows_the_weights_when_told(tiny):
+    loaded = load_model("tiny", seed=3)
+    sampler = sampler_of(loaded, dtype=torch.bfloat16)
+    one = request([70, 71, 72], temperature=0.0)
+    (before,) = serve(sampler, one)
+    with torch.no_grad():
+        loaded.model.model.embed_tokens.weight.mul_(-1)
+    assert serve(sampler, one) == [before]
+    sampler.sync()
+    (after,) = serve(sampler, one)
+    rounded = load_model("tiny", seed=3, dtype=torch.bfloat16)
+    with torch.no_grad():
+        rounded.model.model.embed_tokens.weight.mul_(-1)
+    assert [after] == serve(sampler_of(rounded), one)
+    assert after != before
+    assert loaded.model.dtype == torch.float32
