@@ -1,6 +1,8 @@
 """Every method as tests need it: its credit, its weighting, its loss, and trees to give it."""
 
+import random
 from functools import partial
+from types import SimpleNamespace
 
 import torch
 
@@ -71,7 +73,7 @@ METHODS = {
     ),
     "gspo": (gspo, group_normalised, sequence_mean),
 }
-"""Module, credit of trees, weighting of rows; as each module's `iteration` puts them together."""
+"""Module, credit of trees, weighting of rows: what `iteration` puts together, which is tested."""
 TRAINED_BRANCHES = ("arpo", "aepo", "tree_grpo")
 """Methods that fork and train what they fork."""
 
@@ -110,3 +112,37 @@ def forest():
     fork_after(first, first.roots[0], 1, (3, 1), (1, 0), reward=0.5, logprobs=-1.0)
     fork_after(second, second.roots[0], 1, (2, 0), reward=1.0, logprobs=-1.0)
     return [first, second]
+
+
+class Composed:
+    """A run that takes down what an iteration puts together; its trees are of the forest."""
+
+    def __init__(self):
+        self.trees = forest()
+        tasks = [tree.task for tree in self.trees]
+        self.rollouts = SimpleNamespace(tokenizer=range(10), env=SimpleNamespace(tasks=tasks))
+
+    @classmethod
+    def by(cls, module, **options):
+        """What a method's iteration puts together."""
+        run = cls()
+        module.iteration([], run, module.Config(prompts=len(run.trees), **options))
+        return run
+
+    def new_trees(self, tasks, roots):
+        return self.trees
+
+    def rollout(self, trees, after_turn=None):
+        pass
+
+    def draw(self, name):
+        return random.Random(name)
+
+    def count(self, name, amount):
+        pass
+
+    def sample_and_update(self, tasks, *, roots, **parts):
+        self.credit_and_update(self.trees, **parts)
+
+    def credit_and_update(self, trees, *, advantages, weights, loss):
+        self.advantages, self.weights, self.loss = advantages, weights, loss

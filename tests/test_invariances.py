@@ -5,7 +5,7 @@ import torch
 
 from learners import gigpo
 from learners.batch import pack
-from tests.method_fakes import METHODS, forest, loss_of
+from tests.method_fakes import METHODS, Composed, forest, loss_of
 
 every_method = pytest.mark.parametrize("method", METHODS)
 
@@ -94,3 +94,32 @@ def test_observations_get_no_gradient():
         for (length, _), gradient in gradients(method, forest(), 9).items():
             sampled = {7: 5, 1: 1, 11: 7, 10: 7, 5: 5, 6: 4}[length]
             assert len(gradient) <= sampled
+
+
+OPTIONS = {
+    "reinforce_pp baseline": {"baseline": "group"},
+    "dr_grpo": {"max_response_tokens": 64},
+    "dapo": {"max_response_tokens": 64},
+    "tree_grpo": {"expansions": 0},
+}
+"""What makes an iteration the method of that name here."""
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("appo", "aepo")])
+def test_what_is_tested_is_what_an_iteration_puts_together(method):
+    """Credit, weights and loss; APPO and AEPO, whose loops are their own, are tested by theirs."""
+    module, advantages, weighting = METHODS[method]
+    run = Composed.by(module, **OPTIONS.get(method, {}))
+    rows, expected = run.advantages(run.trees), advantages(run.trees)
+    assert rows
+    for one, other in zip(rows, expected, strict=True):
+        assert one.trajectory is other.trajectory
+        assert one.advantages.tolist() == other.advantages.tolist()
+    masks = [torch.tensor(row.trajectory.response_mask) for row in rows]
+    for one, other in zip(run.weights(masks), weighting(masks), strict=True):
+        assert one.tolist() == other.tolist()
+    batch = pack(rows, weights=weighting(masks))
+    logprobs = batch.old_logprobs + batch.response_mask * torch.linspace(
+        -1, 1, batch.weights.shape[1]
+    )
+    assert run.loss(logprobs, batch) == loss_of(method)(logprobs, batch)
