@@ -50,8 +50,9 @@ def _local(config: Config) -> Player:
     from learners.models import load_model
 
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
-    dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
-    loaded = load_model(config.model, dtype=dtype)
+    loaded = load_model(config.model)
+    if config.dtype == "bfloat16":  # not while loading: packed weights would stay packed
+        loaded.model.to(torch.bfloat16)
     if torch.cuda.is_available():
         loaded.model.to("cuda")
     return LocalPlayer(loaded, config.temperature, config.seed, config.rows)
