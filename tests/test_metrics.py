@@ -22,8 +22,12 @@ ELSEWHERE = {
     "branch/from_prompt": "only in the published code's profile",
     "advantage/no_term": "only where all rewards are equal",
     "update/without_rows": "only where nothing is learned",
-    "tools/<name>": "only where tools fail",
-    "ledger/<name>": "only where it is spent",
+    "tools/unavailable_after_<calls>": "tests/test_commands.py",
+    "ledger/free_calls": "tests/test_spending.py",
+    "ledger/free_calls_<tool>": "tests/test_spending.py",
+    "ledger/cost": "tests/test_spending.py",
+    "ledger/lost_tokens": "tests/test_resume.py",
+    "ledger/lost_calls": "tests/test_resume.py",
 }
 """Names that a run of the methods below need not write, and why."""
 
