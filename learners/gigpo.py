@@ -7,9 +7,9 @@
 
 The tokens of a turn share its advantage; the clipped surrogate, averaged over all tokens. The paper
 has a row per turn with a prompt built anew; a row here is a trajectory. Episode statistics count
-each trajectory once, as the paper has it. A step group of one gets 0. The paper's KL term is left
-out: the loop holds no reference model. So is its penalty of invalid actions: the environment's
-reward has one.
+each trajectory once, as the paper has it. A step group of one gets 0. The paper's KL term is
+`--kl 0.01`, in its search experiments 0.001. Its penalty of invalid actions is left out: the
+environment's reward has one.
 """
 
 from collections.abc import Sequence

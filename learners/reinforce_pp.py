@@ -2,8 +2,8 @@
 
 A_t = (G_t - mean) / sqrt(var + 1e-8) over all sampled tokens of the iteration, not of a prompt;
 G_t is the discounted reward, `--baseline group` first takes the mean of the prompt's rollouts off
-it; the clipped surrogate, averaged over all tokens. The KL term (k1 in the reward, k2 in the loss
-of the variant) is left out: the loop holds no reference model.
+it; the clipped surrogate, averaged over all tokens. The variant's KL term, in the loss, is
+`--kl 0.001 --kl-estimator k2`; REINFORCE++'s own, k1 in the reward, is left out.
 """
 
 from collections.abc import Sequence

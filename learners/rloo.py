@@ -3,8 +3,8 @@
 A_i = R_i - mean of the prompt's other rewards, the same for all tokens of a rollout; the loss is
 -A log pi, summed over the tokens of each rollout and averaged over rollouts: no ratio, no clip. A
 rollout with tool results is one sequence: what the policy sampled in all of its turns. The paper's
-KL term (k1 in the reward) is left out: the loop holds no reference model. With several mini-batches
-an iteration the later ones are off-policy, uncorrected, as in the paper.
+KL term is in the reward (k1) and left out; `--kl` has one in the loss. With several mini-batches an
+iteration the later ones are off-policy, uncorrected, as in the paper.
 """
 
 from dataclasses import dataclass

@@ -9,8 +9,8 @@ each to its end. Of the 1 + N L leaves, K drawn at random are kept. Every kept l
 
 the same for all tokens; the clipped surrogate, averaged over all tokens. A tree of one leaf, or of
 equal ones, adds nothing; the published code adds the raw reward of a single leaf. A step is a turn:
-what the policy wrote and what the tool answered. The paper's KL term (k3 in the loss) is left out:
-the loop holds no reference model; so is the published configuration's entropy bonus.
+what the policy wrote and what the tool answered. The script's KL term is `--kl 0.001`; the entropy
+bonus of the published configuration is left out.
 """
 
 import random
