@@ -26,7 +26,7 @@ class Config(RunConfig):
     """CISPO's own fields."""
 
     rollouts: int = 16
-    """G: rollouts per prompt."""
+    """G: rollouts per prompt. [16 as the other methods]"""
     ratio_cap: float = 5.0
     """1 + eps_high: most that a token's ratio weighs; absolute, there is no lower bound. [the paper
     gives no number; 4 to 8 work alike in ScaleRL, 5 is TRL's advice]"""

@@ -48,9 +48,9 @@ class Config(RunConfig):
     similarity: float = 1.0
     """Anchors at least as alike (difflib) share a group; 1: equal ones. [paper: 1; search: 0.9]"""
     clip_low: float = 0.2
-    """The ratio is kept above 1 - clip_low."""
+    """eps: the ratio is kept above 1 - clip_low. [code: 0.2]"""
     clip_high: float = 0.2
-    """The ratio is kept below 1 + clip_high."""
+    """eps: the ratio is kept below 1 + clip_high. [code: 0.2]"""
     dual_clip: float = 3.0
     """c: where A < 0 the loss is at most -c A; inf: none. [verl, scripts: 3]"""
 

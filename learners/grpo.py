@@ -23,11 +23,11 @@ class Config(RunConfig):
     """GRPO's own fields."""
 
     rollouts: int = 16
-    """G: rollouts per prompt."""
+    """G: rollouts per prompt. [paper: 64; 16 as the other methods]"""
     clip_low: float = 0.2
-    """The ratio is kept above 1 - clip_low."""
+    """eps: the ratio is kept above 1 - clip_low. [verl, TRL: 0.2]"""
     clip_high: float = 0.2
-    """The ratio is kept below 1 + clip_high."""
+    """eps: the ratio is kept below 1 + clip_high. [verl, TRL: 0.2]"""
 
 
 def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:

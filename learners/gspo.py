@@ -33,7 +33,7 @@ class Config(RunConfig):
     """GSPO's own fields."""
 
     rollouts: int = 16
-    """G: rollouts per prompt."""
+    """G: rollouts per prompt. [16 as the other methods]"""
     clip_low: float = 3e-4
     """s is kept above 1 - clip_low; about 1000 times smaller than for single tokens. [sec. 5.1]"""
     clip_high: float = 4e-4

@@ -32,13 +32,13 @@ class Config(RunConfig):
     rollouts: int = 16
     """Rollouts per prompt; 1 is enough without a baseline. [OpenRLHF's scripts: 8]"""
     baseline: Literal["none", "group"] = "none"
-    """none: REINFORCE++; group: REINFORCE++-baseline."""
+    """none: REINFORCE++; group: REINFORCE++-baseline. [paper has both]"""
     discount: float = 1.0
     """gamma per sampled token; tool results cost nothing. [paper: 1]"""
     clip_low: float = 0.2
-    """The ratio is kept above 1 - clip_low."""
+    """eps: the ratio is kept above 1 - clip_low. [verl: 0.2]"""
     clip_high: float = 0.2
-    """The ratio is kept below 1 + clip_high."""
+    """eps: the ratio is kept below 1 + clip_high. [verl: 0.2]"""
 
 
 def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:

@@ -1,6 +1,8 @@
 """The rivals: their losses and their credit, worked by hand on a few tokens."""
 
+import ast
 import random
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,6 +16,7 @@ from learners.loop import Run
 from learners.losses import mismatch_weights
 from learners.policy import UpdateMetrics
 from learners.tree import Completion, Row, Turn
+from tests.conftest import ROOT
 from tests.method_fakes import METHODS, loss_of
 from tests.tree_fakes import START, TASK, Notes, new_tree, tree_with
 
@@ -79,6 +82,21 @@ def test_gppo_has_the_value_of_the_clipped_surrogate():
     ours, _ = two_tokens("gppo", (1.5, 0.5), (1, -1))
     assert ours == pytest.approx(two_tokens("dapo", (1.5, 0.5), (1, -1))[0])
     assert ours == pytest.approx(-0.24)
+
+
+RIVALS = sorted({m.__name__ for m, _, _ in METHODS.values() if m.__name__ != "learners.appo"})
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_every_field_of_a_rival_says_where_its_default_is_from(name):
+    """In brackets at the end of what `--help` shows."""
+    source = (ROOT / f"{name.replace('.', '/')}.py").read_text(encoding="utf-8")
+    (config,) = [n for n in ast.parse(source).body if getattr(n, "name", "") == "Config"]
+    fields = config.body[1:]  # after the docstring: a field, then what it is
+    assert fields
+    for field, said in zip(fields[::2], fields[1::2], strict=True):
+        assert isinstance(field, ast.AnnAssign)
+        assert re.search(r"\[[^\]]{4,}\]$", said.value.value), field.target.id
 
 
 @every_method
