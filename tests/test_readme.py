@@ -1,13 +1,17 @@
 """What the README shows is what happens: its snippets run, its commands exist."""
 
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tools.cache import Answer, Cache
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -55,6 +59,12 @@ def test_the_first_snippet_prints_what_its_comments_say(tmp_path):
     ], done.stdout + done.stderr
 
 
+def test_the_snippet_of_searching_prints_what_its_comment_says(tmp_path):
+    (snippet,) = [block for block in blocks("python") if "HotpotQA" in block]
+    done = run([sys.executable, "-c", snippet], tmp_path)
+    assert done.stdout.split() == snippet.splitlines()[-1].removeprefix("#").split()
+
+
 @pytest.mark.timeout(900)
 def test_the_commands_of_the_first_screen_run_in_their_order(tmp_path):
     for command in commands("runs/start"):
@@ -64,6 +74,55 @@ def test_the_commands_of_the_first_screen_run_in_their_order(tmp_path):
         assert done.returncode == 0, f"{command}\n{done.stderr}"
     assert (tmp_path / "runs/appo/reward.png").exists()
     assert (tmp_path / "runs/grpo/metrics.jsonl").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_commands_of_searching_run_in_their_order(taught, tmp_path):
+    """Offline: the web is a recording that knows nothing, and the service listens elsewhere."""
+    shutil.copytree(taught, tmp_path / "runs/start")
+    page = {"title": "Milo", "text": "The founder of Deep Gate."}
+    (tmp_path / "passages.jsonl").write_text(json.dumps(page))
+    recording = Cache(tmp_path / "web.sqlite")
+    recording.answer({"source": "nothing"}, lambda: Answer("[]"))
+    recording.close()
+    server, address = None, ""
+    try:
+        for command in commands("--cache-mode replay"):
+            if command.endswith("&"):
+                words = shlex.split(command.rstrip("&").replace("--port 8000", "--port 0"))
+                server = subprocess.Popen(
+                    [sys.executable, *words[1:]],
+                    cwd=tmp_path,
+                    env={**os.environ, "PYTHONPATH": str(ROOT)},
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+                address = server.stdout.readline().strip().removesuffix("/retrieve")
+                continue
+            words = shlex.split(command.replace("http://127.0.0.1:8000", address))
+            extra = SMALL.get(words[2], "").replace("--rollouts 4", "--rollouts 8")
+            web = "--cache-mode frozen" if "web" in words else ""
+            done = run([sys.executable, *words[1:], *shlex.split(f"{extra} {web}")], tmp_path)
+            assert done.returncode == 0, f"{command}\n{done.stderr}"
+    finally:
+        if server is not None:
+            server.terminate()
+            server.communicate()
+    recorded, replayed = (metrics(tmp_path / "runs" / name) for name in ("remote", "again"))
+    assert recorded["ledger/tool_calls_search"] >= 1
+    assert replayed.pop("ledger/free_calls_search") == replayed["ledger/tool_calls_search"]
+    replayed.pop("ledger/free_calls")
+    assert replayed == {n: v for n, v in recorded.items() if "free_calls" not in n}
+    web = metrics(tmp_path / "runs/web")
+    assert web["ledger/cost"] == 0
+    assert web["ledger/free_calls_search"] >= 1
+
+
+def metrics(folder):
+    """Of a run of one iteration, without its times."""
+    line = json.loads((folder / "metrics.jsonl").read_text())
+    return {name: value for name, value in line.items() if not name.startswith("seconds/")}
 
 
 @pytest.mark.full
