@@ -62,7 +62,7 @@ class Policy:
         self.updates = 0
         self.model.eval()  # no dropout: the ratio compares two passes of one function
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
+            self._trained(),
             lr=self.learning_rate,
             betas=self.betas,
             weight_decay=self.weight_decay,
@@ -104,6 +104,34 @@ class Policy:
         Returns:
             The loss over the mini-batch, before the step.
         """
+        total = self._accumulate(batch, weights, loss, everything=everything)
+        norm = torch.nn.utils.clip_grad_norm_(self._trained(), self.gradient_clip)
+        finite = bool(torch.isfinite(norm))
+        if finite:
+            self.optimizer.step()
+            self.updates += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        return UpdateMetrics(total, float(norm), not finite)
+
+    def gradient(self, batch: Sequence[Row], weights: Sequence[Tensor], loss: PolicyLoss) -> Tensor:
+        """(P,) the gradient that an update on these rows would follow; nothing is updated."""
+        self._accumulate(batch, weights, loss, everything=False)
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._trained()]
+        self.optimizer.zero_grad(set_to_none=True)
+        return torch.cat([part.flatten() for part in parts])
+
+    def _trained(self) -> list[torch.nn.Parameter]:
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def _accumulate(
+        self,
+        batch: Sequence[Row],
+        weights: Sequence[Tensor],
+        loss: PolicyLoss,
+        *,
+        everything: bool,
+    ) -> float:
+        """Add the gradient of a mini-batch's loss to the parameters'; the loss."""
         total = 0.0
         by_row = {id(row.trajectory): w for row, w in zip(batch, weights, strict=True)}
         for group in microbatches(batch, self.microbatch_tokens):
@@ -119,13 +147,7 @@ class Policy:
             if value.requires_grad:
                 torch.autograd.backward(value)
             total += value.item()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip)
-        finite = bool(torch.isfinite(norm))
-        if finite:
-            self.optimizer.step()
-            self.updates += 1
-        self.optimizer.zero_grad(set_to_none=True)
-        return UpdateMetrics(total, float(norm), not finite)
+        return total
 
     def set_learning_rate(self, value: float) -> None:
         """Use another rate from the next update on."""

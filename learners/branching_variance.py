@@ -1,0 +1,209 @@
+"""Does branching where APPO's score is high make gradients less noisy? Measures its Theorem 1.
+
+    python -m learners.branching_variance --model runs/start --quick
+
+The theorem: at K decision points, n_k branches each, the variance of the summed estimate is
+sum s_k^2 / n_k, and allotting branches by s_k beats allotting them equally; APPO assumes that s_k
+grows with its score. Here the roots of some tasks move the policy as an update does; on roots of
+other tasks K tokens each are drawn and branched `repeats` times. Every branch gives a gradient,
+
+    g = (R - V) grad sum log pi(its own tokens),        V: mean reward of the task's roots,
+
+and s_k^2 is the trace of the covariance of g at token k. Rules then share out a budget by rank: of
+K tokens the best gets K shares, the last one. The variance per branch of a rule is
+
+    v = 1 / K^2 * sum over k of s_k^2 / w_k,            w_k: its shares over all shares,
+
+which for equal shares is the mean of s_k^2. Intervals are 95 %, from resampled tasks. What follows
+from the tokens alone is measured; that APPO's gradient is a sum of such terms is not claimed.
+"""
+
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import variance
+from typing import TYPE_CHECKING
+
+from learners import appo
+from learners.run_config import UsageError
+from learners.variance_table import Point, Root, report
+
+if TYPE_CHECKING:
+    from learners.loop import Run
+    from learners.policy import TokenStats
+    from learners.session import Session
+    from learners.tree import RolloutTree, Trajectory
+
+
+@dataclass(frozen=True)
+class Config(appo.Config):
+    """Fields of the measurement; the others are APPO's."""
+
+    tasks: int = 24
+    """Tasks whose roots are branched; as many move the policy before."""
+    points: int = 8
+    """K: tokens drawn from each root."""
+    repeats: int = 6
+    """Branches from each of them."""
+    quick: bool = False
+    """6 tasks, 2 roots, 4 points, 3 repeats: about a minute with the tiny policy."""
+    eval_tasks: int = 0
+    """Not used."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    import tyro
+
+    from learners.training import expected_errors
+
+    config = tyro.cli(
+        Config,
+        args=arguments,
+        default=Config.at("laptop"),
+        prog="python -m learners.branching_variance",
+        description=(__doc__ or "").split("\n\n")[0],
+    )
+    try:
+        roots = measure(config)
+        report(roots, asdict(config), Path(config.out) if config.out else None)
+    except expected_errors() as error:
+        print(f"\n{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+
+
+def measure(config: Config) -> list[Root]:
+    """Move the policy on half of the tasks; branch the roots of the other half.
+
+    Raises:
+        UsageError: all rewards were equal, so that nothing moved the policy.
+    """
+    from learners.session import open_session, training_env
+
+    if config.quick:
+        config = replace(config, tasks=6, initial_rollouts=2, points=4, repeats=3)
+    config = replace(config, prompts=2 * config.tasks)
+    env = training_env(config)
+    try:
+        session = open_session(config, env, Path(config.out or "."), None)
+        return measured(session, config)
+    finally:
+        env.close()
+
+
+def measured(session: "Session", config: Config) -> list[Root]:
+    """The measurement on an open session; see `measure`."""
+    from learners import placement
+    from learners.tree import BranchPoint, usable
+
+    run = session.run
+    trees = run.new_trees(session.tasks_of(0), roots=config.initial_rollouts)
+    run.rollout(trees)
+    half = trees[config.tasks :]
+    moving, resting = usable(trees[: config.tasks]), usable(half)
+    roots = [root for tree in usable(trees) for root in tree.roots]
+    run.remember_old_logprobs(roots)
+    gamma, clip = config.discount, config.future_clip
+    noise = placement.omega_spread(roots, run.token_stats(roots), gamma, clip)
+    move(run, moving, config)
+    stats = run.token_stats([root for tree in resting for root in tree.roots])
+    drawn = {}
+    for tree in resting:
+        draw = run.draw(f"points/{tree.name}")
+        for root in tree.roots:
+            own = placement.own_tokens(root).tolist()
+            drawn[root] = sorted(draw.sample(own, min(config.points, len(own))))
+            for position in drawn[root]:
+                for _ in range(config.repeats):
+                    tree.fork(BranchPoint(root, position))
+    run.rollout(resting)
+    return [
+        _root(run, tree, root, drawn[root], stats[root], config, noise)
+        for tree in usable(resting)
+        for root in drawn
+        if root in tree.roots and len(drawn[root]) > 1
+    ]
+
+
+def move(run: "Run", trees: "Sequence[RolloutTree]", config: Config) -> None:
+    """Updates as GRPO makes them, mini-batch after mini-batch."""
+    import torch
+
+    from learners.advantages import group_normalised
+    from learners.losses import clipped_policy_loss, sequence_mean
+
+    before = run.policy.updates
+    for batch in run.minibatches(trees):
+        rows = group_normalised(batch)
+        masks = [torch.tensor(row.trajectory.response_mask) for row in rows]
+        run.update(rows, sequence_mean(masks), partial(clipped_policy_loss, config=config))
+    if run.policy.updates == before:
+        raise UsageError(
+            f"all rollouts of {len(trees)} tasks earned the same, so nothing moves the policy; "
+            "give a --model that is right now and then, or more --tasks"
+        )
+
+
+def _root(
+    run: "Run",
+    tree: "RolloutTree",
+    root: "Trajectory",
+    positions: Sequence[int],
+    stats: "TokenStats",
+    config: Config,
+    noise: float,
+) -> Root:
+    """The points of a root: how their branches differ, and how rules rank them."""
+    from learners import placement
+
+    omega = placement.defined_omega(root, stats, config.discount, config.future_clip, noise)
+    scores = placement.token_scores(root, stats, omega)
+    ranks: defaultdict[int, dict[str, int]] = defaultdict(dict)
+    rules: tuple[placement.Rule, ...] = ("score", "entropy", "future")
+    for rule in rules:
+        draw = run.draw(f"{rule}/{tree.name}/{root.path}")
+        ranked = placement.candidates(root, scores, rule, "before", draw, Counter())
+        ordered = [c.point.position for c in ranked if c.point.position in set(positions)]
+        for rank, position in enumerate(ordered):
+            ranks[position][rule] = rank
+    value = sum(one.reward for one in tree.roots) / len(tree.roots)
+    points = []
+    for position in positions:
+        branches = [b for b in tree.branches if b.parent and b.parent[:2] == (root, position)]
+        points.append(
+            Point(
+                gradient_variance(run, branches, value),
+                variance([branch.reward for branch in branches]),
+                ranks[position],
+            )
+        )
+    return Root(tree.task.id, points, omega is not None)
+
+
+def gradient_variance(run: "Run", branches: "Sequence[Trajectory]", value: float) -> float:
+    """Trace of the covariance of (R - value) grad log pi over branches from one token."""
+    import torch
+
+    from learners.placement import own_mask
+    from learners.tree import Row
+
+    total, squares = torch.zeros(()), 0.0
+    for branch in branches:
+        if branch.reward == value:
+            continue  # its gradient is 0
+        row = Row(branch, torch.zeros(len(branch)))
+        weight = own_mask(branch).double() * (branch.reward - value)
+        gradient = run.policy.gradient(
+            [row], [weight], lambda logprobs, batch: (logprobs * batch.weights).sum()
+        )
+        total = total + gradient
+        squares += float(gradient.square().sum())
+    count = len(branches)
+    return max(0.0, (squares - float(total.square().sum()) / count) / (count - 1))
+
+
+if __name__ == "__main__":
+    main()
