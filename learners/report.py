@@ -69,6 +69,16 @@ def _costs(metrics: list[dict[str, Any]]) -> Table:
         ("tool calls inherited by branches", "ledger/inherited_calls"),
     ):
         table.add_row(label, f"{total(name):,.0f}")
+    if any("ledger/cost" in m for m in metrics):
+        table.add_row("cost of tool calls", f"{total('ledger/cost'):,.4f}")
+    for label, name in (
+        ("tool calls answered by a recording", "ledger/free_calls"),
+        ("tokens of discarded work", "ledger/lost_tokens"),
+        ("tool calls of discarded work", "ledger/lost_calls"),
+        ("trees that lost their tools", "tools/unavailable_trees"),
+    ):
+        if total(name):
+            table.add_row(label, f"{total(name):,.0f}")
     table.add_row("seconds", f"{total('seconds/iteration'):,.1f}")
     for phase in ("sample", "tools", "score", "update"):
         table.add_row(f"  {phase}", f"{total(f'seconds/{phase}'):,.1f}")

@@ -195,6 +195,9 @@ def test_a_run_whose_tools_fail_stops_with_a_report(taught, capsys, tmp_path):
     main("learners.appo", (outside(taught, tmp_path) + " --max-unavailable 1").split())
     line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
     assert line["tools/unavailable_trees"] == int(found[1])
+    assert f"trees that lost their tools │ {found[1]} │" in " ".join(
+        capsys.readouterr().out.replace("┃", "│").split()
+    )
     assert 0 < line["tools/unavailable_after_0"] <= 1  # a calculator's calls were tried, too
 
 
