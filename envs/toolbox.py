@@ -27,8 +27,9 @@ class ToolOptions(TypedDict, total=False):
     search: str
     """auto (the corpus at hand, else the web), local, remote or web."""
     corpus: str | Path | None
-    """local: an index folder or a JSONL file of passages, instead of the benchmark's own or the
-    data folder's; remote: the service's URL; web: an engine of ddgs."""
+    """local: an index folder, of words or vectors, or a JSONL file of passages, or several with
+    commas between, instead of the benchmark's own or the data folder's; remote: the service's URL;
+    web: an engine of ddgs."""
     cache: str | Path | None
     """A file that records what remote, web and browse say."""
     cache_mode: CacheMode

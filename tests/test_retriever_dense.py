@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tools import local_index
 from tools.dense import DenseRetriever, build, main
 from tools.hybrid import HybridRetriever
 from tools.local_index import Passage
+from tools.open_retriever import open_retriever
 from tools.retrievers import Hit, MemoryRetriever
 from tools.tool import ToolUnavailable
 from tools.words import terms
@@ -98,6 +100,17 @@ def test_words_and_meaning_together(tmp_path):
     build(PAGES, tmp_path / "d", encode)
     hybrid = HybridRetriever([MemoryRetriever(PAGES), DenseRetriever(tmp_path / "d", encode)])
     assert hybrid.search("volcano", 3)[0].title == "Mount Etna"
+
+
+def test_words_name_vectors_and_their_fusion_with_words(tmp_path):
+    """A folder says what it holds; commas join several, each ranked on its own."""
+    build(PAGES, tmp_path / "vectors", encode)
+    local_index.build(PAGES, tmp_path / "words")
+    assert isinstance(open_retriever("local", tmp_path / "vectors"), DenseRetriever)
+    both = open_retriever("local", f"{tmp_path}/words,{tmp_path}/vectors")
+    assert isinstance(both, HybridRetriever)
+    with pytest.raises(FileNotFoundError, match="nothing holds no index"):
+        open_retriever("local", f"{tmp_path}/words,{tmp_path}/nothing")
 
 
 @pytest.mark.full

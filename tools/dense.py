@@ -59,7 +59,7 @@ class DenseRetriever:
             FileNotFoundError: there is no index.
         """
         self.path = Path(path)
-        if not (self.path / _NOTE).is_file():
+        if not is_dense(self.path):
             command = f"python -m tools.dense build passages.jsonl {path} --model NAME"
             raise FileNotFoundError(f"{path} holds no index of vectors; make one with `{command}`")
         self._opened = PerProcess(partial(_Opened, self.path, encode))
@@ -75,6 +75,11 @@ class DenseRetriever:
     def close(self) -> None:
         """Forget model and index; the next search opens them again."""
         self._opened.pop()
+
+
+def is_dense(path: Path) -> bool:
+    """Whether a folder holds an index of vectors."""
+    return (path / _NOTE).is_file()
 
 
 def sentence_encoder(model: str, prefix: str = "", device: str | None = None) -> Encode:

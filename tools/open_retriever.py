@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from tools.cache import Cache
+from tools.dense import DenseRetriever, is_dense
+from tools.hybrid import HybridRetriever
 from tools.local_index import LocalRetriever, read_passages
 from tools.recorded_retriever import RecordedRetriever
 from tools.remote_retriever import RemoteRetriever
@@ -25,7 +27,8 @@ def open_retriever(
 
     Args:
         search: passages on this disk, a `/retrieve` service, or the web.
-        corpus: local: the folder of an index, or a small file of JSON lines, held in memory;
+        corpus: local: the folder of an index of words or of vectors, a small file of JSON lines,
+            held in memory, or several of these with commas between, whose ranks are fused;
             remote: the service's URL; web: one engine of ddgs, duckduckgo by default.
         cache: records what remote and web say.
         seed: draws the pauses between attempts.
@@ -37,9 +40,7 @@ def open_retriever(
     if search == "local":
         if corpus is None or cache is not None:
             raise ValueError("search='local' takes passages as corpus, and no cache")
-        if Path(corpus).is_file():
-            return MemoryRetriever(read_passages(corpus))
-        return LocalRetriever(corpus)
+        return _local(corpus)
     if search == "remote":
         if corpus is None:
             raise ValueError("search='remote' takes the service's URL as corpus")
@@ -51,3 +52,13 @@ def open_retriever(
             return web
         return RecordedRetriever(web, cache, web.source, EMPTY_LASTS_S)
     raise ValueError(f"search={search!r} is none of {', '.join(get_args(Kind))}")
+
+
+def _local(corpus: str | Path) -> Retriever:
+    path = Path(corpus)
+    names = str(corpus).split(",")
+    if len(names) > 1 and not path.exists():
+        return HybridRetriever([_local(name) for name in names])
+    if path.is_file():
+        return MemoryRetriever(read_passages(path))
+    return DenseRetriever(path) if is_dense(path) else LocalRetriever(path)

@@ -12,7 +12,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tools.local_index import LocalRetriever
+from tools.open_retriever import open_retriever
 from tools.retrievers import Hit, Retriever
 from tools.tool import ToolUnavailable
 
@@ -194,7 +194,7 @@ def listen(host: str, port: int) -> socket.socket:
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.retrieval_server", description=__doc__)
-    parser.add_argument("index", help="a folder made by `python -m tools.local_index build`")
+    parser.add_argument("index", help="folder of an index, as for search='local'")
     parser.add_argument("--host", default="127.0.0.1", help="who can reach it: this machine only")
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free, printed")
     parser.add_argument("--at-once", type=int, default=64, help="requests in work or waiting")
@@ -202,7 +202,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     import uvicorn
 
-    app = application(LocalRetriever(given.index), given.at_once, given.threads)
+    app = application(open_retriever("local", given.index), given.at_once, given.threads)
     listening = listen(given.host, given.port)
     config = uvicorn.Config(app, log_level="warning", timeout_keep_alive=60)
     sys.stdout.write(f"http://{given.host}:{listening.getsockname()[1]}/retrieve\n")
