@@ -178,9 +178,18 @@ def evaluated(
         "tools": [tag[2:-1] for tag in env.stop_tags if tag != "</answer>"],
         "max_tool_calls": env.max_tool_calls,
         "max_response_tokens": config.max_response_tokens or benchmark.max_response_tokens,
-        "tasks_of_the_split": len(env.tasks),
+        "rows": counts(env, config),
         **summary(verdicts),
     }
+
+
+def counts(env: "ToolEnv", config: Config) -> dict[str, int]:
+    """Tasks of the split, and what happened to the rows that are none."""
+    from benchmarks import TaskList
+
+    loaded = env.benchmark.load(config.split, env.data_dir)
+    left_out = dict(loaded.counts) if isinstance(loaded, TaskList) else {}
+    return {"tasks": len(env.tasks), **left_out}
 
 
 def drawn(tasks: "Sequence[Task]", count: int | None) -> "list[Task]":

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import time
 from dataclasses import replace
 
 import pytest
+import tyro
 
 from benchmarks import BENCHMARKS, Score, Task
 from learners.checkpoint import RunFolderError
@@ -300,3 +302,24 @@ def test_a_killed_evaluation_goes_on_where_it_was(taught, tmp_path):
     subprocess.run(command(unkilled), cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     graded = [tmp_path / name / "SyntheticQA.graded.jsonl" for name in ("killed", "unkilled")]
     assert lines(graded[0]) == lines(graded[1])
+
+
+def readme_commands():
+    block = (ROOT / "README.md").read_text("utf-8").partition("### Evaluating")[2]
+    found = block.partition("```bash\n")[2].partition("```")[0].splitlines()
+    return [shlex.split(line)[3:] for line in found]
+
+
+def test_the_commands_of_the_readme_are_understood_and_the_first_runs(data_dir, tmp_path, capsys):
+    first, *others = readme_commands()
+    assert len(others) == 3
+    for arguments in others:
+        tyro.cli(Config, args=arguments)
+    small = ["--model", "tiny", "--tasks", "2", "--max-response-tokens", "40", "--threads", "1"]
+    given = [str(data_dir) if word == "../shared/data" else word for word in first]
+    main([*given, *small, "--out", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "HotpotQA-v0" in said
+    assert "official score" in said
+    found = json.loads((tmp_path / "results.json").read_text())["environments"]
+    assert found["appo/GSM8K-v0"]["rows"]["rows read"] == found["appo/GSM8K-v0"]["rows"]["tasks"]
