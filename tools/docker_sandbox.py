@@ -125,10 +125,11 @@ def open_docker(limits: Limits, options: DockerOptions) -> HubSandbox:
         "signals": True,
     }
     sandbox = HubSandbox(transport, boot_message("repl_spawn", settings, state, limits), limits)
-    if sandbox.landlock < 3:
+    if sandbox.apart:
         log.warning(
-            "the engine's kernel has Landlock version %d: states in this container are not kept"
-            " from each other's files; use one tool for each episode, or a kernel from 6.2 on",
+            "the engine's kernel has Landlock version %d: states in a container are not kept from"
+            " each other's files, so each episode gets a container of its own; better from Linux"
+            " 6.2 on",
             sandbox.landlock,
         )
     return sandbox

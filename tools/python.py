@@ -15,9 +15,11 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from tools.sandbox import DockerOptions, Limits, Reply, Sandbox, SandboxLost, open_sandbox
+from tools.sandbox_pool import Pool
 from tools.sandbox_texts import BROKEN, LONGEST_CELL, joined, stopped, too_long
 from tools.tool import ToolContext, ToolResult, ToolUnavailable
 
@@ -48,20 +50,30 @@ class PythonTool:
         sandbox: str = "auto",
         limits: Limits | None = None,
         docker: DockerOptions | None = None,
+        sandboxes: int | None = None,
     ) -> None:
-        """Choose the sandbox: auto, local or docker; limits of cells; the kind of container."""
+        """Choose where cells run.
+
+        Args:
+            sandbox: auto, local or docker.
+            limits: of cells, sessions and sandboxes.
+            docker: the kind of container.
+            sandboxes: how many share the sessions; None: one for every eight processors, and
+                sixteen where each session needs one of its own.
+        """
         if sandbox not in ("auto", "local", "docker"):
             raise ValueError(f"sandbox {sandbox!r}: expected auto, local or docker")
         self._kind = sandbox
         self._limits = limits or Limits()
         self._docker = docker or DockerOptions()
+        self._sandboxes = sandboxes
         self.replays = 0
         self.mismatches = 0
         self._forget()
         _forget_after_fork(self)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (PythonTool, (self._kind, self._limits, self._docker))
+        return (PythonTool, (self._kind, self._limits, self._docker, self._sandboxes))
 
     def _forget(self) -> None:
         """Start without a sandbox; after a fork, the parent keeps the one there was."""
@@ -83,12 +95,14 @@ class PythonTool:
             sandbox = self._opened() if attempt == 0 else self._reopened()
             try:
                 reply = self._run(sandbox, state, argument)
-                if reply.why not in ("gone", "fault"):
+                if reply.why not in ("gone", "fault", "lost"):
                     return self._result(sandbox, state, argument, reply, begun)
                 why = f"the process of the state is gone ({reply.why})"
+                time.sleep(0.1 + 0.1 * attempt)
+                if reply.why == "lost":
+                    continue
                 if attempt:
                     self._drop(sandbox, state)
-                time.sleep(0.1 + 0.1 * attempt)
                 if attempt > 1 and self._healthy(sandbox, state):
                     return state, ToolResult(BROKEN, False, time.perf_counter() - begun)
                 if attempt > 1:
@@ -122,8 +136,16 @@ class PythonTool:
     def _opened(self) -> Sandbox:
         with self._lock:
             if self._sandbox is None:
-                self._sandbox = open_sandbox(self._kind, self._limits, self._docker)
+                first = open_sandbox(self._kind, self._limits, self._docker)
+                self._sandbox = self._pooled(first)
             return self._sandbox
+
+    def _pooled(self, first: Sandbox) -> Sandbox:
+        """The sandbox, or several of its kind behind one face."""
+        most = self._sandboxes or (16 if first.apart else max(1, (os.cpu_count() or 1) // 8))
+        if most == 1 and not first.apart:
+            return first
+        return Pool(first, partial(open_sandbox, first.name, self._limits, self._docker), most)
 
     def _reopened(self) -> Sandbox:
         """Open again after a loss; an engine that restarts is given half a minute."""
@@ -172,10 +194,10 @@ class PythonTool:
                 self._live.pop(state, None)
             if reply.why == "deep":
                 sandbox.drop([handle])
-        handle = self._rebuild(sandbox, state)
-        return sandbox.run(handle, [cell]) if handle is not None else Reply(None, (), "gone")
+        rebuilt = self._rebuild(sandbox, state)
+        return rebuilt if rebuilt.state is None else sandbox.run(rebuilt.state, [cell])
 
-    def _rebuild(self, sandbox: Sandbox, state: PythonState) -> int | None:
+    def _rebuild(self, sandbox: Sandbox, state: PythonState) -> Reply:
         """Make a state live again by running its cells in one fresh process."""
         (seed, attachments), history = state
         session_key: PythonState = ((seed, attachments), ())
@@ -184,18 +206,19 @@ class PythonTool:
         if session is None or not history:
             reply = sandbox.open(seed, [_attached(path, digest) for path, digest in attachments])
             session = self._keep(sandbox, session_key, reply.state)
-        if not history or session is None:
-            return session
-        self.replays += 1
+            if not history or session is None:
+                return Reply(session, (), reply.why or "gone")
         reply = sandbox.run(session, [cell for cell, _digest in history])
-        if reply.why in ("gone", "fault", "crash"):
+        crowded = (reply.why or "").startswith("session_")
+        if crowded or reply.why in ("gone", "fault", "lost", "crash"):
             # It ran before: whatever ended it now came from outside. The caller tries again.
             with self._lock:
                 self._live.pop(session_key, None)
             sandbox.drop([session])
-            return None
+            return Reply(None, (), "lost" if crowded or reply.why == "lost" else "gone")
+        self.replays += 1
         self._compare(state, reply)
-        return self._keep(sandbox, state, reply.state)
+        return Reply(self._keep(sandbox, state, reply.state), (), None)
 
     def _compare(self, state: PythonState, reply: Reply) -> None:
         for number, (_cell, digest) in enumerate(state[1]):

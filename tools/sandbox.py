@@ -99,7 +99,7 @@ class Reply(NamedTuple):
     """The state after the last cell; None if there is none."""
     results: tuple[CellResult, ...]
     why: str | None
-    """Why there is no state: gone, deep, fault, or what stopped the last cell."""
+    """Why there is no state: gone, deep, fault, lost (its sandbox), or what stopped the cell."""
 
 
 class SandboxLost(RuntimeError):
@@ -110,6 +110,8 @@ class Sandbox(Protocol):
     """A running sandbox. Thread-safe; belongs to the process that opened it."""
 
     name: str
+    apart: bool
+    """Whether states are not kept from each other's files, so that each session needs its own."""
 
     def open(self, seed: int, files: Sequence[tuple[str, str]]) -> Reply:
         """A fresh session with `files` (name, content in base64) in its work folder."""

@@ -13,6 +13,9 @@ from typing import Protocol
 
 from tools.sandbox import CellResult, Limits, Reply, SandboxLost
 
+APART_BELOW = 3
+"""Version of Landlock below which a state's files are open to the others of its sandbox."""
+
 
 class Transport(Protocol):
     """A byte stream to a hub, and the means to end it."""
@@ -64,6 +67,7 @@ class HubSandbox:
         assert isinstance(ready, dict)
         self.modules = tuple(str(name) for name in ready["modules"])
         self.landlock = int(ready["landlock"])
+        self.apart = self.landlock < APART_BELOW
 
     def open(self, seed: int, files: Sequence[tuple[str, str]]) -> Reply:
         return self._cells({"op": "open", "seed": seed, "files": list(files)}, 1)
