@@ -146,3 +146,33 @@ class Composed:
 
     def credit_and_update(self, trees, *, advantages, weights, loss):
         self.advantages, self.weights, self.loss = advantages, weights, loss
+
+
+class Credited(Notes):
+    """A run that shows what it is asked to learn from; nothing is sampled."""
+
+    def __init__(self, trees):
+        super().__init__()
+        self.trees, self.updates = trees, []
+        self.rollouts = SimpleNamespace(tokenizer=range(10))
+
+    def new_trees(self, tasks, roots):
+        return self.trees
+
+    def draw(self, name):
+        return None
+
+    def rollout(self, trees, after_turn=None):
+        pass
+
+    def remember_old_logprobs(self, trajectories):
+        pass
+
+    def minibatches(self, trees):
+        return [[tree] for tree in trees]
+
+    def token_stats(self, trajectories):
+        return {t: stats_of(t, entropies=[0.1 * i for i in range(len(t))]) for t in trajectories}
+
+    def update(self, rows, weights, loss):
+        self.updates.append(SimpleNamespace(rows=rows, weights=weights, loss=loss))

@@ -57,6 +57,15 @@ def test_arpo_keeps_its_budget_and_starts_anew_where_all_have_ended():
     assert (len(ended.roots), len(ended.branches)) == (2, 0)
 
 
+@pytest.mark.parametrize(("beam", "branches"), [(1, 0), (2, 1), (3, 2), (9, 4)])
+def test_a_rollout_makes_one_branch_less_than_the_beam_within_the_budget(beam, branches):
+    tree = new_tree()
+    with_turns(tree, (1.0,))
+    config = arpo.Config(rollouts=5, beam=beam, branch_probability=1.0)
+    arpo.grow(tree, config, 10, random.Random(0))
+    assert len(tree.branches) == branches
+
+
 @pytest.mark.parametrize(
     ("root", "steps", "expected"),
     [
@@ -76,6 +85,7 @@ def test_aepo_starts_more_rollouts_from_an_uncertain_prompt(root, steps, expecte
     ("uniform", "gain", "growing", "expected"),
     [
         (0.6, 0, 0, True),
+        (0.5, 0, 0, True),
         (0.4, 0, 0, False),
         (0.4, 1, 0, True),  # 0.4 + 0.2
         (0.6, 0, 4, False),  # 0.6 * 0.8

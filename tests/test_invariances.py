@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from learners import gigpo
+from learners import aepo, gigpo
+from learners.advantages import group_normalised
 from learners.batch import pack
-from tests.method_fakes import METHODS, Composed, forest, loss_of
+from tests.method_fakes import METHODS, Composed, Credited, forest, loss_of
 
 every_method = pytest.mark.parametrize("method", METHODS)
 
@@ -123,3 +124,22 @@ def test_what_is_tested_is_what_an_iteration_puts_together(method):
         -1, 1, batch.weights.shape[1]
     )
     assert run.loss(logprobs, batch) == loss_of(method)(logprobs, batch)
+
+
+def test_aepo_credits_and_weighs_every_optimiser_step_by_itself():
+    """Entropies 0, 0.1, ... along a response; a step per prompt, whose tokens weigh 1 together."""
+    run, config = Credited(forest()), aepo.Config(pre_monitoring=False)
+    aepo.iteration([], run, config)
+    assert len(run.updates) == 2
+    for tree, update in zip(run.trees, run.updates, strict=True):
+        rows = group_normalised([tree])
+        masks = [torch.tensor(row.trajectory.response_mask) for row in rows]
+        entropies = [torch.arange(len(mask)) * 0.1 for mask in masks]
+        factors = aepo.entropy_factors(entropies, masks, 0.2)
+        for found, row, factor in zip(update.rows, rows, factors, strict=True):
+            assert found.trajectory is row.trajectory
+            torch.testing.assert_close(found.advantages, row.advantages * factor)
+        assert float(sum(weight.sum() for weight in update.weights)) == pytest.approx(1)
+        batch = pack(update.rows, weights=update.weights)
+        logprobs = batch.old_logprobs + batch.response_mask * 0.5
+        assert update.loss(logprobs, batch) == aepo.policy_loss(logprobs, batch, config)

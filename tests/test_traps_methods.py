@@ -28,8 +28,8 @@ from learners.loop import Run
 from learners.losses import clipped_surrogate, kl_k3, sequence_mean, sequence_sum, token_mean
 from learners.policy import UpdateMetrics
 from learners.tree import Completion, Row, Turn
-from tests.method_fakes import Composed, forest
-from tests.tree_fakes import START, Notes, grow, new_tree, stats_of, tree_with
+from tests.method_fakes import Composed, Credited, forest
+from tests.tree_fakes import START, grow, new_tree, tree_with
 
 
 def batch_of(old, advantages, weights=None):
@@ -181,42 +181,13 @@ def test_trap_28_a_first_turn_has_no_gain_whatever_was_before():
         assert entropy_branching.entropy_gain(root, 20, 10) == 0
 
 
-class Credited(Notes):
-    """A run that shows what it is asked to learn from; nothing is sampled."""
-
-    def __init__(self, trees):
-        super().__init__()
-        self.trees, self.rows = trees, []
-        self.rollouts = SimpleNamespace(tokenizer=range(10))
-
-    def new_trees(self, tasks, roots):
-        return self.trees
-
-    def draw(self, name):
-        return None
-
-    def rollout(self, trees, after_turn=None):
-        pass
-
-    def remember_old_logprobs(self, trajectories):
-        pass
-
-    def minibatches(self, trees):
-        return [trees]
-
-    def token_stats(self, trajectories):
-        return {t: stats_of(t, entropies=[0.1 * i for i in range(len(t))]) for t in trajectories}
-
-    def update(self, rows, weights, loss):
-        self.rows += rows
-
-
 def test_trap_31_entropies_are_never_missing_from_the_advantages():
     run = Credited(forest())
     aepo.iteration([], run, aepo.Config(pre_monitoring=False))
-    assert len(run.rows) == 7
+    rows = [row for update in run.updates for row in update.rows]
+    assert len(rows) == 7
     plain = {row.trajectory: row.advantages for row in group_normalised(run.trees)}
-    long = [row for row in run.rows if row.trajectory.sampled_tokens > 1]
+    long = [row for row in rows if row.trajectory.sampled_tokens > 1]
     assert all((r.advantages != plain[r.trajectory]).sum() > 1 for r in long)
     assert run.counts["advantage/dropped_groups"] == 0
 
