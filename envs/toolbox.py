@@ -107,8 +107,11 @@ class Toolbox:
             return self._search_tool(cache)
         if tool == "browse":
             from tools.browse import BrowseTool
+            from tools.extras import require
             from tools.web_pages import WebPages
 
+            if cache is None or cache.mode in ("live", "record"):
+                require("web", "httpx", "trafilatura", "lxml_html_clean", "pypdf")
             return BrowseTool(WebPages(), cache)
         made: Tool[Any] = TOOLS[tool]()
         return made

@@ -56,7 +56,7 @@ def environment(config: RunConfig, split: str) -> "ToolEnv":
         env = gym.make(config.env, **env_arguments(config, split)).unwrapped
         assert isinstance(env, envs.ToolEnv)
         _ = env.tools
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         raise UsageError(str(error)) from error
     return env
 

@@ -1,5 +1,6 @@
 """Commands that cannot do what they are asked: what was given, what was expected, what to do."""
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -141,6 +142,32 @@ def test_every_command_that_plays_has_the_settings_of_gym_make(module):
     _, said, _ = python("-m", module, "--help", COLUMNS="200")
     for name in ("search", "corpus", "cache", "cache-mode", "max-tool-calls", "tools", "sandbox"):
         assert f"--{name} " in said
+
+
+@pytest.mark.parametrize(
+    ("given", "module", "extra"),
+    [
+        ("--tools search --search web", "ddgs", "web"),
+        ("--tools search browse", "trafilatura", "web"),
+        (
+            "--tools search --search local --corpus {folder}/vectors",
+            "sentence_transformers",
+            "dense",
+        ),
+    ],
+)
+def test_a_package_that_is_missing_is_named_with_its_command(
+    capsys, tmp_path, monkeypatch, given, module, extra
+):
+    (tmp_path / "vectors").mkdir()
+    (tmp_path / "vectors" / "appo-dense.json").write_text("{}")
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "tools.extras.find_spec", lambda name: None if name == module else found(name)
+    )
+    said = refused(capsys, f"{given.format(folder=tmp_path)} --out {tmp_path}/run")
+    command = f"pip install 'appo-gym[{extra}]'"
+    assert said == f"UsageError: {module} is not installed; get it with `{command}`"
 
 
 def test_a_gated_data_set_is_named_before_the_model_is_loaded(capsys, tmp_path, monkeypatch):

@@ -102,8 +102,9 @@ def test_words_and_meaning_together(tmp_path):
     assert hybrid.search("volcano", 3)[0].title == "Mount Etna"
 
 
-def test_words_name_vectors_and_their_fusion_with_words(tmp_path):
+def test_words_name_vectors_and_their_fusion_with_words(tmp_path, monkeypatch):
     """A folder says what it holds; commas join several, each ranked on its own."""
+    monkeypatch.setattr("tools.extras.find_spec", lambda name: name)  # no model is opened here
     build(PAGES, tmp_path / "vectors", encode)
     local_index.build(PAGES, tmp_path / "words")
     assert isinstance(open_retriever("local", tmp_path / "vectors"), DenseRetriever)

@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from tools.extras import require
 from tools.local_index import read_passages
 from tools.per_process import PerProcess
 from tools.retrievers import Hit, PassageLike
@@ -57,11 +58,14 @@ class DenseRetriever:
 
         Raises:
             FileNotFoundError: there is no index.
+            ModuleNotFoundError: the model needs a package that is not installed.
         """
         self.path = Path(path)
         if not is_dense(self.path):
             command = f"python -m tools.dense build passages.jsonl {path} --model NAME"
             raise FileNotFoundError(f"{path} holds no index of vectors; make one with `{command}`")
+        if encode is None:
+            require("dense", "sentence_transformers")
         self._opened = PerProcess(partial(_Opened, self.path, encode))
 
     def search(self, query: str, k: int) -> list[Hit]:
@@ -90,6 +94,7 @@ def sentence_encoder(model: str, prefix: str = "", device: str | None = None) ->
         prefix: put before every text; E5 wants "query: " and "passage: ".
         device: as torch names it.
     """
+    require("dense", "sentence_transformers")
     # By name, because type checkers do not find what is not installed.
     network = import_module("sentence_transformers").SentenceTransformer(model, device=device)
 

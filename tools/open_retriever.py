@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 from tools.cache import Cache
 from tools.dense import DenseRetriever, is_dense
+from tools.extras import require
 from tools.hybrid import HybridRetriever
 from tools.local_index import LocalRetriever, read_passages
 from tools.recorded_retriever import RecordedRetriever
@@ -36,6 +37,7 @@ def open_retriever(
     Raises:
         ValueError: the words do not go together.
         FileNotFoundError: there is no such file, or no index in the folder.
+        ModuleNotFoundError: the web needs a package that is not installed.
     """
     if search == "local":
         if corpus is None or cache is not None:
@@ -47,6 +49,8 @@ def open_retriever(
         remote = RemoteRetriever(str(corpus), seed=seed)
         return remote if cache is None else RecordedRetriever(remote, cache, "remote")
     if search == "web":
+        if cache is None or cache.mode in ("live", "record"):
+            require("web", "ddgs")
         web = WebRetriever("duckduckgo" if corpus is None else str(corpus), seed=seed)
         if cache is None:
             return web
