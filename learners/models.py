@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from learners import attention
+from learners import attention, lora
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -62,11 +62,15 @@ def load_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) 
 
 
 def save_model(loaded: LoadedModel, folder: Path) -> None:
-    """Write weights (safetensors), configuration and tokenizer."""
+    """Write weights (safetensors), configuration and tokenizer; adapters too, if there are any."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    loaded.model.save_pretrained(folder)
+    adapted = lora.has_adapters(loaded.model)
+    weights = lora.merged_weights(loaded.model) if adapted else None
+    loaded.model.save_pretrained(folder, state_dict=weights)
+    if adapted:
+        lora.save_adapters(loaded.model, folder)
     loaded.tokenizer.save_pretrained(folder)
 
 

@@ -38,13 +38,16 @@ class FrozenPolicy:
         return [stats.logprobs for stats in self._policy.token_stats(trajectories)]
 
 
-def reference_of(config: RunConfig) -> Reference | None:
+def reference_of(config: RunConfig, policy: "Policy") -> Reference | None:
     """The model that a run started from, where its loss has a penalty for leaving it."""
+    from learners.lora import WithoutAdapters
     from learners.models import load_model
     from learners.policy import Policy
 
     if config.kl == 0:
         return None
+    if config.lora_rank:
+        return WithoutAdapters(policy)
     loaded = load_model(config.model, seed=config.seed)
     loaded.model.requires_grad_(False)
     if torch.cuda.is_available():

@@ -53,6 +53,10 @@ class RunConfig:
     """Of the learning rate over the run: constant [reference code], linear or cosine, both to 0."""
     warmup: float = 0.0
     """Share of the iterations in which the learning rate rises. [reference code: 0]"""
+    lora_rank: int = 0
+    """Rank of LoRA adapters on every linear layer; 0: all weights train. Needs the extra `lora`."""
+    lora_alpha: int | None = None
+    """Adapters count alpha / rank; None: 2."""
     adam_betas: tuple[float, float] = (0.9, 0.999)
     """Of AdamW. [reference code]"""
     max_response_tokens: int = 4096

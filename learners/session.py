@@ -100,6 +100,7 @@ def open_session(
     """
     import torch
 
+    from learners import lora
     from learners.checkpoint import checkpoint_folder, load_checkpoint
     from learners.ledger import Ledger
     from learners.loop import Run
@@ -115,8 +116,13 @@ def open_session(
         held_out = environment(config, "test")
         _ = held_out.tasks
     prove_sandbox(env)
-    source = config.model if newest is None else str(checkpoint_folder(folder, newest))
-    loaded = load_model(source, seed=config.seed)
+    kept = None if newest is None else checkpoint_folder(folder, newest)
+    fresh = kept is None or config.lora_rank > 0
+    loaded = load_model(config.model if fresh else str(kept), seed=config.seed)
+    if config.lora_rank:
+        lora.add_adapters(loaded.model, config.lora_rank, config.lora_alpha, config.seed)
+        if kept is not None:
+            lora.load_adapters(loaded.model, kept)
     if torch.cuda.is_available():
         loaded.model.to("cuda")
     policy = Policy(
@@ -143,7 +149,9 @@ def open_session(
         config.seed,
         ledger=ledger or Ledger(Spending(budget(config))),
     )
-    session = Session(Run(config, policy, rollouts, reference_of(config)), folder, tasks, held_out)
+    session = Session(
+        Run(config, policy, rollouts, reference_of(config, policy)), folder, tasks, held_out
+    )
     if newest is not None:
         state = load_checkpoint(folder, newest, policy)
         session.run.iteration, session.run.lost = newest, state["lost"]
