@@ -35,6 +35,7 @@ class DockerTransport:
     def __init__(self, client: "docker.DockerClient", container: str) -> None:
         self.container = container
         self._client = client
+        self._host = _address()
         attach = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
         self._stream = client.api.attach_socket(container, params=attach)
         self._socket = self._stream._sock
@@ -76,6 +77,7 @@ class DockerTransport:
                 return self._ended
             self._ended = self._errors.decode("utf-8", "replace").strip()
             try:
+                _ask_first(self._host)
                 self._client.api.remove_container(self.container, force=True)
             except docker.errors.NotFound:
                 pass
@@ -175,12 +177,9 @@ def _client() -> "docker.DockerClient":
         raise ToolUnavailable(
             f"the package docker is missing ({error}); pip install docker"
         ) from None
-    host = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+    host = _address()
     try:
-        if host.startswith("unix://"):
-            # The package leaves its socket open when nobody answers; so ask first.
-            with socket.socket(socket.AF_UNIX) as asked:
-                asked.connect(host.removeprefix("unix://"))
+        _ask_first(host)
         client = docker.from_env(timeout=60)
         client.ping()
     except (docker.errors.DockerException, OSError) as error:
@@ -189,6 +188,17 @@ def _client() -> "docker.DockerClient":
             " install Docker and start it, or set DOCKER_HOST"
         ) from None
     return client
+
+
+def _address() -> str:
+    return os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+
+
+def _ask_first(host: str) -> None:
+    """OSError if nobody answers: the package would leave a socket open for each such call."""
+    if host.startswith("unix://"):
+        with socket.socket(socket.AF_UNIX) as asked:
+            asked.connect(host.removeprefix("unix://"))
 
 
 def _tmpfs(limits: Limits, user: str) -> str:
