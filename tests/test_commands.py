@@ -228,6 +228,14 @@ def test_a_run_whose_tools_fail_stops_with_a_report(taught, capsys, tmp_path):
     assert 0 < line["tools/unavailable_after_0"] <= 1  # a calculator's calls were tried, too
 
 
+def test_an_evaluation_whose_tools_fail_stops_the_run(taught, capsys, tmp_path):
+    """It would be of the tasks that need no search."""
+    given = outside(taught, tmp_path).replace("--eval-tasks 0", "--eval-tasks 6")
+    said = refused(capsys, f"{given} --max-unavailable 0")
+    assert re.search(r"RunStopped: \d of 6 tasks, before training, lost their tools", said), said
+    assert not (tmp_path / "run" / "evaluation-before.json").exists()
+
+
 def outside(model, folder):
     """A run of one iteration that searches outside, by a recording alone."""
     return (

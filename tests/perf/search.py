@@ -1,11 +1,11 @@
 """What searching costs and finds, side by side with the alternatives.
 
-    python -m tests.perf.search recall          gold passages found, on the corpus questions
     python -m tests.perf.search speed           queries per second against the libraries themselves
     python -m tests.perf.search overlap         64 episodes against a retriever that takes 200 ms
     python -m tests.perf.search service         queries per second through the retrieval server
 
-`tests.perf.search_growth` measures build time, size, speed and memory by corpus size.
+`tests.perf.search_recall` tells what is found; `tests.perf.search_growth` measures build time,
+size, speed and memory by corpus size.
 The corpus is read from $APPO_DATA/corpus, ../shared/data by default.
 """
 
@@ -29,8 +29,6 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tools.dense import DenseRetriever
-from tools.hybrid import HybridRetriever
 from tools.local_index import LocalRetriever, build, read_passages
 from tools.remote_retriever import RemoteRetriever
 from tools.retrievers import TITLE_WEIGHT, MemoryRetriever
@@ -45,35 +43,6 @@ SETS = ("hotpotqa", "musique", "2wiki")
 def questions(name):
     with (CORPUS / f"questions_{name}.jsonl").open() as file:
         return [json.loads(line) for line in file]
-
-
-def recall(given):
-    ids = {}
-    with (CORPUS / "passages.jsonl").open() as file:
-        for row in map(json.loads, file):
-            ids[row["title"], row["text"]] = row["id"]
-    pages = list(read_passages(CORPUS / "passages.jsonl"))
-    with tempfile.TemporaryDirectory() as folder:
-        build(pages, Path(folder) / "i")
-        engines = {"memory": MemoryRetriever(pages), "disk": LocalRetriever(Path(folder) / "i")}
-        if given.dense:
-            engines["dense"] = DenseRetriever(given.dense)
-            engines["hybrid"] = HybridRetriever([engines["disk"], engines["dense"]])
-        print("| engine | set | recall@3 | @5 | @10 | @20 | all gold in top 10 | top 20 |")
-        print("|---|---|---|---|---|---|---|---|")
-        for (engine, retriever), name in itertools.product(engines.items(), SETS):
-            found = []
-            for row in questions(name):
-                hits = [ids[hit[:2]] for hit in retriever.search(row["question"], 20)]
-                found.append((set(row["gold_ids"]), hits))
-            at = [
-                statistics.fmean(len(gold & set(hits[:k])) / len(gold) for gold, hits in found)
-                for k in (3, 5, 10, 20)
-            ]
-            every = [
-                statistics.fmean(gold <= set(hits[:k]) for gold, hits in found) for k in (10, 20)
-            ]
-            print("|", " | ".join([engine, name, *(f"{x:.3f}" for x in at + every)]), "|")
 
 
 class PlainBM25:
@@ -278,7 +247,6 @@ def main():
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("recall").add_argument("--dense", help="a folder of tools.dense")
     command = commands.add_parser("speed")
     command.add_argument("--size", type=int, default=37_131)
     command.add_argument("--queries", type=int, default=1771)
@@ -291,7 +259,7 @@ def main():
     command.add_argument("--rounds", type=int, default=5)
     commands.add_parser("service").add_argument("--clients", type=int, default=2)
     given = parser.parse_args()
-    run = {"recall": recall, "speed": speed, "overlap": overlap, "service": service}
+    run = {"speed": speed, "overlap": overlap, "service": service}
     run[given.command](given)
 
 
