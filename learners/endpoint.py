@@ -17,6 +17,8 @@ from benchmarks.judge import Endpoint, Post, http_post
 Protocol = Literal["chat", "completions"]
 FATAL = frozenset({401, 403, 404, 405})
 """HTTP statuses that no request to this endpoint will escape."""
+LONGEST_PAUSE = 60.0
+"""Seconds that an endpoint may ask to be left alone for."""
 _TOO_LONG = re.compile(r"context.{0,20}(length|window)|maximum.{0,40}(length|tokens)", re.I)
 _OPTIONAL = ("stop", "temperature", "seed")
 
@@ -104,6 +106,7 @@ class Client:
             headers["Authorization"] = f"Bearer {self._endpoint.api_key}"
         fault, tried = "", 0
         while tried < self._endpoint.tries:
+            pause = self._endpoint.backoff * 2**tried
             sent = json.dumps(self._taken(body)).encode()
             try:
                 return json.loads(self._post(url, headers, sent, self._endpoint.timeout))
@@ -111,6 +114,8 @@ class Client:
                 with error:
                     said = error.read(10_000).decode("utf-8", "replace")
                 fault = f"HTTP {error.code}: {said[:300]}"
+                asked = str(error.headers.get("Retry-After", ""))
+                pause = max(pause, min(float(asked), LONGEST_PAUSE)) if asked.isdigit() else pause
                 if error.code in FATAL:
                     raise EndpointUnavailable(self._message(fault)) from error
                 if error.code in (400, 422):
@@ -123,7 +128,7 @@ class Client:
                 fault = f"not JSON ({error})"
             tried += 1
             if tried < self._endpoint.tries:
-                time.sleep(self._endpoint.backoff * 2 ** (tried - 1))
+                time.sleep(pause)
         raise RequestFailed(self._message(fault))
 
     def _taken(self, body: dict[str, Any]) -> dict[str, Any]:

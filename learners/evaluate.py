@@ -93,11 +93,13 @@ def chosen(config: Config) -> list[str]:
     """The ids to evaluate on.
 
     Raises:
-        UsageError: none is named.
+        UsageError: none is named, or there is nothing to play.
     """
     from benchmarks import BENCHMARKS
     from learners.run_config import UsageError
 
+    if config.samples < 1 or (config.tasks is not None and config.tasks < 1):
+        raise UsageError("--tasks and --samples count from 1")
     if config.all:
         return [f"appo/{name}-v0" for name in BENCHMARKS if name != "SyntheticQA"]
     if not config.env:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import Task
+from benchmarks import Score, Task
 from envs.reward import final_answer
 from learners.rollout import Rollouts
 
@@ -30,7 +30,8 @@ def evaluate(rollouts: Rollouts, tasks: Sequence[Task]) -> dict[str, Any]:
     """Play every task once.
 
     Returns:
-        Per task, in order: id, score (official metric), reward, stop, tool calls, tokens sampled;
+        Per task, in order: id, score (official metric), judged (False where only a judge could have
+        decided; the score is 0 then and means nothing), reward, stop, tool calls, tokens sampled;
         and the ledger. Tasks whose tools were unavailable are listed apart with their faults and
         not scored.
     """
@@ -46,11 +47,14 @@ def evaluate(rollouts: Rollouts, tasks: Sequence[Task]) -> dict[str, Any]:
             continue
         (episode,) = tree.trajectories
         answer = final_answer(episode.state)
-        score = 0.0 if answer is None else rollouts.env.benchmark.score(answer, tree.task).value
+        score = Score(0.0, "no answer", "")
+        if answer is not None:
+            score = rollouts.env.benchmark.score(answer, tree.task)
         rows.append(
             {
                 "task": tree.task.id,
-                "score": score,
+                "score": score.value,
+                "judged": score.judged,
                 "reward": episode.reward,
                 "stop": episode.state.stop,
                 "tool_calls": len(episode.state.calls),

@@ -71,6 +71,7 @@ def _remote(config: Config, base: str) -> Player:
         base,
         config.model,
         os.environ.get(config.api_key_variable, ""),
+        tries=6,  # half a minute: what limits requests a minute lets go
         concurrency=config.api_concurrency,
         timeout=config.api_timeout,
     )

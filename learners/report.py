@@ -37,9 +37,7 @@ def _learned(before: dict[str, Any], after: dict[str, Any]) -> Table:
     table = Table(title=f"learned: {len(pairs)} held-out test tasks, 95 % intervals")
     for column in ("", "before", "after", "difference (paired)"):
         table.add_column(column)
-    rates = [wilson(sum(p[i]["score"] for p in pairs), len(pairs)) for i in (0, 1)]
-    change = bootstrap_mean([b["score"] - a["score"] for a, b in pairs])
-    table.add_row("accuracy", *map(str, rates), str(change))
+    table.add_row("accuracy", *_accuracy(pairs))
     means = [bootstrap_mean([p[i]["reward"] for p in pairs]) for i in (0, 1)]
     change = bootstrap_mean([b["reward"] - a["reward"] for a, b in pairs])
     table.add_row("reward", *map(str, means), str(change))
@@ -52,6 +50,15 @@ def _learned(before: dict[str, Any], after: dict[str, Any]) -> Table:
             f"{change.value:+.1f}",
         )
     return table
+
+
+def _accuracy(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]:
+    """Before, after and their difference; what only a judge can grade has none of them."""
+    if not all(row.get("judged", True) for pair in pairs for row in pair):
+        return ["not judged", "not judged", "-"]
+    rates = [wilson(sum(p[i]["score"] for p in pairs), len(pairs)) for i in (0, 1)]
+    change = bootstrap_mean([b["score"] - a["score"] for a, b in pairs])
+    return [*map(str, rates), str(change)]
 
 
 def _costs(metrics: list[dict[str, Any]]) -> Table:

@@ -14,6 +14,7 @@ import pytest
 import tyro
 
 from benchmarks import BENCHMARKS, Score, Task
+from learners import report
 from learners.checkpoint import RunFolderError
 from learners.episodes import Episode, EpisodeFile, Job, mask, missing, unmask
 from learners.evaluate import drawn, evaluate, main
@@ -269,6 +270,8 @@ def test_a_folder_holds_one_evaluation_and_one_process(whole, taught):
 def test_what_cannot_be_asked_is_refused(taught, tmp_path, capsys):
     with pytest.raises(UsageError, match=r"--samples 4 of a greedy model are all alike"):
         evaluate(config_of(taught, tmp_path / "a", samples=4))
+    with pytest.raises(UsageError, match="count from 1"):
+        evaluate(config_of(taught, tmp_path / "a", samples=0))
     with pytest.raises(UsageError, match="--env, or all thirteen"):
         evaluate(Config(model=str(taught), out=str(tmp_path / "b")))
     with pytest.raises(UsageError, match="needs --judge-model"):
@@ -302,6 +305,12 @@ def test_a_killed_evaluation_goes_on_where_it_was(taught, tmp_path):
     subprocess.run(command(unkilled), cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     graded = [tmp_path / name / "SyntheticQA.graded.jsonl" for name in ("killed", "unkilled")]
     assert lines(graded[0]) == lines(graded[1])
+
+
+def test_a_training_run_reports_no_accuracy_where_a_judge_is_missing():
+    row = {"score": 1.0, "judged": True}
+    assert report._accuracy([(row, row)])[2] == "0.000 [0.000, 0.000]"
+    assert report._accuracy([(row, row | {"judged": False})]) == ["not judged", "not judged", "-"]
 
 
 def readme_commands():

@@ -36,9 +36,9 @@ def reply(text, finish="stop", prompt=50, completion=10):
     return json.dumps({"choices": [choice], "usage": usage}).encode()
 
 
-def refusal(code, message, param=None):
+def refusal(code, message, param=None, **headers):
     body = json.dumps({"error": {"message": message, "param": param}}).encode()
-    return urllib.error.HTTPError("http://model.test", code, "no", {}, io.BytesIO(body))
+    return urllib.error.HTTPError("http://model.test", code, "no", headers, io.BytesIO(body))
 
 
 class FakeModel:
@@ -168,6 +168,14 @@ def test_passing_faults_are_tried_again():
     assert played(fake).answer == "8"
 
 
+def test_an_endpoint_may_ask_to_be_left_alone_for_a_while(monkeypatch):
+    slept = []
+    monkeypatch.setattr("learners.endpoint.time.sleep", slept.append)
+    busy = [refusal(429, "slow down", **{"Retry-After": after}) for after in ("7", "9999")]
+    assert played(FakeModel(*busy, reply(answer("8")))).answer == "8"
+    assert slept == [7.0, 60.0]
+
+
 def test_a_request_that_stays_without_a_reply_is_an_error_and_no_wrong_answer():
     for said in ([OSError("reset")] * 3, [refusal(400, "odd")], [b"{}"], [b"[]"]):
         episode = played(FakeModel(*said))
@@ -246,7 +254,11 @@ def served():
         thread.join()
 
 
-def test_a_judged_set_has_no_official_number_until_a_judge_has_graded_it(served, tmp_path):
+def test_a_judged_set_has_no_official_number_until_a_judge_has_graded_it(
+    served, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    monkeypatch.setenv("JUDGE_API_KEY", "sk-secret")
     rows = tmp_path / "benchmarks/webwalker"
     rows.mkdir(parents=True)
     row = {"question": "Which gate?", "answer": "The old gate of the mill"}
@@ -265,6 +277,7 @@ def test_a_judged_set_has_no_official_number_until_a_judge_has_graded_it(served,
     assert again["player"] == results["player"]
     assert again["judge"]["model"] == "judge-1"
     assert again["judge"]["fingerprint"]
+    assert all("sk-secret" not in path.read_text("utf-8") for path in (tmp_path / "out").iterdir())
 
 
 def test_completions_need_a_tokenizer(tmp_path):
