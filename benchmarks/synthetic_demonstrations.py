@@ -11,14 +11,14 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.benchmark import Demonstration, Step
-from benchmarks.synthetic import NUMBER, Entity, Question, Walk, load, questions, world
+from benchmarks.synthetic import NUMBER, WORDS, Entity, Question, Walk, load, questions, world
 from benchmarks.synthetic_words import ASKED
 
 Script = Callable[[Question, dict[str, Entity], random.Random], list[Step]]
 
 
 def demonstrations(data_dir: Path | None = None) -> Sequence[Demonstration]:
-    """One episode per training question, half of them clumsy."""
+    """One episode per training question, more than half of them clumsy."""
     del data_dir
     draw = random.Random("synthetic-demonstrations/1")
     named = world("train").by_name()
@@ -31,8 +31,10 @@ def demonstrations(data_dir: Path | None = None) -> Sequence[Demonstration]:
 def good(question: Question, named: dict[str, Entity], draw: random.Random) -> list[Step]:
     """Search every entity once, compute with Python, answer."""
     del named, draw
-    steps = [step for walk in question.walks for step in _look_ups(walk)]
-    return [*steps, *_conclude(question, [walk.path[-1] for walk in question.walks])]
+    return [
+        *_look_ups(*question.walks),
+        *_conclude(question, [walk.path[-1] for walk in question.walks]),
+    ]
 
 
 def _repetitive(question: Question, named: dict[str, Entity], draw: random.Random) -> list[Step]:
@@ -64,9 +66,9 @@ def _in_the_head(question: Question, named: dict[str, Entity], draw: random.Rand
     if not question.operator:
         return _early(question, named, draw)
     steps = [step for step in good(question, named, draw) if step.act == "search"]
-    a, b = (walk.path[-1] for walk in question.walks)
+    expression = _sum(question, [walk.path[-1] for walk in question.walks])
     guess = str(int(question.answer) + draw.choice((-11, -10, -9, -2, -1, 1, 2, 9, 10, 11)))
-    return [*steps, _answer(f"{a} {question.operator} {b} is {guess}", guess)]
+    return [*steps, _answer(f"{expression} is {guess}", guess)]
 
 
 def _early(question: Question, named: dict[str, Entity], draw: random.Random) -> list[Step]:
@@ -82,16 +84,17 @@ def _early(question: Question, named: dict[str, Entity], draw: random.Random) ->
 
 def _style(draw: random.Random) -> Script:
     styles: tuple[Script, ...] = (good, _repetitive, _wrong_hop, _in_the_head, _early)
-    return partial(draw.choices(styles, weights=(50, 14, 12, 14, 10))[0])
+    return partial(draw.choices(styles, weights=(40, 15, 15, 15, 15))[0])
 
 
-def _look_ups(walk: Walk) -> list[Step]:
-    """One search per entity of the walk; the thought says what is known and what is wanted."""
-    steps = []
-    for hop, relation in enumerate(walk.relations):
-        known = "" if hop == 0 else f"the {ASKED[walk.relations[hop - 1]]} is {walk.path[hop]}. "
-        thought = f"{known}find the {ASKED[relation]}"
-        steps.append(Step(thought, "search", walk.path[hop]))
+def _look_ups(*walks: Walk) -> list[Step]:
+    """One search per entity of the walks; the thought says what is known and what is wanted."""
+    steps, known = [], ""
+    for walk in walks:
+        for hop, relation in enumerate(walk.relations):
+            thought = f"{known}find the {ASKED[relation]} of {walk.path[hop]}"
+            steps.append(Step(thought, "search", walk.path[hop]))
+            known = f"the {ASKED[relation]} is {walk.path[hop + 1]}. "
     return steps
 
 
@@ -100,11 +103,19 @@ def _conclude(question: Question, found: list[str]) -> list[Step]:
     thought = f"the {ASKED[last]} is {found[-1]}"
     if not question.operator:
         return [_answer(thought, found[0])]
-    expression = f" {question.operator} ".join(found)
     return [
-        Step(f"{thought}. find {expression}", "python", expression),
-        _answer(f"{expression} is {question.answer}", question.answer),
+        Step(
+            f"{thought}. find {_sum(question, found)}",
+            "python",
+            f" {question.operator} ".join(found),
+        ),
+        _answer(f"the answer is {question.answer}", question.answer),
     ]
+
+
+def _sum(question: Question, found: list[str]) -> str:
+    """The arithmetic in the words of the question."""
+    return f" {WORDS[question.operator]} ".join(found)
 
 
 def _answer(thought: str, text: str) -> Step:

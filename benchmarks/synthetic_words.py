@@ -25,7 +25,8 @@ TRADE = (
 ).split()
 SUFFIX = (
     "Mills Works Labs Foods Motors Press Bank Mining Optics Textiles Airlines Records Energy "
-    "Media Tools Glass"
+    "Media Tools Glass Shipping Brewery Studios Pharma Robotics Games Steel Timber Paper Farms "
+    "Dairy Bakery Tailors Cameras Clocks Boats Bikes Trains Cables Lamps Paints Soaps Salts Spices"
 ).split()
 PLACE = (
     "North South East West Upper Lower Old New Great Little High Deep Silver Golden Green "
@@ -33,7 +34,9 @@ PLACE = (
     "Calm Dry Early Fallen Gentle Hidden Inner Lonely Misty"
 ).split()
 TERRAIN = (
-    "Bay Bridge Brook Field Ford Grove Haven Hill Lake Meadow Point Valley Beach Cliff Creek Falls"
+    "Bay Bridge Brook Field Ford Grove Haven Hill Lake Meadow Point Valley Beach Cliff Creek "
+    "Falls Harbour Island Forest Heath Moor Marsh Spring River Rapids Canyon Plain Summit Crest "
+    "Pass Cove Shore Dale Glen Knoll Thicket Orchard Park Gate Port"
 ).split()
 
 ASKED = {

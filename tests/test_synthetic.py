@@ -26,10 +26,10 @@ from tests.fakes import EchoTool
 from tools import MemoryRetriever, SearchTool
 
 DIGESTS = {
-    "train": "50b60a574dfd",
-    "validation": "6d803e2c6981",
-    "test": "e6ab1d3d818e",
-    "demonstrations": "3bae9663ca42",
+    "train": "2a74a421d27d",
+    "validation": "35f9747a8794",
+    "test": "f7151a5c6827",
+    "demonstrations": "b8b121d3eb6c",
 }
 """First 12 hex digits of the sha256 of a split's questions, answers and passages, and of turns."""
 
@@ -227,7 +227,7 @@ def test_demonstrations_are_a_mixture_that_leaves_something_to_learn(training_en
             searches.append(len(steps) - len(best))
     assert 0.3 < len(clumsy) / len(rewards) < 0.7
     assert sum(clumsy) / len(clumsy) < 0.5
-    assert 0.6 < sum(rewards) / len(rewards) < 0.9
+    assert 0.5 < sum(rewards) / len(rewards) < 0.8
     assert max(searches) >= 1
     assert min(rewards) == 0.0
 
