@@ -12,7 +12,7 @@ from learners.advantages import normalised
 from learners.entropy_branching import turn_entropy
 from learners.losses import dual_clipped_policy_loss, token_mean
 from tests.golden.appo_replay import Draws
-from tests.golden.baseline_arpo import replay, turn_of
+from tests.golden.baseline_arpo import plays_alike, replay, texts_agree, turn_of
 from tests.golden.baseline_formulas import COUNTED, clips_of, credit_agrees, loss_agrees
 
 PENALTY, SENSITIVITY = 0.05, 0.5
@@ -80,9 +80,15 @@ def grower(case, draws, growing):
 def rollout_agrees(case):
     if case.params["dynamic_rollouts"]:
         budgets_agree(case)
-    draws, growing = Draws(case.outputs["random_draws"]), Counter()
-    grow = grower(case, draws, growing)
-    replay(case, draws, lambda tree: growing.update({tree: grow(tree) - growing[tree]}))
+    draws = Draws(case.outputs["random_draws"])
+    replay(case, draws, counting(grower(case, draws, growing := Counter()), growing))
+    if plays_alike(case):
+        draws = Draws(case.outputs["random_draws"])
+        texts_agree(case, counting(grower(case, draws, growing := Counter()), growing))
+
+
+def counting(grow, growing):
+    return lambda tree: growing.update({tree: grow(tree) - growing[tree]})
 
 
 def all_but_the_pause_agrees(case):

@@ -8,7 +8,8 @@ Of a case that agrees, advantages, returns, groups, losses and gradients are com
 are outputs beside the method: clip statistics, GPPO's likelihood term, GiGPO's statistics per row,
 the code's second implementations of an advantage, Tree-GRPO's GSPO, weights divided by their mean,
 its second normalisation of the first, sums split over devices, estimators of divergence with
-another's gradient, and of ARPO's and AEPO's rollouts texts and masks.
+another's gradient, and, where a call was refused or a row cut, texts and masks of ARPO's and AEPO's
+rollouts.
 """
 
 from collections import Counter
