@@ -152,6 +152,12 @@ EXHAUSTION = [
         "",
         None,
     ),
+    Attack(
+        "code without end",
+        "exec('x = 1\\n' * (100 << 20))",
+        "",
+        None,
+    ),
     Attack("a huge number", "x = 10 ** (10 ** 9)", "", None),
 ]
 
@@ -444,6 +450,42 @@ MACHINERY = [
         "import pickle, os\nclass P:\n    def __reduce__(self): return os.system, ('cat {canary}',)\nprint(pickle.loads(pickle.dumps(P())) != 0)",
         "True",
         True,
+    ),
+    Attack(
+        "a pickle that asks for more memory than there is",
+        "import pickle\npickle.loads(b'cbuiltins\\nbytearray\\n(I4000000000\\ntR.')",
+        "MemoryError",
+        True,
+    ),
+    Attack(
+        "a pickle that doubles sixty times when it is shown",
+        "import pickle\nx = []\nfor i in range(60): x = [x, x]\npickle.loads(pickle.dumps(x))",
+        "",
+        None,
+    ),
+    Attack(
+        "a pickle of a million frames",
+        "import pickle\npickle.loads(b'(' * (50 << 20) + b'.')",
+        "",
+        None,
+    ),
+    Attack(
+        "a folder that becomes a link while it is cleared away",
+        HEADER
+        + "libc.prctl(36, 0, 0, 0, 0)\nfor n in range(4):\n    d = f'd{{n}}'\n    os.mkdir(d); os.symlink('{folder}', d + 'link')\n"
+        "    for i in range(60): open(f'{{d}}/{{i}}', 'w').close()\n    os.mkdir(d + '/canary.txt'); os.mkdir(d + '/shut', 0)\n"
+        "    if os.fork() == 0:\n        if os.fork(): os._exit(0)\n        while True:\n            try:\n"
+        "                os.rename(d, 'away' + d); os.rename(d + 'link', d); os.rename(d, d + 'link'); os.rename('away' + d, d)\n"
+        "            except OSError: pass\nos._exit(0)",
+        "ended",
+        False,
+    ),
+    Attack(
+        "files written after the last look at them",
+        HEADER + "libc.prctl(36, 0, 0, 0, 0)\nif os.fork() == 0:\n    if os.fork(): os._exit(0)\n"
+        "    for i in range(10**6):\n        try: open(f'late{{i % 400}}', 'ab').write(b'x' * (1 << 20))\n        except OSError: pass\nos.wait(); print('left')",
+        "",
+        None,
     ),
     Attack(
         "NUL and broken unicode in output",

@@ -218,6 +218,69 @@ def test_an_old_kernel_is_named_with_what_it_lacks(monkeypatch):
         local_sandbox.open_local(LIMITS)
 
 
+NO_LANDLOCK = """
+import ctypes, errno, struct, sys
+sys.path.insert(0, {repository!r})
+from tools.repl_filter import ALLOW, _step
+from tools.repl_kernel import LIBC, prctl
+give_up = _step(0x06, 0, 0, 0x50000 | errno.ENOSYS)
+steps = [_step(0x20, 0, 0, 0)]
+for number in (444, 445, 446):
+    steps += [_step(0x15, 0, 1, number), give_up]
+body = b"".join([*steps, _step(0x06, 0, 0, ALLOW)])
+code = ctypes.create_string_buffer(body)
+head = struct.pack("HxxxxxxP", len(body) // 8, ctypes.addressof(code))
+prctl(38, 1)
+assert LIBC.prctl(22, 2, ctypes.create_string_buffer(head), 0, 0) == 0
+from tools.python import PythonTool
+from tools.tool import ToolContext, ToolUnavailable
+tool = PythonTool("local")
+try:
+    print("ran", tool.run(tool.initial_state(ToolContext()), "1"))
+except ToolUnavailable as error:
+    print(error)
+"""
+
+
+def test_a_kernel_without_landlock_runs_nothing_and_says_docker():
+    """A kernel whose Landlock calls do not exist: a filter refuses them as such a kernel would."""
+    code = NO_LANDLOCK.format(repository=str(Path(__file__).parents[1]))
+    command = [sys.executable, "-c", code]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "has no Landlock, or not switched on, the local sandbox needs version 3" in said
+    assert "install Docker and use sandbox='docker'" in said
+    assert not said.startswith("ran")
+
+
+@pytest.mark.parametrize("version", [3, 4, 5])
+def test_each_older_kernel_warns_of_exactly_what_it_lacks_and_holds(monkeypatch, caplog, version):
+    """The version is told, the kernel is this one: which opt-outs are taken, not what they do."""
+    import sandlock
+
+    monkeypatch.setattr(sandlock, "landlock_abi_version", lambda: version)
+    made = PythonTool("local", LIMITS)
+    cell = (
+        "import os, socket\n"
+        "for act in (lambda: socket.socket(), lambda: open('/etc/shadow'),\n"
+        "            lambda: os.kill(os.getppid(), 9)):\n"
+        "    try: act(); print('LEAK')\n"
+        "    except OSError: print('refused')"
+    )
+    try:
+        with caplog.at_level("WARNING", logger="tools.local_sandbox"):
+            result = made.run(begin(made), cell)[1]
+    finally:
+        made.close()
+    assert result.text == "refused\n" * 3
+    lacking = {"NET_TCP": 4, "FS_IOCTL_DEV": 5, "SIGNAL_SCOPE": 6, "ABSTRACT_UNIX_SOCKET_SCOPE": 6}
+    warned = [record.getMessage().partition(":")[0] for record in caplog.records]
+    assert warned == [
+        f"Landlock version {version} has no {name}"
+        for name, needed in lacking.items()
+        if version < needed
+    ]
+
+
 def test_a_kernel_before_signal_scopes_warns_and_refuses_signals(monkeypatch, caplog):
     import sandlock
 

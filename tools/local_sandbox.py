@@ -133,9 +133,10 @@ def open_local(limits: Limits) -> HubSandbox:
         ) from None
     version = sandlock.landlock_abi_version()
     if version < LEAST:
+        has = f"Landlock version {version}" if version > 0 else "no Landlock, or not switched on"
         raise ToolUnavailable(
-            f"this kernel ({platform.release()}) has Landlock version {version}, the local sandbox"
-            f" needs {LEAST} (Linux 6.2; all of it 6.12); install Docker and use sandbox='docker'"
+            f"this kernel ({platform.release()}) has {has}, the local sandbox needs version {LEAST}"
+            " (Linux 6.2; all of it 6.12); install Docker and use sandbox='docker'"
         )
     degraded = [name for name, (needed, _so) in WITHOUT.items() if version < needed]
     for name in degraded:

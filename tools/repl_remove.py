@@ -68,12 +68,14 @@ def _enter(above: int, name: str) -> int:
 
 def _empty(top: int, keep_others: bool) -> None:
     """Delete the entries of a folder, until none is left or none can be deleted."""
-    deleted = 1
-    while deleted:
+    before: list[str] = []
+    while True:
         names = os.listdir(top)
         if keep_others:
             names = [name for name in names if not name.startswith(OTHERS)]
-        deleted = sum(_delete(top, name) for name in names)
+        if sum(_delete(top, name) for name in names) == 0 and names == before:
+            return
+        before = names
 
 
 def _delete(top: int, name: str) -> bool:
