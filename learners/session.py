@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from envs import ToolEnv
     from learners.ledger import Ledger
     from learners.loop import Run
+    from learners.policy import Policy
     from learners.progress import Narrator
 
 
@@ -100,13 +101,10 @@ def open_session(
     """
     import torch
 
-    from learners import lora
-    from learners.checkpoint import checkpoint_folder, load_checkpoint
+    from learners.checkpoint import load_checkpoint
     from learners.ledger import Ledger
     from learners.loop import Run
-    from learners.models import load_model
     from learners.objective import reference_of
-    from learners.policy import Policy
     from learners.rollout import Rollouts
     from learners.sampler import TransformersSampler
 
@@ -116,23 +114,8 @@ def open_session(
         held_out = environment(config, "test")
         _ = held_out.tasks
     prove_sandbox(env)
-    kept = None if newest is None else checkpoint_folder(folder, newest)
-    fresh = kept is None or config.lora_rank > 0
-    loaded = load_model(config.model if fresh else str(kept), seed=config.seed)
-    if config.lora_rank:
-        lora.add_adapters(loaded.model, config.lora_rank, config.lora_alpha, config.seed)
-        if kept is not None:
-            lora.load_adapters(loaded.model, kept)
-    if torch.cuda.is_available():
-        loaded.model.to("cuda")
-    policy = Policy(
-        loaded,
-        learning_rate=learning_rate(config, loaded.model.num_parameters()),
-        temperature=config.temperature,
-        betas=config.adam_betas,
-        microbatch_tokens=config.microbatch_tokens,
-        autocast=config.autocast,
-    )
+    policy = _policy(config, folder, newest)
+    loaded = policy.loaded
     sampler = TransformersSampler(
         loaded.model,
         loaded.tokenizer,
@@ -156,6 +139,34 @@ def open_session(
         state = load_checkpoint(folder, newest, policy)
         session.run.iteration, session.run.lost = newest, state["lost"]
     return session
+
+
+def _policy(config: RunConfig, folder: Path, newest: int | None) -> "Policy":
+    """The model to begin with, or that of a checkpoint, and what trains it."""
+    import torch
+
+    from learners import lora
+    from learners.checkpoint import checkpoint_folder
+    from learners.models import load_model
+    from learners.policy import Policy
+
+    kept = None if newest is None else checkpoint_folder(folder, newest)
+    fresh = kept is None or config.lora_rank > 0
+    loaded = load_model(config.model if fresh else str(kept), seed=config.seed)
+    if config.lora_rank:
+        lora.add_adapters(loaded.model, config.lora_rank, config.lora_alpha, config.seed)
+        if kept is not None:
+            lora.load_adapters(loaded.model, kept)
+    if torch.cuda.is_available():
+        loaded.model.to("cuda")
+    return Policy(
+        loaded,
+        learning_rate=learning_rate(config, loaded.model.num_parameters()),
+        temperature=config.temperature,
+        betas=config.adam_betas,
+        microbatch_tokens=config.microbatch_tokens,
+        autocast=config.autocast,
+    )
 
 
 def learning_rate(config: RunConfig, parameters: int) -> float:
