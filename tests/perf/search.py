@@ -184,20 +184,23 @@ def overlap(given):
             for call in range(given.calls):
                 assert tool.run(None, f"question {number} {call}")[1].ok
 
-        ideal, shares = given.calls * given.seconds, []
+        ideal, shares, busy = given.calls * given.seconds, [], []
         for round_ in range(given.rounds + 1):
             episodes = [threading.Thread(target=episode, args=(n,)) for n in range(given.episodes)]
-            start = time.perf_counter()
+            start, worked = time.perf_counter(), time.process_time()
             for thread in episodes:
                 thread.start()
             for thread in episodes:
                 thread.join()
             if round_:  # the first opens the connections
                 shares.append(ideal / (time.perf_counter() - start))
+                busy.append(time.process_time() - worked)
         print(
             f"{given.episodes} episodes of {given.calls} calls at {given.seconds} s:"
             f" {statistics.median(shares):.3f} of the ideal overlap"
-            f" (rounds: {', '.join(f'{share:.3f}' for share in shares)})"
+            f" (rounds: {', '.join(f'{share:.3f}' for share in shares)}); the interpreter works for"
+            f" {statistics.median(busy):.3f} s of the ideal {ideal:.1f} s: with a core of its own"
+            f" at least {ideal / (ideal + statistics.median(busy)):.3f}"
         )
         tool.close()
     finally:
