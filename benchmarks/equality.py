@@ -70,7 +70,22 @@ _NOT_UNITS = frozenset(
         "least",
         "most",
     }
-    | {"about", "pi", "sqrt", "sin", "cos", "tan", "log", "ln", "exp", "mod", "choose", "times"}
+    | {
+        "about",
+        "squared",
+        "cubed",
+        "pi",
+        "sqrt",
+        "sin",
+        "cos",
+        "tan",
+        "log",
+        "ln",
+        "exp",
+        "mod",
+        "choose",
+        "times",
+    }
     | {"infinity", "hundred", "thousand", "million", "billion", "trillion", "dozen", "half"}
 )
 """Words that change what a number before them means."""

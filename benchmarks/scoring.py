@@ -6,6 +6,7 @@ Whatever the model wrote, a scorer answers: it raises only where the machine fai
 
 import re
 import unicodedata
+from fractions import Fraction
 
 from benchmarks.arpo import ArpoReward, arpo_reward
 from benchmarks.benchmark import Score, Task
@@ -39,7 +40,19 @@ __all__ = [
 LONGEST_SPAN = 2_000
 """Characters of a text answer that are compared; longer ones are no spans."""
 
-_WRAPPED = re.compile(r"^\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}$")
+_WRAPPED = re.compile(r"^\\(?:text(?:bf|it|rm)?|math(?:bf|rm)|mbox)\s*\{([^{}]*)\}\.?$")
+_SENTENCE = re.compile(r"(?:[^\W_]|[\s.,:;'\"()?%-])*")
+"""Words and plain numbers; a sign or a command of mathematics would change what a number means."""
+_MARK = re.compile(r"<\|[^|<>]*\|>")
+"""A chat template's, where an answer ran into its end."""
+_TOUCHING = re.compile(r"\d[A-Za-z]|[A-Za-z]\d|\d\(|\)\d")
+_CHANGES = re.compile(
+    r"\b(?:not|never|except|or|than|at least|at most|about|between|minus|negative|plus|times|over"
+    r"|divided|squared|cubed|root|sqrt|factorial|pi|infinity|half|dozen|hundred|thousand"
+    r"|[mbtr]+illion)s?\b",
+    re.I,
+)
+"""Words that change what a number beside them means, or that hedge."""
 _LETTER = re.compile(
     r"^(?:(?:the )?(?:correct |final )?(?:answer|option|choice)(?: is)?:?\s+)*"
     r"[(\[]?([A-Z])(?:[)\].:]+(?!\s*[(\[]?[A-Z][)\].:])(?:\s.*)?|\s*)$",
@@ -49,12 +62,14 @@ _OPTION = re.compile(r"^\s*\(?([A-Z])[).:]\s+(.+?)\s*$", re.M)
 
 
 def extract(answer: str) -> str:
-    r"""The part that is compared: the last \boxed{...}, else what follows ####, else everything."""
+    r"""The part that is compared: the last \boxed{...}, else what follows ####, else everything.
+
+    An environment has opened the box before, so that both may be wrapped in \text{...}.
+    """
     boxed = last_boxed(answer)
-    if boxed is None:
-        return answer[-LONGEST_ANSWER:].rpartition("####")[2].strip()
-    wrapped = _WRAPPED.match(boxed)
-    return wrapped.group(1).strip() if wrapped else boxed
+    found = answer[-LONGEST_ANSWER:].rpartition("####")[2].strip() if boxed is None else boxed
+    wrapped = _WRAPPED.match(found)
+    return wrapped.group(1).strip() if wrapped else found
 
 
 def _score(right: bool | float, method: str, extracted: str) -> Score:
@@ -65,7 +80,8 @@ def _score(right: bool | float, method: str, extracted: str) -> Score:
 def score_math(answer: str, task: Task) -> Score:
     """Mathematical equality with any reference.
 
-    An unboxed sentence counts if it holds a single number: listing candidates does not pay.
+    An unboxed sentence counts if it holds a single number and nothing that would change it: listing
+    candidates does not pay. What stood alone in a box is no sentence if it is mathematics.
     """
     extracted = extract(answer)
     method = "empty"
@@ -74,10 +90,17 @@ def score_math(answer: str, task: Task) -> Score:
         if equal:
             return _score(True, method, extracted)
     if last_boxed(answer) is None and len(extracted) <= LONGEST_SPAN:
-        number = the_number(extracted)
+        number = _stated_number(extracted)
         right = number is not None and any(_plain(gold) == number for gold in task.answers)
         return _score(right, "only number" if right else method, extracted)
     return _score(False, method, extracted)
+
+
+def _stated_number(text: str) -> Fraction | None:
+    """The only number of a sentence that states one."""
+    sentence = spelling(_MARK.sub("", text))
+    plain = _SENTENCE.fullmatch(sentence) and not _TOUCHING.search(sentence)
+    return the_number(sentence) if plain and not _CHANGES.search(sentence) else None
 
 
 def _plain(gold: str) -> object:

@@ -110,6 +110,63 @@ def test_an_unboxed_answer_counts_only_with_a_single_number():
     assert score_math(r"18 \boxed{17}", task).value == 0
 
 
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        ("\\sqrt{5}", "5"),
+        ("5x", "5"),
+        ("5i", "5"),
+        ("5!", "5"),
+        ("2\\pi", "2"),
+        ("\\frac{5}{x}", "5"),
+        ("x \\neq 5", "5"),
+        ("x > 5", "5"),
+        ("5 million", "5"),
+        ("minus 5", "5"),
+        ("not 42", "42"),
+        ("at least 42", "42"),
+        ("5 squared", "5"),
+        ("|5|x", "5"),
+    ],
+)
+def test_mathematics_out_of_a_box_is_no_sentence_that_states_a_number(answer, gold):
+    """An environment opens the box before it scores: with and without it the verdict is one."""
+    task = Task("t", "q", (gold,), "latex")
+    assert score_math(f"\\boxed{{{answer}}}", task).value == 0
+    assert score_math(answer, task).value == 0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "She has 18 apples and is happy.",
+        "It is $18.",
+        "so 18 more dollars",
+        "\\(18\\)",
+        "#### 18<|im_end|>",
+    ],
+)
+def test_a_sentence_may_state_its_number(answer):
+    assert score_math(answer, Task("t", "q", ("18",), "number")).value == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "gold"),
+    [
+        ("HotpotQA", "Ada Keller"),
+        ("GAIA", "Ada Keller"),
+        ("HLE", "B"),
+        ("xbench-DeepSearch", "\u963f\u8fbe"),
+    ],
+)
+@pytest.mark.parametrize("wrapper", ["text", "textbf", "mathrm"])
+def test_a_text_command_around_an_answer_is_opened_with_and_without_the_box(name, gold, wrapper):
+    task = Task("t", "q", (gold,), "choice" if name == "HLE" else "span")
+    for answer in (f"\\{wrapper}{{{gold}}}", f"\\boxed{{\\{wrapper}{{{gold}}}}}"):
+        assert BENCHMARKS[name].score(answer, task).value == 1
+        assert BENCHMARKS[name].training_score(answer, task).value == 1
+
+
 def test_f1_counts_tokens_with_multiplicity_and_best_alias():
     """Two of three tokens against two: P = 2/3, R = 1, F1 = 0.8."""
     assert token_f1("Sir Ada Keller", "Ada Keller") == pytest.approx(0.8)
