@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from benchmarks.judge import Endpoint
@@ -50,12 +51,21 @@ def _local(config: Config) -> Player:
     from learners.models import load_model
 
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
-    loaded = load_model(config.model)
+    loaded = load_model(newest_model(config.model))
     if config.dtype == "bfloat16":  # not while loading: packed weights would stay packed
         loaded.model.to(torch.bfloat16)
     if torch.cuda.is_available():
         loaded.model.to("cuda")
     return LocalPlayer(loaded, config.temperature, config.seed, config.rows)
+
+
+def newest_model(name: str) -> str:
+    """The folder of the newest checkpoint where `name` is a run's folder; else the name itself."""
+    from learners.checkpoint import checkpoint_folder, list_checkpoints
+
+    folder = Path(name)
+    found = list_checkpoints(folder)
+    return str(checkpoint_folder(folder, found[-1])) if found else name
 
 
 def _remote(config: Config, base: str) -> Player:

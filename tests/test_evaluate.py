@@ -307,6 +307,14 @@ def test_a_killed_evaluation_goes_on_where_it_was(taught, tmp_path):
     assert lines(graded[0]) == lines(graded[1])
 
 
+def test_the_folder_of_a_run_means_its_newest_checkpoint(tmp_path):
+    for name in ("000002", "000010", "partial"):
+        (tmp_path / "run/checkpoints" / name).mkdir(parents=True)
+    assert newest_model(str(tmp_path / "run")) == str(tmp_path / "run/checkpoints/000010")
+    assert newest_model("smollm2") == "smollm2"
+    assert newest_model(str(tmp_path)) == str(tmp_path)
+
+
 def test_a_training_run_reports_no_accuracy_where_a_judge_is_missing():
     row = {"score": 1.0, "judged": True}
     assert report._accuracy([(row, row)])[2] == "0.000 [0.000, 0.000]"
