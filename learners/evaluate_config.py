@@ -11,7 +11,7 @@ class Config:
     """See `learners.evaluate`."""
 
     model: str = "smollm2"
-    """smollm2, tiny, the folder of a run or of a model, a hub id; with --api-base the name it is served by."""
+    """smollm2, tiny, a folder of a run or a model, a hub id; with --api-base its name there."""
     env: tuple[str, ...] = ()
     """Environment ids."""
     all: bool = False

@@ -22,6 +22,7 @@ from learners.evaluate_config import Config
 from learners.evaluate_folder import opened
 from learners.evaluation import bootstrap_mean, wilson
 from learners.grading import Verdict, grade, summary
+from learners.players import newest_model
 from learners.run_config import UsageError
 from tests.conftest import ROOT
 from tests.fakes import TOY
