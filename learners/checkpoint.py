@@ -19,12 +19,15 @@ from safetensors import SafetensorError
 from learners.models import save_model
 from learners.policy import Policy
 from learners.run_config import RunConfig
+from learners.schedules import paced
 
 KEPT = 2
 FREE_TO_CHANGE = {
     "iterations",
     "out",
     "checkpoint_every",
+    "log",
+    "patience",
     "run_calls",
     "run_cost",
     "max_unavailable",
@@ -91,8 +94,7 @@ def open_folder(folder: Path, method: str, config: RunConfig) -> int | None:
         # A run of an earlier version did what the fields it did not have say by default.
         defaults = {f.name: f.default for f in fields(config) if f.default is not MISSING}
         found = json.loads(json.dumps(defaults)) | json.loads(path.read_text())
-        paced = config.schedule != "constant" or config.warmup > 0  # by the number of iterations
-        free = FREE_TO_CHANGE - {"iterations"} if paced else FREE_TO_CHANGE
+        free = FREE_TO_CHANGE - {"iterations"} if paced(config) else FREE_TO_CHANGE
         names = (found.keys() | wanted.keys()) - free
         other = {n: (found.get(n), wanted.get(n)) for n in names if found.get(n) != wanted.get(n)}
         # A run that ended before it did anything (no such model, no data) holds nothing to mix up.

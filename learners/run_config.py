@@ -7,6 +7,7 @@ from envs.reward import RewardName
 from learners.schedules import Schedule
 
 Estimator = Literal["k1", "k2", "k3"]
+SinkName = Literal["tensorboard", "trackio", "wandb"]
 Scale = Literal["paper", "laptop"]
 
 
@@ -29,8 +30,11 @@ LAPTOP: dict[str, Any] = {
 class RunConfig:
     """Declared once for every method; a method's `Config` adds its own fields."""
 
-    env: str = "appo/SyntheticQA-v0"
-    """Environment id. Training takes its training source, evaluation its test split."""
+    env: str | tuple[str, ...] = "appo/SyntheticQA-v0"
+    """Environment id. Training takes its training source, evaluation its test split. Several ids
+    train and evaluate on all of them."""
+    env_weights: tuple[float, ...] = ()
+    """How often each of several environments is drawn, relative to the others; none: equally."""
     model: str = "smollm2"
     """smollm2, tiny, a folder with a model (as learners.sft writes), or a hub id."""
     data_dir: str | None = None
@@ -75,6 +79,9 @@ class RunConfig:
     """task, arpo or correctness."""
     level: str | None = None
     """Keep only tasks of this difficulty, where the benchmark has levels."""
+    curriculum: float = 0.0
+    """Share of the iterations over which harder levels are let in, the easiest first; 0: all levels
+    from the start. Only where the benchmark has levels."""
     tools: tuple[str, ...] | None = None
     """Tools of the environment; None: the benchmark's."""
     sandbox: str = "auto"
@@ -100,6 +107,13 @@ class RunConfig:
     """Share of an iteration's trees that may lose their tools; beyond it the run stops."""
     eval_tasks: int = 200
     """Held-out test tasks of the evaluation before and after; 0 leaves it out."""
+    eval_every: int = 0
+    """Iterations between evaluations on validation tasks; their metrics are validation/*; 0: none.
+    The model with the best score is kept in best/."""
+    validation_tasks: int = 100
+    """Tasks of each."""
+    patience: int | None = None
+    """Stop after so many of them in a row without a better score; None: never."""
     eval_temperature: float = 1.0
     """Sampling temperature of evaluations; 0 is greedy."""
     train_on_test: bool = False
@@ -114,6 +128,8 @@ class RunConfig:
     """Most trajectories sampled at the same time."""
     threads: int | None = None
     """CPU threads of the model; None: all cores. Part of what makes a rerun bit-exact."""
+    log: tuple[SinkName, ...] = ()
+    """Where metrics are shown beside metrics.jsonl: tensorboard, trackio, wandb."""
     checkpoint_every: int = 1
     """Iterations between checkpoints; what a kill discards is at most this much."""
 

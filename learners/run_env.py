@@ -22,6 +22,19 @@ def refuse(config: RunConfig) -> None:
             f"--temperature {config.temperature:g}: rollouts that are all the same teach nothing, "
             "and log-probabilities are not defined; give more than 0 (--eval-temperature may be 0)",
         ),
+        (config.env == (), "--env names no environment"),
+        (
+            not 0 <= config.warmup < 1 or not 0 <= config.curriculum <= 1,
+            f"--warmup {config.warmup:g} and --curriculum {config.curriculum:g} are shares of the "
+            "iterations; expected 0 to 1",
+        ),
+        (config.kl < 0, f"--kl {config.kl:g} is below 0"),
+        (config.lora_rank < 0, f"--lora-rank {config.lora_rank} is below 0; 0 trains all weights"),
+        (
+            config.patience is not None and (config.eval_every == 0 or config.patience < 1),
+            f"--patience {config.patience} counts evaluations on validation tasks; give "
+            "--eval-every, and a patience of 1 or more",
+        ),
         (config.eval_temperature < 0, "--eval-temperature is below 0; 0 is greedy"),
         (
             not 0 <= config.max_unavailable <= 1,
@@ -51,14 +64,24 @@ def environment(config: RunConfig, split: str) -> "ToolEnv":
     import gymnasium as gym
 
     import envs
+    from learners.mixture import TaskMixture
 
+    parts = []
     try:
-        env = gym.make(config.env, **env_arguments(config, split)).unwrapped
-        assert isinstance(env, envs.ToolEnv)
-        _ = env.tools
+        for name in env_ids(config):
+            env = gym.make(name, **env_arguments(config, split)).unwrapped
+            assert isinstance(env, envs.ToolEnv)
+            _ = env.tools
+            parts.append(env)
+        # A mixture has all of a ToolEnv that learners use.
+        return parts[0] if len(parts) == 1 else TaskMixture(parts)  # type: ignore[return-value]
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         raise UsageError(str(error)) from error
-    return env
+
+
+def env_ids(config: RunConfig) -> tuple[str, ...]:
+    """The environments of a run."""
+    return (config.env,) if isinstance(config.env, str) else config.env
 
 
 def env_arguments(config: RunConfig, split: str) -> dict[str, Any]:

@@ -1,9 +1,17 @@
 """Learning rates that change over a run."""
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from learners.run_config import RunConfig
 
 Schedule = Literal["constant", "linear", "cosine"]
+
+
+def paced(config: "RunConfig") -> bool:
+    """Whether what an iteration computes depends on how many there are."""
+    return config.schedule != "constant" or config.warmup > 0 or config.curriculum > 0
 
 
 def multiplier(schedule: Schedule, warmup: float, iteration: int, iterations: int) -> float:

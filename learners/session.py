@@ -6,7 +6,6 @@ iteration and ends with the same numbers as one that was not interrupted.
 
 import json
 import os
-import random
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from learners.run_config import RunConfig, UsageError
-from learners.run_env import budget, environment, prove_sandbox, refuse
+from learners.run_env import budget, env_ids, environment, prove_sandbox, refuse
 from learners.spending import RunStopped, Spending, recorded
+from learners.task_order import check, served
 
 if TYPE_CHECKING:
     from benchmarks import Task
@@ -39,20 +39,11 @@ class Session:
     """The environment of evaluations, if there are any."""
 
     def tasks_of(self, iteration: int) -> "list[Task]":
-        """The tasks of an iteration: those lost before, then the next of the epoch's order."""
+        """The tasks of an iteration: those lost before, then those that are served in it."""
         config = self.run.config
         by_id = {task.id: task for task in self.tasks}
         lost = [by_id[name] for name in self.run.lost][: config.prompts]
-        wanted = range(iteration * config.prompts, (iteration + 1) * config.prompts)
-        places = [divmod(index, len(self.tasks)) for index in wanted]
-        orders = {epoch: self._order(epoch, config.seed) for epoch in {e for e, _ in places}}
-        fresh = [self.tasks[orders[epoch][place]] for epoch, place in places]
-        return (lost + fresh)[: config.prompts]
-
-    def _order(self, epoch: int, seed: int) -> list[int]:
-        order = list(range(len(self.tasks)))
-        random.Random(f"{seed}/epoch/{epoch}").shuffle(order)
-        return order
+        return (lost + served(config, self.tasks, iteration))[: config.prompts]
 
 
 def training_env(config: RunConfig) -> "ToolEnv":
@@ -72,14 +63,15 @@ def training_env(config: RunConfig) -> "ToolEnv":
             "--train-split test trains on the rows results are reported on; use train, or add "
             "--train-on-test if that is what you want"
         )
-    if not isinstance(gym.make(config.env).unwrapped, envs.ToolEnv):
-        raise UsageError(f"--env {config.env} is not one of ours; expected appo/<Benchmark>-v0")
+    for name in env_ids(config):
+        if not isinstance(gym.make(name).unwrapped, envs.ToolEnv):
+            raise UsageError(f"--env {name} is not one of ours; expected appo/<Benchmark>-v0")
     return environment(config, config.train_split)
 
 
 def default_folder(method: str, config: RunConfig) -> str:
     """runs/<method>-<benchmark>-<seed>."""
-    benchmark = config.env.split("/")[-1].removesuffix("-v0")
+    benchmark = "+".join(name.split("/")[-1].removesuffix("-v0") for name in env_ids(config))
     return f"runs/{method.split('.')[-1]}-{benchmark}-{config.seed}"
 
 
@@ -110,6 +102,7 @@ def open_session(
 
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
     tasks, held_out = env.tasks, None
+    check(config, tasks)
     if config.eval_tasks:
         held_out = environment(config, "test")
         _ = held_out.tasks

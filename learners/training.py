@@ -6,11 +6,13 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from learners.run_config import RunConfig, Scale, UsageError
+from learners.run_env import env_ids
 from learners.session import (
     Session,
     default_folder,
@@ -123,19 +125,27 @@ def _iterate(
 ) -> None:
     """Evaluate, run the iterations that are left after the lines `kept`, evaluate."""
     from learners.checkpoint import RunFolderError, disk_full, write_text
+    from learners.sinks import opened
+    from learners.validation import stopped_early, validate
 
     run, folder = session.run, session.folder
     try:
         write_text(folder / "metrics.jsonl", "".join(json.dumps(m) + "\n" for m in kept))
         evaluate_once(session, "before", narrator)
-        iterations = run.config.iterations
-        with narrator.bar("iteration", iterations, run.iteration, every=1) as advance:
-            while run.iteration < iterations:
+        iterations, lines = run.config.iterations, list(kept)
+        with (
+            opened(run.config.log, folder, asdict(run.config), kept) as show,
+            narrator.bar("iteration", iterations, run.iteration, every=1) as advance,
+        ):
+            while run.iteration < iterations and not stopped_early(run.config, lines):
                 metrics = {"iteration": run.iteration, **run_iteration(session, iteration)}
                 faults = [t.unavailable for t in run.trees if t.unavailable is not None]
                 what = f"trees of iteration {run.iteration + 1}"
                 stop_where_tools_fail(run.config, what, faults, len(run.trees))
+                metrics |= validate(session, lines, narrator)
                 record(session, metrics)
+                lines.append(metrics)
+                show(metrics)
                 advance(described(metrics))
         evaluate_once(session, "after", narrator)
     except OSError as error:
@@ -152,9 +162,9 @@ def opening(method: str, session: Session, resumed: int | None) -> str:
     size = run.policy.model.num_parameters() / 1e6
     rate = run.policy.optimizer.param_groups[0]["lr"]
     return (
-        f"{method} on {config.env}: {config.model} ({size:.1f}M parameters), scale {config.scale}, "
-        f"{config.prompts} prompts x {getattr(config, 'rollouts', 1)} rollouts, learning rate "
-        f"{rate:g}, {config.iterations} iterations\n"
+        f"{method} on {' '.join(env_ids(config))}: {config.model} ({size:.1f}M parameters), "
+        f"scale {config.scale}, {config.prompts} prompts x {getattr(config, 'rollouts', 1)} "
+        f"rollouts, learning rate {rate:g}, {config.iterations} iterations\n"
         f"training on the {config.train_split} split: {len(session.tasks)} tasks from "
         f"{run.rollouts.env.benchmark.train_source}; evaluating on {config.eval_tasks} test tasks\n"
         f"run folder {session.folder}"
@@ -164,9 +174,11 @@ def opening(method: str, session: Session, resumed: int | None) -> str:
 
 def described(metrics: dict[str, Any]) -> str:
     """An iteration in one line."""
+    validated = "validation/score" in metrics
     return (
         f"reward {metrics.get('reward/mean', 0):+.3f}  answered "
         f"{metrics.get('stop/answered', 0):.2f}  "
-        f"calls {metrics.get('response/tool_calls', 0):.1f}  "
+        + (f"validation {metrics['validation/score']:.3f}  " if validated else "")
+        + f"calls {metrics.get('response/tool_calls', 0):.1f}  "
         f"{metrics['seconds/iteration']:.1f} s"
     )
