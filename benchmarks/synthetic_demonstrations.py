@@ -18,7 +18,7 @@ Script = Callable[[Question, dict[str, Entity], random.Random], list[Step]]
 
 
 def demonstrations(data_dir: Path | None = None) -> Sequence[Demonstration]:
-    """One episode per training question, more than half of them clumsy."""
+    """One episode per training question, half of them clumsy."""
     del data_dir
     draw = random.Random("synthetic-demonstrations/1")
     named = world("train").by_name()
@@ -32,7 +32,7 @@ def good(question: Question, named: dict[str, Entity], draw: random.Random) -> l
     """Search every entity once, compute with Python, answer."""
     del named, draw
     return [
-        *_look_ups(*question.walks),
+        *_look_ups(question),
         *_conclude(question, [walk.path[-1] for walk in question.walks]),
     ]
 
@@ -50,7 +50,7 @@ def _repetitive(question: Question, named: dict[str, Entity], draw: random.Rando
 
 def _wrong_hop(question: Question, named: dict[str, Entity], draw: random.Random) -> list[Step]:
     """Follow a link or number that was not asked for, and answer what it leads to."""
-    walk = draw.choice(question.walks)
+    walk = question.walks[0]
     hop = draw.randrange(len(walk.relations))
     entity = named[walk.path[hop]]
     others = [(name, value) for name, value in entity.links if name != walk.relations[hop]]
@@ -58,7 +58,7 @@ def _wrong_hop(question: Question, named: dict[str, Entity], draw: random.Random
         others.append((NUMBER[entity.kind], str(entity.number)))
     name, value = draw.choice(others)
     wrong = Walk(walk.start, (*walk.relations[:hop], name), (*walk.path[: hop + 1], value))
-    return [*_look_ups(wrong), _answer(f"the {ASKED[name]} is {value}", value)]
+    return [*_look_ups(question, (wrong,)), _answer(f"the {ASKED[name]} is {value}", value)]
 
 
 def _in_the_head(question: Question, named: dict[str, Entity], draw: random.Random) -> list[Step]:
@@ -79,22 +79,25 @@ def _early(question: Question, named: dict[str, Entity], draw: random.Random) ->
         return _wrong_hop(question, named, draw)
     hops = len(walk.relations) if question.operator else len(walk.relations) - 1
     name = walk.relations[hops - 1]
-    return [*_look_ups(walk)[:hops], _answer(f"the {ASKED[name]} is {found}", found)]
+    return [*_look_ups(question)[:hops], _answer(f"the {ASKED[name]} is {found}", found)]
 
 
 def _style(draw: random.Random) -> Script:
     styles: tuple[Script, ...] = (good, _repetitive, _wrong_hop, _in_the_head, _early)
-    return partial(draw.choices(styles, weights=(40, 15, 15, 15, 15))[0])
+    return partial(draw.choices(styles, weights=(50, 14, 12, 12, 12))[0])
 
 
-def _look_ups(*walks: Walk) -> list[Step]:
+def _look_ups(question: Question, walks: Sequence[Walk] | None = None) -> list[Step]:
     """One search per entity of the walks; the thought says what is known and what is wanted."""
-    steps, known = [], ""
-    for walk in walks:
+    steps, known, wanted = [], "", question.text.removeprefix("What is ").rstrip("?")
+    for walk in question.walks if walks is None else walks:
         for hop, relation in enumerate(walk.relations):
-            thought = f"{known}find the {ASKED[relation]} of {walk.path[hop]}"
-            steps.append(Step(thought, "search", walk.path[hop]))
+            if hop:
+                wanted = f"the {ASKED[relation]} of {walk.path[hop]}"
+            steps.append(Step(f"{known}find {wanted}", "search", walk.path[hop]))
             known = f"the {ASKED[relation]} is {walk.path[hop + 1]}. "
+        if question.operator:  # the rest of the question, with what was found in its place
+            wanted = f"{walk.path[-1]} {WORDS[question.operator]} {question.walks[-1].phrase()}"
     return steps
 
 

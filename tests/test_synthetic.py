@@ -29,7 +29,7 @@ DIGESTS = {
     "train": "2a74a421d27d",
     "validation": "35f9747a8794",
     "test": "f7151a5c6827",
-    "demonstrations": "b8b121d3eb6c",
+    "demonstrations": "bbd98c5e967f",
 }
 """First 12 hex digits of the sha256 of a split's questions, answers and passages, and of turns."""
 
