@@ -224,8 +224,14 @@ def settle(tool: PythonTool) -> dict[str, float]:
     with tool._lock:
         handles = list(tool._live.values())
         tool._live.clear()
-    tool._opened().drop(handles)
+    sandbox = tool._opened()
+    sandbox.drop(handles)
     time.sleep(3)
+    # Folders are deleted in the background.
+    folder = Path(sandbox._transport.folder) if sandbox.name == "local" else Path("/nowhere")
+    quiet = time.monotonic() + 60
+    while any(folder.glob(".~*")) and time.monotonic() < quiet:
+        time.sleep(0.5)
     assert tool.status()["states"] == 0, "states that nobody holds"
     return measure(tool)
 

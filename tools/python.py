@@ -30,7 +30,7 @@ PythonState = tuple[tuple[int, tuple[tuple[str, str], ...]], tuple[tuple[str, st
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)
 """Seconds between attempts to open a sandbox that was there before."""
-ATTEMPTS = 5
+ATTEMPTS = 6
 """Sandboxes tried for one call before the tool counts as unavailable."""
 
 
@@ -90,12 +90,12 @@ class PythonTool:
         begun = time.perf_counter()
         if len(argument) > LONGEST_CELL:
             return state, ToolResult(too_long(argument), False, time.perf_counter() - begun)
-        closings = self._closings
+        closings, own_faults = self._closings, 0
         for attempt in range(ATTEMPTS):
             sandbox = self._opened() if attempt == 0 else self._reopened()
             try:
                 reply = self._run(sandbox, state, argument)
-                if reply.why not in ("gone", "fault", "lost"):
+                if reply.why not in ("gone", "broken", "fault", "lost"):
                     return self._result(sandbox, state, argument, reply, begun)
                 why = f"the process of the state is gone ({reply.why})"
                 time.sleep(0.1 + 0.1 * attempt)
@@ -103,9 +103,10 @@ class PythonTool:
                     continue
                 if attempt:
                     self._drop(sandbox, state)
-                if attempt > 1 and self._healthy(sandbox, state):
+                own_faults += reply.why != "gone"
+                if own_faults > 2 and self._healthy(sandbox, state):
                     return state, ToolResult(BROKEN, False, time.perf_counter() - begun)
-                if attempt > 1:
+                if own_faults > 2:
                     raise SandboxLost("it starts no processes any more")
             except SandboxLost as error:
                 why = str(error)
@@ -188,7 +189,7 @@ class PythonTool:
                 self._live.move_to_end(state)
         if handle is not None:
             reply = sandbox.run(handle, [cell])
-            if reply.why not in ("gone", "deep"):
+            if reply.why not in ("gone", "broken", "deep"):
                 return reply
             with self._lock:
                 self._live.pop(state, None)
@@ -207,10 +208,10 @@ class PythonTool:
             reply = sandbox.open(seed, [_attached(path, digest) for path, digest in attachments])
             session = self._keep(sandbox, session_key, reply.state)
             if not history or session is None:
-                return Reply(session, (), reply.why or "gone")
+                return Reply(session, (), "lost" if reply.why == "lost" else "gone")
         reply = sandbox.run(session, [cell for cell, _digest in history])
         crowded = (reply.why or "").startswith("session_")
-        if crowded or reply.why in ("gone", "fault", "lost", "crash"):
+        if crowded or reply.why in ("gone", "broken", "fault", "lost", "crash"):
             # It ran before: whatever ended it now came from outside. The caller tries again.
             with self._lock:
                 self._live.pop(session_key, None)

@@ -70,7 +70,8 @@ class Hub:
             parent = self.states.get(message["state"])
             cells = [{"op": "exec", "cell": cell} for cell in message["cells"]]
             if parent is None or parent.job is not None:
-                answer({"id": message["id"], "state": None, "results": [], "why": "gone"})
+                why = self.patrol.why_gone(message["state"])
+                answer({"id": message["id"], "state": None, "results": [], "why": why})
             elif parent.depth >= DEEPEST:
                 answer({"id": message["id"], "state": None, "results": [], "why": "deep"})
             else:
@@ -111,8 +112,7 @@ class Hub:
 
     def _prepare(self, parent: Live) -> None:
         """Fork a state in advance, while nothing runs: the next cell finds its process waiting."""
-        alive = parent.link.fileno() >= 0 and parent.job is None
-        if parent.spare is not None or not alive or parent.depth >= DEEPEST:
+        if parent.spare or parent.link.fileno() < 0 or parent.job or parent.depth >= DEEPEST:
             return
         if self.spares and len(self.spares) >= self.limits["spares"]:
             self._drop_spare(next(iter(self.spares.values())))
@@ -230,8 +230,8 @@ class Hub:
         if parent is not None and parent.passing:
             self.forget(parent)
         self.wanted = [*self.wanted[-30:], *([parent] if parent else []), live]
-        handle = live.handle if why is None else None
-        answer({"id": job.request, "state": handle, "results": job.results, "why": why})
+        kept = live.handle if why is None else None
+        answer({"id": job.request, "state": kept, "results": job.results, "why": why})
 
     def _ended(self, live: Live) -> None:
         """A state's channel closed: its process died, or closed it to hide."""
@@ -241,15 +241,15 @@ class Hub:
         if live.handle in self.spares:
             self._drop_spare(live)
         elif job is None:
+            self.patrol.blame(live)
             self.forget(live)
         else:
-            code = usage.exit_code(live.pid) if live.pid else None
-            self._stop(live, "crash" if job.current is not None else "fault", code)
+            self._stop(live, *self.patrol.how_it_ended(live, job))
 
     def _stop(self, live: Live, reason: str, code: int | None = None) -> None:
         """End a running cell; the state before it is untouched."""
+        assert live.job is not None
         job = live.job
-        assert job is not None
         if live.pid:
             usage.end_family(live.pid, itself=False)
         live.kill()

@@ -211,6 +211,10 @@ class Live:
         except OSError:
             self.pidfd = -1
 
+    def dying(self) -> bool:
+        """Whether this state's process has ended or is about to."""
+        return self.link.fileno() < 0 or usage.dying(self.pid)
+
     def kill(self) -> None:
         """SIGKILL, to exactly this process, whatever has become of its number."""
         if self.pidfd >= 0:

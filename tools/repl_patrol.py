@@ -5,14 +5,16 @@ Runs in any python3 on Linux with the standard library alone.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
+import signal
 import time
 
 from tools import repl_usage as usage
-from tools.repl_jobs import Live
+from tools.repl_jobs import Job, Live
 from tools.repl_link import Ended
-from tools.repl_session import measure
+from tools.repl_session import measure, refresh
 
 PATIENCE = 0.5
 """Seconds of CPU that a frozen state may use, beside what its forks cost."""
@@ -36,6 +38,7 @@ class Patrol:
         self.chasing_since = 0.0
         self.queue: list[Live] = []
         self.dying: dict[int, float] = {}
+        self.blamed: collections.OrderedDict[int, None] = collections.OrderedDict()
         self.own_disk = own_disk
         self.look_at_disk = 0.0
 
@@ -68,8 +71,27 @@ class Patrol:
                 )
             if restless:
                 live.calm = False
+                self.blamed[live.handle] = None
                 guilty.append(live)
         return guilty
+
+    def blame(self, live: Live) -> None:
+        """A frozen state ended: by itself, unless somebody outside killed it."""
+        if usage.exit_code(live.pid) not in (None, -signal.SIGKILL):
+            self.blamed[live.handle] = None
+        while len(self.blamed) > 10_000:
+            self.blamed.popitem(last=False)
+
+    def how_it_ended(self, live: Live, job: Job) -> tuple[str, int | None]:
+        """Why a running cell's process ended, and its exit code."""
+        if job.current is None and live.parent is not None and live.parent.dying():
+            return "gone", None
+        code = usage.exit_code(live.pid) if live.pid else None
+        return ("crash" if job.current is not None else "fault"), code
+
+    def why_gone(self, handle: int) -> str:
+        """Whether a state that is not there ended by its own doing."""
+        return "broken" if handle in self.blamed else "gone"
 
     def _too_many(self, states: States) -> list[Live]:
         """The longest unused states beyond the bounds on number and memory."""
@@ -78,6 +100,8 @@ class Patrol:
             return by_age[: len(by_age) // 4 + 1]
         total = sum(live.held["memory"] for live in states.values())
         count = len(states)
+        if total > self.limits["live_memory"]:
+            total -= refresh(states.values())
         if total <= self.limits["live_memory"] and count <= self.limits["live_states"]:
             return []
         chosen = []

@@ -5,11 +5,17 @@ Runs in any python3 on Linux with the standard library alone.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from tools import repl_usage as usage
 from tools.repl_jobs import Live, memory_of
 
+FRESH = 2.0
+"""Seconds for which a measure of memory is good enough to evict by."""
+AT_ONCE = 20
+"""States measured in one round: a measure costs up to a millisecond."""
 KINDS = ("memory", "disk", "processes")
 
 States = dict[int, Live]
@@ -28,6 +34,25 @@ def measure(live: Live, now: float) -> None:
     if not live.measured:
         live.held["disk"] = usage.folder_size(live.folder.path, 100_000)[0]
     live.held["memory"], live.measured = usage.proportional(live.pid), now
+
+
+def refresh(states: Iterable[Live]) -> int:
+    """Measure again what was measured longest ago; how many bytes less it is.
+
+    Each process more that shares a page makes the others' part of it smaller, so that an old
+    measure says too much. No more than a few at a time: the rest are taken as nothing until then.
+    """
+    now, gain = time.monotonic(), 0
+    old = sorted((live for live in states if now - live.measured > FRESH), key=_measured)
+    for live in old[:AT_ONCE]:
+        before = live.held["memory"]
+        measure(live, now)
+        gain += before - live.held["memory"]
+    return gain + sum(live.held["memory"] for live in old[AT_ONCE:])
+
+
+def _measured(live: Live) -> float:
+    return live.measured
 
 
 def excess(states: States, running: States, limits: dict[str, float]) -> Excess:
@@ -52,6 +77,7 @@ def _make_way(members: list[Live], kind: str, most: float) -> Excess | None:
     cells = [live for live in members if live.job is not None and live.pid]
     if kind == "memory":
         # A look at a cell counts shared pages in full; now it is worth counting them once.
+        refresh([live for live in members if live.job is None])
         for live in cells:
             live.held["memory"] = memory_of(live.pid)
     unborn = {live.parent.handle for live in members if live.parent and not live.pid}

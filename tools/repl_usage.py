@@ -64,6 +64,12 @@ def exit_code(pid: int) -> int | None:
     return os.waitstatus_to_exitcode(int(values[49]))
 
 
+def dying(pid: int) -> bool:
+    """Whether a process is gone, dead, or on its way there."""
+    values = fields(pid)
+    return len(values) < 50 or values[0] in "ZX" or values[49] != "0"
+
+
 def end_family(pid: int, itself: bool, keep: Set[int] = frozenset()) -> int:
     """Kill the descendants of `pid`, and `pid` if asked; how many descendants.
 
