@@ -19,7 +19,12 @@ FATAL = frozenset({401, 403, 404, 405})
 """HTTP statuses that no request to this endpoint will escape."""
 LONGEST_PAUSE = 60.0
 """Seconds that an endpoint may ask to be left alone for."""
-_TOO_LONG = re.compile(r"context.{0,20}(length|window)|maximum.{0,40}(length|tokens)", re.I)
+LEAST_TOKENS = 32
+"""Of a reply that is worth asking for."""
+_TOO_LONG = re.compile(
+    r"context.{0,20}(length|window|size)|maximum.{0,40}(length|tokens)|too (large|long)|at most \d",
+    re.I,
+)
 _OPTIONAL = ("stop", "temperature", "seed")
 
 
@@ -96,7 +101,13 @@ class Client:
         if temperature > 0:
             body["seed"] = seed
         with self._slots:
-            return self._reply(self._ask(body))
+            while True:
+                try:
+                    return self._reply(self._ask(body))
+                except NoRoom:
+                    if body["max_tokens"] < 2 * LEAST_TOKENS:
+                        raise
+                    body["max_tokens"] //= 2  # prompt and reply share what the model can hold
 
     def _ask(self, body: dict[str, Any]) -> Any:  # noqa: ANN401 - JSON
         path = "/chat/completions" if self.protocol == "chat" else "/completions"
@@ -119,9 +130,11 @@ class Client:
                 if error.code in FATAL:
                     raise EndpointUnavailable(self._message(fault)) from error
                 if error.code in (400, 422):
-                    if self._leave_out(said, body):
-                        continue
-                    raise (NoRoom if _TOO_LONG.search(said) else RequestFailed)(fault) from error
+                    if _TOO_LONG.search(said):
+                        raise NoRoom(fault) from error
+                    if not self._leave_out(said, body):
+                        raise RequestFailed(fault) from error
+                    continue
             except OSError as error:
                 fault = f"{type(error).__name__}: {error}"
             except ValueError as error:

@@ -156,11 +156,25 @@ def test_without_room_for_a_result_the_episode_ends_by_length():
     assert fitted("abc", 4) == "abc"
 
 
+TOO_LONG = (
+    "This model's maximum context length is 4096 tokens",
+    "'max_tokens' or 'max_completion_tokens' is too large: 1000.",
+    "This model supports at most 64 completion tokens",
+)
+
+
+@pytest.mark.parametrize("said", TOO_LONG)
+def test_a_shorter_reply_is_asked_for_where_the_model_holds_no_longer_one(said):
+    fake = FakeModel(refusal(400, said, "max_tokens"), refusal(400, said), reply(answer("8")))
+    assert played(fake).answer == "8"
+    assert [body["max_tokens"] for body in fake.bodies] == [1000, 500, 250]
+
+
 def test_an_endpoint_that_finds_the_conversation_too_long_ends_the_episode_by_length():
-    said = "This model's maximum context length is 4096 tokens"
-    fake = FakeModel(reply(call("search", "a")), refusal(400, said))
+    fake = FakeModel(reply(call("search", "a")), *(refusal(400, TOO_LONG[0]) for _ in range(9)))
     episode = played(fake)
     assert (episode.stop, episode.calls, episode.error) == ("length", ("search",), None)
+    assert fake.bodies[-1]["max_tokens"] < 64
 
 
 def test_passing_faults_are_tried_again():
