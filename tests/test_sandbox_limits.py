@@ -2,20 +2,19 @@
 
 import threading
 import time
+import types
 
 import pytest
 
+from tools import python, repl_session
 from tools.python import PythonTool
-from tools.sandbox import Limits
-from tools.tool import ToolContext
+from tools.sandbox import CellResult, Limits, Reply
+from tools.tool import ToolContext, ToolUnavailable
 
 LIMITS = Limits(
     cpu=1.0,
     memory=512 << 20,
     processes=40,
-    session_cpu=1.2,
-    session_wall=4.0,
-    session_output=1 << 20,
     session_memory=300 << 20,
     session_disk=20 << 20,
     session_processes=12,
@@ -48,21 +47,28 @@ def stopped(tool, state, cell):
     return result.text[result.text.index("[stopped") :]
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("cell", "said"),
+    ("limit", "cell", "said"),
     [
-        (BURN, "have used more than 1.2 s of CPU time in all"),
-        ("import time; time.sleep(2.5)", "have taken more than 4 s in all"),
-        ("print('a' * 600_000)", "have written more than 1 MiB of output in all"),
+        ({"session_cpu": 1.2}, BURN, "used more than 1.2 s of CPU time in all"),
+        ({"session_wall": 9.0}, "import time; time.sleep(6)", "taken more than 9 s in all"),
+        ({"session_output": 1 << 20}, "print('a' * 600_000)", "written more than 1 MiB of output"),
     ],
 )
-def test_cells_one_after_the_other_add_up(tool, cell, said):
-    trunk = begin(tool, 1)
-    once, _ = tool.run(trunk, cell)
-    assert once != trunk
-    assert stopped(tool, once, cell) == f"[stopped: the cells of this session {said}. {KEPT}"
-    other, _ = tool.run(trunk, cell + "\n")
-    assert other != trunk, "a branch pays for what led to it alone"
+def test_cells_one_after_the_other_add_up(kind, limit, cell, said):
+    made = PythonTool(kind, Limits(**limit))
+    try:
+        trunk = begin(made, 1)
+        once, _ = made.run(trunk, cell)
+        assert once != trunk
+        text = stopped(made, once, cell)
+        assert text.startswith(f"[stopped: the cells of this session have {said}")
+        assert text.endswith(f" in all. {KEPT}")
+        other, _ = made.run(trunk, cell + "\n")
+        assert other != trunk, "a branch pays for what led to it alone"
+    finally:
+        made.close()
 
 
 @pytest.mark.parametrize(
@@ -156,3 +162,53 @@ def test_states_evicted_while_they_are_forked_answer_all_the_same():
         assert made.mismatches == 0
     finally:
         made.close()
+
+
+class Scripted:
+    """A sandbox that opens sessions and answers every cell of the second kind in one way."""
+
+    name, apart = "scripted", False
+
+    def __init__(self, why):
+        self.why = why
+        self.runs = 0
+
+    def open(self, seed, files):
+        return Reply(1, (), None)
+
+    def run(self, state, cells):
+        if list(cells) == ["1"]:
+            return Reply(2, (CellResult("ok", "", 0.0, None),), None)
+        self.runs += 1
+        return Reply(None, (), self.why)
+
+    def drop(self, states):
+        pass
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("why", ["gone", "fault", "broken"])
+def test_only_what_a_state_did_itself_is_told_to_the_model(monkeypatch, why):
+    """Evicted or killed from outside, however often, is the machine's fault and no observation."""
+    sandbox = Scripted(why)
+    monkeypatch.setattr(python, "open_sandbox", lambda *_arguments: sandbox)
+    monkeypatch.setattr(python.time, "sleep", lambda _seconds: None)
+    tool = PythonTool("local", sandboxes=1)
+    state = (tool.initial_state(ToolContext())[0], (("1", python._digest("")),))
+    if why == "gone":
+        with pytest.raises(ToolUnavailable, match="6 times in a row"):
+            tool.run(state, "x")
+    else:
+        assert tool.run(state, "x")[1].text.startswith("[not run: an earlier cell has broken")
+
+
+def test_memory_is_measured_again_before_states_are_evicted_for_it(monkeypatch):
+    """A page that thirty share counts a thirtieth for each: a measure taken alone says too much."""
+    states = [types.SimpleNamespace(held={"memory": 90}, measured=0.5, pid=n) for n in range(30)]
+    monkeypatch.setattr(repl_session.usage, "proportional", lambda _pid: 3)
+    assert repl_session.refresh(states) == 20 * 87 + 10 * 90, "the last ten are left for later"
+    assert [state.held["memory"] for state in states] == [3] * 20 + [90] * 10
+    assert repl_session.refresh(states) == 10 * 87
+    assert repl_session.refresh(states) == 0
