@@ -61,6 +61,7 @@ def test_a_shuffled_gold_scores_next_to_nothing(name):
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", ["MATH500", "MATH"])
 def test_all_of_mathematics_boxed_and_shuffled(name):
     tasks = BENCHMARKS[name].load("test", DATA)
