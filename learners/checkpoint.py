@@ -165,7 +165,13 @@ def load_checkpoint(folder: Path, iteration: int, policy: Policy) -> dict[str, A
     saved = torch.load(source / "optimizer.pt", weights_only=True)
     policy.optimizer.load_state_dict(saved["optimizer"])
     policy.updates = saved["updates"]
-    state: dict[str, Any] = json.loads((source / "state.json").read_text())
+    return read_state(folder, iteration)
+
+
+def read_state(folder: Path, iteration: int) -> dict[str, Any]:
+    """What `save_checkpoint` was given beside the policy."""
+    path = checkpoint_folder(folder, iteration) / "state.json"
+    state: dict[str, Any] = json.loads(path.read_text())
     return state
 
 

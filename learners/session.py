@@ -174,27 +174,32 @@ def learning_rate(config: RunConfig, parameters: int) -> float:
 def open_ledger(config: RunConfig, folder: Path, kept: Sequence[Mapping[str, Any]]) -> "Ledger":
     """The ledger of the run in a folder; work that was discarded is counted in it as lost.
 
-    Lost is what `spent.json` says was spent, and no kept line of metrics and no evaluation tells.
+    Lost is what `spent.json` says was spent since the newest checkpoint, without the evaluation
+    that followed it and is kept.
 
     Args:
         config: has the bounds of what may be spent.
         folder: of the run.
-        kept: lines of its metrics that are not discarded.
+        kept: lines of its metrics that are not discarded; what was spent, where no file says so.
 
     Raises:
         RunStopped: `spent.json` is damaged.
     """
+    from learners.checkpoint import list_checkpoints, read_state
     from learners.ledger import Ledger
 
-    paths = [folder / f"evaluation-{name}.json" for name in ("before", "after")]
-    evaluations = [json.loads(path.read_text()) for path in paths if path.exists()]
-    on_file = recorded([*kept, *evaluations])
-    ledger = Ledger(Spending(budget(config), folder / "spent.json", before=on_file))
-    spent = ledger.spending.totals()
+    newest = max(list_checkpoints(folder), default=None)
+    path = folder / f"evaluation-{'before' if newest is None else 'after'}.json"
+    evaluation = json.loads(path.read_text()) if path.exists() else {}
+    followed = newest is None or evaluation.get("iteration") == newest
+    spending = Spending(budget(config), folder / "spent.json", recorded([*kept, evaluation]))
+    ledger, spent = Ledger(spending), spending.totals()
+    before = {} if newest is None else read_state(folder, newest).get("spent", spent)
+    evaluated = recorded([evaluation]) if followed else {}
     for name, of in (("lost_tokens", "sampled_tokens"), ("lost_calls", "tool_calls")):
-        told = sum(int(row.get(f"ledger/{name}", 0)) for row in kept)
-        if spent[of] > on_file[of] + told:
-            ledger.add(name, spent[of] - on_file[of] - told)
+        lost = spent.get(of, 0) - before.get(of, 0) - evaluated.get(of, 0)
+        if lost > 0:
+            ledger.add(name, lost)
     return ledger
 
 
@@ -255,7 +260,8 @@ def record(session: Session, metrics: dict[str, Any]) -> None:
     run.iteration += 1
     last = run.iteration >= run.config.iterations
     if run.iteration % run.config.checkpoint_every == 0 or last:
-        save_checkpoint(session.folder, run.iteration, run.policy, {"lost": run.lost})
+        state = {"lost": run.lost, "spent": dict(run.ledger.spending.totals())}
+        save_checkpoint(session.folder, run.iteration, run.policy, state)
 
 
 def _is_of(path: Path, iteration: int) -> bool:

@@ -13,6 +13,8 @@ import pytest
 from learners.ledger import Ledger
 from learners.models import tiny_tokenizer
 from learners.rollout import Rollouts
+from learners.run_config import RunConfig
+from learners.session import open_ledger
 from learners.spending import Budget, RunStopped, Spending, recorded
 from learners.tree import BranchPoint
 from tests.conftest import ROOT
@@ -221,3 +223,42 @@ def test_what_is_on_file_is_added_up():
     found = recorded(rows)
     assert found == {"tool_calls": 4, "tool_calls_search": 2, "free_calls_search": 1}
     assert Budget(prices=(("search", 0.5),)).cost_of(found) == Decimal("0.5")
+
+
+def open_folder_of(folder, newest, spent, at_checkpoint=None, evaluation=None):
+    """The first metrics of a run that goes on in a folder like this."""
+    (folder / "spent.json").write_text(json.dumps(spent))
+    if newest is not None:
+        state = {"lost": []} | ({} if at_checkpoint is None else {"spent": at_checkpoint})
+        (folder / "checkpoints" / f"{newest:06d}").mkdir(parents=True)
+        (folder / "checkpoints" / f"{newest:06d}" / "state.json").write_text(json.dumps(state))
+    if evaluation is not None:
+        name = "before" if newest is None else "after"
+        (folder / f"evaluation-{name}.json").write_text(json.dumps(evaluation))
+    return open_ledger(RunConfig(), folder, []).take()
+
+
+def test_what_was_spent_since_the_checkpoint_is_lost(tmp_path):
+    """100 tokens at the checkpoint, 160 now: 60 are of work that is done again."""
+    spent = {"sampled_tokens": 160, "tool_calls": 7}
+    metrics = open_folder_of(tmp_path, 2, spent, {"sampled_tokens": 100, "tool_calls": 5})
+    assert metrics == {"ledger/lost_tokens": 60, "ledger/lost_calls": 2}
+
+
+def test_an_evaluation_that_is_kept_is_not_lost(tmp_path):
+    """Of the 60 tokens since the checkpoint the evaluation after it took 50."""
+    evaluation = {"iteration": 2, "ledger/sampled_tokens": 50, "ledger/tool_calls": 2}
+    spent = {"sampled_tokens": 160, "tool_calls": 7}
+    at_checkpoint = {"sampled_tokens": 100, "tool_calls": 5}
+    metrics = open_folder_of(tmp_path, 2, spent, at_checkpoint, evaluation)
+    assert metrics == {"ledger/lost_tokens": 10}
+
+
+def test_before_the_first_checkpoint_all_but_the_first_evaluation_is_lost(tmp_path):
+    evaluation = {"iteration": 0, "ledger/sampled_tokens": 50}
+    metrics = open_folder_of(tmp_path, None, {"sampled_tokens": 80}, None, evaluation)
+    assert metrics == {"ledger/lost_tokens": 30}
+
+
+def test_a_checkpoint_of_an_earlier_version_loses_nothing(tmp_path):
+    assert open_folder_of(tmp_path, 2, {"sampled_tokens": 160}) == {}
