@@ -51,14 +51,18 @@ class Rollouts:
         """An empty tree: the question, encoded once."""
         env = self.env.fork()
         question, _ = env.reset(options={"task": task.id})
+        return RolloutTree(task, self.prompt(env.instructions, question), env.snapshot())
+
+    def prompt(self, instructions: str, question: str) -> tuple[int, ...]:
+        """The ids that an episode begins with."""
         messages = [
-            {"role": "system", "content": env.instructions},
+            {"role": "system", "content": instructions},
             {"role": "user", "content": question},
         ]
-        prompt = self.tokenizer.apply_chat_template(
+        ids = self.tokenizer.apply_chat_template(
             messages, tokenize=True, add_generation_prompt=True, return_dict=False
         )
-        return RolloutTree(task, tuple(prompt), env.snapshot())
+        return tuple(ids)
 
     def run(self, trees: Sequence[RolloutTree], key: str, after_turn: Hook | None = None) -> None:
         """Bring every unfinished trajectory of the trees to its end, in lock step.
@@ -123,7 +127,7 @@ class Rollouts:
         if "tool" in info:
             self.ledger.reached(len(trajectory.state.calls), ok=True)
         room = self.max_response_tokens - len(trajectory) - len(rest.token_ids)
-        ids = () if terminated or truncated else self._observed(observation, room)
+        ids = () if terminated or truncated else self.observed(observation, room)
         if ids is None:  # no room for what the tool said: the turn counts, its result does not
             env.restore(trajectory.state)
             _, reward, terminated, truncated, info = env.truncate("length", text)
@@ -149,7 +153,7 @@ class Rollouts:
                 fault = error
         return fault
 
-    def _observed(self, observation: str, room: int) -> tuple[int, ...] | None:
+    def observed(self, observation: str, room: int) -> tuple[int, ...] | None:
         """An observation's ids, its middle cut to leave room for an answer; None if it cannot."""
         ids = tuple(
             self.tokenizer.encode(

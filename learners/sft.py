@@ -41,6 +41,9 @@ class Config(RunConfig):
     """Of AdamW; a short run forgets its first gradients sooner."""
     demonstrations: int | None = None
     """Scripted episodes to train on, from the first; None: all there are."""
+    transcripts: str | None = None
+    """Train on written episodes instead: a .json, .jsonl or .parquet file or a hub id, in the form
+    of ARPO-SFT-54K; results are read as written, no tool is run. See learners/transcripts.py."""
     epochs: int = 1
     """Passes over them."""
     batch_tokens: int | None = None
@@ -89,8 +92,11 @@ def cold_start(config: Config) -> Path:
 
     config = resolved(config)
     env = training_env(config)
-    if env.benchmark.demonstrations is None:
-        raise UsageError(f"--env {config.env}: this benchmark has no demonstrations to start from")
+    if env.benchmark.demonstrations is None and config.transcripts is None:
+        raise UsageError(
+            f"--env {config.env}: this benchmark has no demonstrations to start from; "
+            "give --transcripts"
+        )
     name = env.benchmark.name
     folder = Path(config.out or f"runs/sft-{name}-{config.model.split('/')[-1]}-{config.seed}")
     with lock_folder(folder), closing(env):
@@ -103,20 +109,13 @@ def _cold_start(config: Config, env: "ToolEnv", folder: Path) -> Path:
     from learners.progress import Narrator
     from learners.session import evaluate_once, open_session
 
-    script, name = env.benchmark.demonstrations, env.benchmark.name
-    assert script is not None
     newest = open_folder(folder, "learners.sft", config)
     session = open_session(config, env, folder, newest)
     narrator = Narrator()
     if not config.new_weights:
         evaluate_once(session, "before", narrator)
     if not (folder / "model").exists():
-        served = {task.id for task in env.tasks}  # a level leaves some out
-        scripted = [d for d in script(env.data_dir) if d.task.id in served]
-        demonstrations = scripted[: config.demonstrations]
-        narrator.say(f"playing {len(demonstrations)} demonstrations of {name} with real tools")
-        trajectories = played(session.run.rollouts, demonstrations)
-        fine_tune(session, trajectories, config, narrator)
+        fine_tune(session, _shown(session, config, env, narrator), config, narrator)
         partial = folder / "partial-model"
         save_model(session.run.policy.loaded, partial)
         partial.rename(folder / "model")
@@ -127,6 +126,29 @@ def _cold_start(config: Config, env: "ToolEnv", folder: Path) -> Path:
     write_text(folder / "summary.json", json.dumps(summary))
     narrator.say(f"{summary}\nmodel in {folder}: give it to --model")
     return folder
+
+
+def _shown(
+    session: "Session", config: Config, env: "ToolEnv", narrator: "Narrator"
+) -> "list[Trajectory]":
+    """What is trained on: the benchmark's own demonstrations, or written transcripts."""
+    from benchmarks.sources import question_key
+    from learners.transcripts import read
+
+    if config.transcripts is not None:
+        held_out = session.held_out.tasks if session.held_out else ()
+        evaluated = {question_key(task.question) for task in held_out}
+        reading = read(config.transcripts, session.run.rollouts, evaluated, config.demonstrations)
+        reasons = "".join(f"\n  {n} left out: {why}" for why, n in reading.left_out.most_common())
+        narrator.say(f"{len(reading.trajectories)} transcripts of {config.transcripts}{reasons}")
+        return reading.trajectories
+    script, name = env.benchmark.demonstrations, env.benchmark.name
+    assert script is not None
+    served = {task.id for task in env.tasks}  # a level leaves some out
+    scripted = [d for d in script(env.data_dir) if d.task.id in served]
+    demonstrations = scripted[: config.demonstrations]
+    narrator.say(f"playing {len(demonstrations)} demonstrations of {name} with real tools")
+    return played(session.run.rollouts, demonstrations)
 
 
 def resolved(config: Config) -> Config:
@@ -177,9 +199,14 @@ def fine_tune(
 ) -> None:
     """All updates, from the newest checkpoint on; batches are the same for the same seed."""
     from learners.checkpoint import save_checkpoint
+    from learners.held_out import HeldOut
     from learners.run_config import UsageError
 
     policy = session.run.policy
+    kept = min(config.validation_tasks, len(trajectories) // 2) if config.eval_every else 0
+    held_out, trajectories = trajectories[:kept], trajectories[kept:]
+    watch = HeldOut(held_out, config.eval_every, config.patience, session.folder)
+    watch.resume(policy.updates)
     batches = [
         batch
         for epoch in range(config.epochs)
@@ -187,7 +214,7 @@ def fine_tune(
     ]
     losses: list[float] = []
     with narrator.bar("fine-tuning", len(batches), policy.updates) as advance:
-        while policy.updates < len(batches):
+        while policy.updates < len(batches) and not watch.stopped:
             done = policy.updates
             policy.set_learning_rate((config.learning_rate or 0) * _schedule(done / len(batches)))
             losses.append(_update(policy, batches[done], config.observation_weight or 0.0))
@@ -196,9 +223,12 @@ def fine_tune(
                     f"the gradient of update {done + 1} is not finite with --learning-rate "
                     f"{config.learning_rate:g}; try a smaller one"
                 )
-            advance(f"loss {sum(losses[-50:]) / len(losses[-50:]):.3f}")
+            watch.over(policy)
+            told = f"  held out {watch.losses[-1]:.3f}" if watch.losses else ""
+            advance(f"loss {sum(losses[-50:]) / len(losses[-50:]):.3f}{told}")
             if policy.updates % max(1, len(batches) // 4) == 0 or policy.updates == len(batches):
                 save_checkpoint(session.folder, policy.updates, policy, {"lost": []})
+    watch.restore_best(policy)
 
 
 def _update(

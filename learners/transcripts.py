@@ -1,0 +1,224 @@
+"""Written transcripts of tool use as trajectories to train on: the cold start of the papers.
+
+A row holds a question and what was said about it, with `<search>`, `<python>`, `<result>` and
+`<answer>` in the text (the form of ARPO-SFT-54K), in one of three spellings:
+
+- instruction, input, output: the question is `input`, or `instruction` where that is empty;
+- conversations of {from, value}, messages of {role, content}: the first user message is the
+  question; tools speak inside `<result>` or as messages of their own (tool, observation).
+
+A system message is replaced by the environment's instructions. Every piece between two results must
+be one turn of an episode: one call, and the answer last. Results are as written, no tool is run;
+they are encoded as a rollout's observations are, and nothing of them is trained on.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from benchmarks.sources import HubTable, fetch_from_hub, local_rows, question_id, question_key
+from envs import EnvState
+from envs.tags import Answer, observation, parse, stop_tags
+from learners.run_config import UsageError
+from learners.tree import Completion, Trajectory, Turn
+
+if TYPE_CHECKING:
+    from learners.rollout import Rollouts
+
+RESULT = re.compile(r"<result>(.*?)</result>", re.DOTALL)
+SPEAKERS = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "model",
+    "gpt": "model",
+    "tool": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+}
+"""What a message's role means."""
+
+
+class Transcript(NamedTuple):
+    """An episode that somebody wrote down."""
+
+    question: str
+    turns: tuple[tuple[str, str | None], ...]
+    """What the model said, and the result it got; none after the answer."""
+
+
+class Unusable(ValueError):
+    """A row that is no episode here; the message says why."""
+
+
+class Reading(NamedTuple):
+    """What became of the rows of a source."""
+
+    trajectories: list[Trajectory]
+    left_out: Counter[str]
+    """Rows by the reason they were left out for."""
+
+
+def rows_of(source: str) -> Iterable[Mapping[str, Any]]:
+    """The rows of a .json, .jsonl or .parquet file, or of a data set on the hub.
+
+    Raises:
+        UsageError: there is no such file, or it is of another kind.
+        DataUnavailable: it cannot be read.
+    """
+    path = Path(source)
+    if path.suffix in (".jsonl", ".parquet", ".json") or path.exists():
+        if not path.is_file() or path.suffix not in (".jsonl", ".parquet", ".json"):
+            raise UsageError(
+                f"--transcripts {source}: expected a file that is there and ends in .jsonl, .json "
+                "or .parquet, or the id of a data set on the hub"
+            )
+        return _json_rows(path) if path.suffix == ".json" else local_rows(path.parent, path.stem)
+    return fetch_from_hub(HubTable(source, "main", "train"))
+
+
+def _json_rows(path: Path) -> list[Mapping[str, Any]]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"--transcripts {path} is not JSON: {error}") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UsageError(f"--transcripts {path}: expected a list of objects")
+    return rows
+
+
+def transcript(row: Mapping[str, Any], tools: Sequence[str]) -> Transcript:
+    """A row as an episode.
+
+    Args:
+        row: in one of the spellings above.
+        tools: that the episode may call.
+
+    Raises:
+        Unusable: it cannot be read so.
+    """
+    question, said = _spoken(row)
+    if not question.strip():
+        raise Unusable("no question")
+    turns: list[tuple[str, str | None]] = []
+    for own, text in said:
+        if own:
+            turns.append((text.replace("\x08oxed", "\\boxed").strip(), None))
+        elif not turns or turns[-1][1] is not None:
+            raise Unusable("a result before a call")
+        else:
+            turns[-1] = (turns[-1][0], text.strip("\n"))
+    for place, (text, result) in enumerate(turns):
+        action = parse(text, tools)
+        last = place == len(turns) - 1
+        if action is None:
+            raise Unusable("a turn without exactly one action of the environment's")
+        if isinstance(action, Answer) != last or (result is None) != last:
+            raise Unusable("an answer before the end, or none there")
+    if not turns:
+        raise Unusable("nothing said")
+    return Transcript(question.strip(), tuple((_until_tag(t, tools), r) for t, r in turns))
+
+
+def _spoken(row: Mapping[str, Any]) -> tuple[str, list[tuple[bool, str]]]:
+    """The question; then texts, True where the model said them and False where a tool did."""
+    messages = row.get("conversations") or row.get("messages")
+    if messages is None:
+        if row.get("output") is None:
+            raise Unusable("no field output, conversations or messages")
+        question = str(row.get("input") or row.get("instruction") or "")
+        return question, list(_pieces(str(row["output"])))
+    question, said = "", list[tuple[bool, str]]()
+    for message in messages:
+        role = str(message.get("from", message.get("role")))
+        text = str(message.get("value", message.get("content")))
+        speaker = SPEAKERS.get(role)
+        if speaker is None:
+            raise Unusable(f"the role {role}")
+        if speaker == "user" and not question:
+            question = text
+        elif speaker == "tool" or (speaker == "user" and "<result>" in text):
+            inner = RESULT.search(text)
+            said.append((False, inner.group(1) if inner else text))
+        elif speaker == "model":
+            said += _pieces(text)
+        elif speaker == "user":
+            raise Unusable("a second question")
+    return question, said
+
+
+def _pieces(text: str) -> Iterator[tuple[bool, str]]:
+    """What the model wrote and what it read, in order."""
+    for place, piece in enumerate(RESULT.split(text)):
+        if place % 2 or piece.strip():
+            yield place % 2 == 0, piece
+
+
+def _until_tag(text: str, tools: Sequence[str]) -> str:
+    """A turn up to its closing tag: where a sampler would have stopped."""
+    ends = [text.find(tag) + len(tag) for tag in stop_tags(tools) if tag in text]
+    return text[: min(ends)]
+
+
+def read(
+    source: str, rollouts: "Rollouts", evaluated: Collection[str] = (), limit: int | None = None
+) -> Reading:
+    """Trajectories of a source's rows, as rollouts of the same texts would have made them.
+
+    Args:
+        source: see `rows_of`.
+        rollouts: has the environment, the tokenizer and the room.
+        evaluated: keys of questions that must not be trained on.
+        limit: most trajectories.
+
+    Raises:
+        UsageError: no row can be used; the message says why.
+    """
+    found, left_out = list[Trajectory](), Counter[str]()
+    tools = [tool.name for tool in rollouts.env.tools]
+    for row in rows_of(source):
+        if limit is not None and len(found) >= limit:
+            break
+        try:
+            one = transcript(row, tools)
+            if question_key(one.question) in evaluated:
+                raise Unusable("its question is evaluated on")
+            found.append(trajectory(rollouts, one))
+        except Unusable as error:
+            left_out[str(error)] += 1
+    if not found:
+        reasons = "; ".join(f"{count} x {why}" for why, count in left_out.most_common())
+        raise UsageError(f"--transcripts {source}: no row can be used: {reasons or 'it is empty'}")
+    return Reading(found, left_out)
+
+
+def trajectory(rollouts: "Rollouts", one: Transcript) -> Trajectory:
+    """The trajectory that sampling these turns would have made.
+
+    Raises:
+        Unusable: it is longer than a response may be.
+    """
+    env, encode = rollouts.env, rollouts.tokenizer.encode
+    tools = [tool.name for tool in env.tools]
+    task = question_id(one.question)
+    state = EnvState(env.benchmark.name, env.benchmark.revision, "transcripts", task)
+    made = Trajectory(rollouts.prompt(env.instructions, one.question), state, path=(0,))
+    for text, result in one.turns:
+        ids = tuple(encode(text, add_special_tokens=False))
+        nothing = (0.0,) * len(ids)
+        read_ids: tuple[int, ...] = ()
+        if result is not None:
+            room = rollouts.max_response_tokens - len(made) - len(ids)
+            seen = rollouts.observed(observation(result, tools), room)
+            if seen is None:
+                raise Unusable("longer than --max-response-tokens")
+            read_ids = seen
+        made.turns.append(Turn(state, Completion(ids, nothing, nothing), read_ids))
+    if len(made) > rollouts.max_response_tokens:
+        raise Unusable("longer than --max-response-tokens")
+    made.state, made.done = replace(state, stop="answered"), True
+    return made
