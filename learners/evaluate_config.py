@@ -82,3 +82,5 @@ FREE_TO_CHANGE = frozenset(
 """Fields that may change when an evaluation goes on: they alter no episode that was played."""
 OF_GRADING = ("judge_base", "judge_model", "judge_key_variable", "out", "regrade")
 """Fields that --regrade takes from the command line; the others are the stored ones."""
+WHERE_GIVEN = ("data_dir", "tasks")
+"""Fields that --regrade takes from the command line where given; so are --env and --all."""

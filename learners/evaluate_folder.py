@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from learners.checkpoint import RunFolderError, write_text
-from learners.evaluate_config import FREE_TO_CHANGE, OF_GRADING, Config
+from learners.evaluate_config import FREE_TO_CHANGE, OF_GRADING, WHERE_GIVEN, Config
 
 
 @contextmanager
@@ -46,8 +46,11 @@ def _stored(config: Config) -> dict[str, Any]:
 def _regraded(stored: dict[str, Any], config: Config) -> Config:
     fields: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in stored.items()}
     given = asdict(config)
-    again = replace(Config(**fields), **{name: given[name] for name in OF_GRADING})
-    return again if config.data_dir is None else replace(again, data_dir=config.data_dir)
+    taken = {name: given[name] for name in OF_GRADING}
+    taken |= {name: given[name] for name in WHERE_GIVEN if given[name] is not None}
+    if config.all or config.env:
+        taken |= {"all": config.all, "env": config.env}
+    return replace(Config(**fields), **taken)
 
 
 def _check_same(folder: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:

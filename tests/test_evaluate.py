@@ -251,6 +251,8 @@ def test_stored_episodes_are_graded_again_without_the_model(whole, tmp_path):
     (copy / "config.json").write_text(json.dumps(config | {"model": str(tmp_path / "gone")}))
     assert evaluate(Config(regrade=True, out=str(copy))) == results
     assert (copy / "SyntheticQA.graded.jsonl").exists()
+    fewer = evaluate(Config(regrade=True, out=str(copy), env=("appo/SyntheticQA-v0",), tasks=3))
+    assert fewer["environments"]["appo/SyntheticQA-v0"]["episodes"] == 6
     with pytest.raises(RunFolderError, match="holds no evaluation to grade again"):
         evaluate(Config(regrade=True, out=str(tmp_path / "none")))
 
