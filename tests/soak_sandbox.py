@@ -1,6 +1,7 @@
 """Everything at once for ten minutes: python -m tests.soak_sandbox [--minutes 10] [--cells 20000].
 
-It ends when both the minutes and the cells are reached; with --minutes 0 by the cells alone.
+It ends when both the minutes and the cells are reached; with --minutes 0 by the cells alone; with
+--at-most by the clock, however many cells there were: the summary says.
 Sessions on threads of their own run cells, fork, go back, drop, and now and then run into a limit
 or lose a process to a kill. An oracle in this process knows to the letter what every cell must say.
 At the end: nothing has leaked, and a sample of the states, replayed in a fresh sandbox, says what
@@ -67,17 +68,21 @@ class Tally:
 
 @dataclass(frozen=True)
 class Span:
-    """How long the soak is: minutes and cells, both to be reached."""
+    """How long the soak is: minutes and cells, both to be reached, or the minutes of patience."""
 
     tally: Tally
     minutes: float
     cells: int
+    at_most: float = 0.0
     begun: float = field(default_factory=time.monotonic)
 
     def share(self) -> float:
         """How much of it is behind us, in [0, 1]."""
         time_share = (time.monotonic() - self.begun) / (self.minutes * 60) if self.minutes else 1.0
-        return min(time_share, self.tally.cells / self.cells, 1.0)
+        share = min(time_share, self.tally.cells / self.cells, 1.0)
+        if self.at_most:
+            share = max(share, (time.monotonic() - self.begun) / (self.at_most * 60))
+        return share
 
 
 def draw(seed: int, count: int) -> int:
@@ -263,6 +268,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--sandbox", default="local", choices=["local", "docker"])
     parser.add_argument("--minutes", type=float, default=10.0, help="at least; 0: by cells alone")
     parser.add_argument("--cells", type=int, default=20_000, help="at least so many")
+    parser.add_argument("--at-most", type=float, default=0.0, help="minutes of patience; 0: all")
     parser.add_argument("--sessions", type=int, default=64)
     parser.add_argument("--kill-every", type=float, default=1.0, help="seconds; 0 never")
     return parser.parse_args()
@@ -271,7 +277,7 @@ def parsed() -> argparse.Namespace:
 def main() -> int:
     arguments, tally = parsed(), Tally()
     tool, done = PythonTool(arguments.sandbox, LIMITS), threading.Event()
-    span = Span(tally, arguments.minutes, arguments.cells)
+    span = Span(tally, arguments.minutes, arguments.cells, arguments.at_most)
     every = arguments.kill_every
     killer = threading.Thread(target=disturb, args=(tool, span, every, done))
     if every:

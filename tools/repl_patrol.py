@@ -141,15 +141,18 @@ class Patrol:
         known = _pids(states) | _pids(running) | {self.first}
         for _round in range(20):
             found = [pid for pid in usage.children(os.getpid()) if pid not in known]
-            alive = [pid for pid in found if usage.fields(pid)[:1] not in ([], ["Z"])]
+            # What was killed already only takes its time to die, on a busy machine for seconds.
+            new = [pid for pid in found if pid not in self.dying]
+            alive = [pid for pid in new if usage.fields(pid)[:1] not in ([], ["Z"])]
             for pid in found:
+                self.dying.setdefault(pid, time.monotonic() + 10)
                 usage.end_family(pid, itself=True, keep=known)
                 with contextlib.suppress(OSError):
                     os.waitpid(pid, os.WNOHANG)
             if not alive:
                 self.chasing_since = 0.0
                 return
-            self.strays += len([pid for pid in alive if pid not in self.dying])
+            self.strays += len(alive)
         self.chasing_since = self.chasing_since or time.monotonic()
         if time.monotonic() - self.chasing_since > GIVE_UP:
             raise Ended("processes that cannot be caught")
