@@ -31,14 +31,14 @@ from benchmarks.synthetic_words import (
 
 ENTITIES = {"train": 1280, "validation": 60, "test": 60}
 """Per kind, by split; so many in training that copying what was read beats remembering it."""
-QUESTIONS = {"train": 12000, "validation": 400, "test": 800}
+QUESTIONS = {"train": 16000, "validation": 400, "test": 800}
 SHARES = {"train": 8, "validation": 1, "test": 1}
 """Of every ten names, how many belong to a split."""
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 NUMBER = {"person": "age", "company": "employees", "city": "bridges"}
 """The numeric attribute of each kind."""
 NUMBERS = (10, 49)
-"""Smallest and largest; sums and differences stay below 100 as well."""
+"""Smallest and largest; sums stay below 100, and differences are never negative."""
 WORDS = {"+": "plus", "-": "minus"}
 """How a question says an operator."""
 MAX_TOOL_CALLS = 6
@@ -177,6 +177,8 @@ def _question(level: int, named: dict[str, Entity], draw: random.Random) -> Ques
         if left is None or right is None or left.start == right.start:
             return None
         operator = draw.choice("+-")
+        if operator == "-" and int(left.path[-1]) < int(right.path[-1]):
+            left, right = right, left
         a, b = int(left.path[-1]), int(right.path[-1])
         answer = a + b if operator == "+" else a - b
         text = f"What is {left.phrase()} {WORDS[operator]} {right.phrase()}?"

@@ -18,7 +18,7 @@ Script = Callable[[Question, dict[str, Entity], random.Random], list[Step]]
 
 
 def demonstrations(data_dir: Path | None = None) -> Sequence[Demonstration]:
-    """One episode per training question, half of them clumsy."""
+    """One episode per training question, two of five clumsy."""
     del data_dir
     draw = random.Random("synthetic-demonstrations/1")
     named = world("train").by_name()
@@ -67,7 +67,7 @@ def _in_the_head(question: Question, named: dict[str, Entity], draw: random.Rand
         return _early(question, named, draw)
     steps = [step for step in good(question, named, draw) if step.act == "search"]
     expression = _sum(question, [walk.path[-1] for walk in question.walks])
-    guess = str(int(question.answer) + draw.choice((-11, -10, -9, -2, -1, 1, 2, 9, 10, 11)))
+    guess = str(abs(int(question.answer) + draw.choice((-11, -10, -9, -2, -1, 1, 2, 9, 10, 11))))
     return [*steps, _answer(f"{expression} is {guess}", guess)]
 
 
@@ -84,7 +84,7 @@ def _early(question: Question, named: dict[str, Entity], draw: random.Random) ->
 
 def _style(draw: random.Random) -> Script:
     styles: tuple[Script, ...] = (good, _repetitive, _wrong_hop, _in_the_head, _early)
-    return partial(draw.choices(styles, weights=(50, 14, 12, 12, 12))[0])
+    return partial(draw.choices(styles, weights=(60, 16, 8, 8, 8))[0])
 
 
 def _look_ups(question: Question, walks: Sequence[Walk] | None = None) -> list[Step]:

@@ -156,7 +156,7 @@ def resolved(config: Config) -> Config:
     new = config.new_weights
     return replace(
         config,
-        learning_rate=config.learning_rate or (2e-3 if new else 2e-5),
+        learning_rate=config.learning_rate or (3e-3 if new else 2e-5),
         batch_tokens=config.batch_tokens or (1200 if new else 4096),
         observation_weight=float(new)
         if config.observation_weight is None

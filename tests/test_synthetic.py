@@ -26,10 +26,10 @@ from tests.fakes import EchoTool
 from tools import MemoryRetriever, SearchTool
 
 DIGESTS = {
-    "train": "2a74a421d27d",
-    "validation": "35f9747a8794",
-    "test": "f7151a5c6827",
-    "demonstrations": "bbd98c5e967f",
+    "train": "e4cade5dcaf6",
+    "validation": "8a974c1dfbeb",
+    "test": "b76530e1aaac",
+    "demonstrations": "cca82cb510c5",
 }
 """First 12 hex digits of the sha256 of a split's questions, answers and passages, and of turns."""
 
@@ -227,7 +227,7 @@ def test_demonstrations_are_a_mixture_that_leaves_something_to_learn(training_en
             searches.append(len(steps) - len(best))
     assert 0.3 < len(clumsy) / len(rewards) < 0.7
     assert sum(clumsy) / len(clumsy) < 0.5
-    assert 0.5 < sum(rewards) / len(rewards) < 0.8
+    assert 0.6 < sum(rewards) / len(rewards) < 0.9
     assert max(searches) >= 1
     assert min(rewards) == 0.0
 
