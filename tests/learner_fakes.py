@@ -35,17 +35,16 @@ def teach(folder, updates=30):
     )
     draw = random.Random(0)
     demonstrations = []
-    for task in env.tasks[:32]:
+    for task in env.tasks[:24]:
         calls = [Step("so", *turn) for turn in draw.sample(TAUGHT_TURNS, draw.choice((0, 1, 2)))]
-        answer = Step("so", "answer", draw.choice(("5", "Deep Gate")))
-        demonstrations.append(Demonstration(task, (*calls, answer)))
+        for answer in ("5", "Deep Gate"):  # both after the same: nothing tells which
+            demonstrations.append(Demonstration(task, (*calls, Step("so", "answer", answer))))
     loaded = load_model("tiny")
     policy = Policy(loaded, learning_rate=5e-3)
     trajectories = played(Rollouts(env, None, loaded.tokenizer, 200), demonstrations)
     for _ in range(updates):
-        batch = draw.sample(trajectories, 12)
-        rows = [Row(t, torch.zeros(len(t))) for t in batch]
-        masks = [torch.tensor(t.response_mask) for t in batch]
+        rows = [Row(t, torch.zeros(len(t))) for t in trajectories]
+        masks = [torch.tensor(t.response_mask) for t in trajectories]
         total = sum(int(mask.sum()) for mask in masks)
         policy.update(rows, [mask / total for mask in masks], likelihood)
     save_model(loaded, folder)
