@@ -31,8 +31,8 @@ def blocks(language):
 
 
 def commands(word):
-    """The python commands of the bash block that holds a word, in order."""
-    (block,) = [b for b in blocks("bash") if word in b]
+    """The python commands of the first bash block that holds a word, in order."""
+    block = next(b for b in blocks("bash") if word in b)
     return [line.split("#")[0].strip() for line in block.splitlines() if "python -m" in line]
 
 
