@@ -190,18 +190,25 @@ class Scripted:
 
 
 @pytest.mark.parametrize("why", ["gone", "fault", "broken"])
-def test_only_what_a_state_did_itself_is_told_to_the_model(monkeypatch, why):
-    """Evicted or killed from outside, however often, is the machine's fault and no observation."""
+def test_a_state_is_blamed_for_what_it_did_itself(monkeypatch, why):
+    """Evicted or killed from outside is the machine's fault, unless it happens at every try."""
     sandbox = Scripted(why)
     monkeypatch.setattr(python, "open_sandbox", lambda *_arguments: sandbox)
     monkeypatch.setattr(python.time, "sleep", lambda _seconds: None)
     tool = PythonTool("local", sandboxes=1)
     state = (tool.initial_state(ToolContext())[0], (("1", python._digest("")),))
-    if why == "gone":
-        with pytest.raises(ToolUnavailable, match="6 times in a row"):
-            tool.run(state, "x")
-    else:
-        assert tool.run(state, "x")[1].text.startswith("[not run: an earlier cell has broken")
+    assert tool.run(state, "x")[1].text.startswith("[not run: an earlier cell has broken")
+    assert (sandbox.runs >= python.ATTEMPTS) == (why == "gone"), "replays count too"
+
+
+def test_a_sandbox_that_serves_nobody_is_no_fault_of_a_state(monkeypatch):
+    monkeypatch.setattr(python, "open_sandbox", lambda *_arguments: Scripted("gone"))
+    monkeypatch.setattr(python.time, "sleep", lambda _seconds: None)
+    monkeypatch.setattr(Scripted, "open", lambda *_arguments: Reply(None, (), "gone"))
+    tool = PythonTool("local", sandboxes=1)
+    state = (tool.initial_state(ToolContext())[0], (("1", python._digest("")),))
+    with pytest.raises(ToolUnavailable, match="6 times in a row"):
+        tool.run(state, "x")
 
 
 def test_memory_is_measured_again_before_states_are_evicted_for_it(monkeypatch):

@@ -113,6 +113,9 @@ class PythonTool:
                 self._discard(sandbox, why)
                 if self._closings != closings:
                     raise ToolUnavailable("the tool was closed during the call") from None
+        if why.endswith("(gone)") and self._healthy(self._opened(), state):
+            # Killed from outside so many times in a row? It ends itself, where nobody sees it.
+            return state, ToolResult(BROKEN, False, time.perf_counter() - begun)
         raise ToolUnavailable(f"Python could not be run, {ATTEMPTS} times in a row: {why}")
 
     def close(self) -> None:
