@@ -37,8 +37,9 @@ def teach(folder, updates=30):
     demonstrations = []
     for task in env.tasks[:24]:
         calls = [Step("so", *turn) for turn in draw.sample(TAUGHT_TURNS, draw.choice((0, 1, 2)))]
-        for answer in ("5", "Deep Gate"):  # both after the same: nothing tells which
-            demonstrations.append(Demonstration(task, (*calls, Step("so", "answer", answer))))
+        answers = [Step("so", "answer", text) for text in ("5", "Deep Gate")]
+        # Both after the same: nothing tells which.
+        demonstrations += [Demonstration(task, (*calls, answer)) for answer in answers]
     loaded = load_model("tiny")
     policy = Policy(loaded, learning_rate=5e-3)
     trajectories = played(Rollouts(env, None, loaded.tokenizer, 200), demonstrations)
