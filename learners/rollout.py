@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from benchmarks import GraderUnavailable, Task
 from envs import StepInfo, ToolEnv
 from learners.ledger import Ledger
+from learners.overlap import GivenUp, Overlap, within
 from learners.sampler import Request, Sampler
 from learners.tree import Completion, RolloutTree, Trajectory, Turn
 from tools import ToolUnavailable
@@ -45,6 +46,11 @@ class Rollouts:
     tool_threads: int = 8
     pause_s: float = 0.2
     """Before a failed call is made again; doubles from attempt to attempt."""
+    patience_s: float = 600.0
+    """For one step of the environment; tools have shorter limits of their own, this is for those
+    that hang in spite of them. The step's thread is left behind, its tree is unavailable."""
+    turns: Literal["lockstep", "overlap"] = "lockstep"
+    """lockstep: all sample, then all call their tools; overlap: each waits for its own tool."""
     ledger: Ledger = field(default_factory=Ledger)
 
     def tree(self, task: Task) -> RolloutTree:
@@ -65,20 +71,23 @@ class Rollouts:
         return tuple(ids)
 
     def run(self, trees: Sequence[RolloutTree], key: str, after_turn: Hook | None = None) -> None:
-        """Bring every unfinished trajectory of the trees to its end, in lock step.
+        """Bring every unfinished trajectory of the trees to its end.
 
         A tree whose tools stay unavailable is marked `unavailable` and left as it is.
 
         Args:
             trees: mutated.
             key: names the draws together with task and path; use each key once.
-            after_turn: called after every round of turns.
+            after_turn: called after every round of turns of all trees; with overlap, of one tree.
         """
+        if self.turns == "overlap":
+            Overlap(self, trees, key, after_turn).run()
+            return
         with ThreadPoolExecutor(self.tool_threads) as pool:
             while active := _unfinished(trees):
                 by_key: dict[str, tuple[RolloutTree, Trajectory]] = {}
                 for tree, trajectory in active:
-                    request = self._request(tree, trajectory, key)
+                    request = self.request(tree, trajectory, key)
                     by_key[request.key] = (tree, trajectory)
                     self.sampler.submit(request)
                 with self.ledger.phase("sample"):
@@ -93,7 +102,8 @@ class Rollouts:
                 if after_turn is not None:
                     after_turn(trees)
 
-    def _request(self, tree: RolloutTree, trajectory: Trajectory, key: str) -> Request:
+    def request(self, tree: RolloutTree, trajectory: Trajectory, key: str) -> Request:
+        """The rest of the turn that a trajectory is at."""
         whole = trajectory.response_ids
         prefill = trajectory.prefill.token_ids
         path = "/".join(map(str, trajectory.path))
@@ -148,7 +158,9 @@ class Rollouts:
             if attempt:
                 time.sleep(self.pause_s * 2 ** (attempt - 1))
             try:
-                return env.step(text)
+                return within(self.patience_s, lambda: env.step(text))
+            except GivenUp:  # it may still be at work on this environment: not asked again
+                return ToolUnavailable(f"a step gave no answer in {self.patience_s:g} s")
             except UNAVAILABLE as error:
                 fault = error
         return fault

@@ -41,7 +41,10 @@ class Sampler(Protocol):
     """Generates; `learners.policy` trains."""
 
     def submit(self, request: Request) -> None:
-        """Take a request; it is worked on while `completed` is iterated."""
+        """Take a request; it is worked on while `completed` is iterated.
+
+        Any thread may, also meanwhile: the request then joins at the next step.
+        """
         ...
 
     def completed(self) -> Iterator[tuple[Request, Completion]]:

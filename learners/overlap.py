@@ -1,0 +1,126 @@
+"""Rollouts in which a trajectory waits for its own tool only, and the policy for none.
+
+Tools run in threads while the sampler goes on; what a thread has finished joins the sampler's batch
+at its next step. Every draw is decided by a trajectory's own key, so this changes which rows share
+a forward pass, and with it rounding, but nothing else.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, TypeVar
+
+from learners.tree import Completion, RolloutTree, Trajectory
+
+if TYPE_CHECKING:
+    from learners.rollout import Hook, Rollouts
+
+Found = TypeVar("Found")
+
+
+class GivenUp(Exception):
+    """A call gave no answer in time; its thread is left behind."""
+
+
+def within(seconds: float, call: Callable[[], Found]) -> Found:
+    """What a call returns or raises; it is waited for in a thread of its own.
+
+    Raises:
+        GivenUp: it took longer.
+    """
+    future: Future[Found] = Future()
+    done = threading.Event()
+
+    def work() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+        done.set()
+
+    threading.Thread(target=work, daemon=True).start()
+    if not done.wait(seconds):
+        raise GivenUp
+    return future.result()
+
+
+class Overlap:
+    """One rollout under way. Mutated by the thread that samples and by those that run tools.
+
+    Between the turns of one tree a hook may fork, so with a hook a trajectory waits for its tree's
+    round; trees never wait for each other.
+    """
+
+    def __init__(
+        self,
+        rollouts: "Rollouts",
+        trees: Sequence[RolloutTree],
+        key: str,
+        after_turn: "Hook | None",
+    ) -> None:
+        """Nothing is sampled yet; for the arguments see `Rollouts.run`."""
+        self._rollouts, self._trees, self._key = rollouts, trees, key
+        self._after_turn = after_turn
+        self._sampled: dict[str, tuple[RolloutTree, Trajectory]] = {}
+        """By key: what is with the sampler."""
+        self._under_way: Counter[RolloutTree] = Counter()
+        """Trajectories of a tree's round that are with the sampler or a tool."""
+        self._round = threading.Lock()
+
+    def run(self) -> None:
+        """Bring every unfinished trajectory to its end; returns when no tool is left running."""
+        sampler, ledger = self._rollouts.sampler, self._rollouts.ledger
+        ended: SimpleQueue[Future[None]] = SimpleQueue()
+        running = 0
+        for tree in self._trees:
+            self._submit(tree, tree.trajectories)
+        with ThreadPoolExecutor(self._rollouts.tool_threads) as pool:
+            try:
+                while self._sampled or running:
+                    with ledger.phase("sample"):
+                        for request, completion in sampler.completed():
+                            tree, trajectory = self._sampled.pop(request.key)
+                            future = pool.submit(self._turn, tree, trajectory, completion)
+                            future.add_done_callback(ended.put)
+                            running += 1 - self._collect(ended)
+                    assert running or not self._sampled, "the sampler has lost requests"
+                    with ledger.phase("tools"):  # the policy has nothing to do
+                        running -= self._collect(ended, wait=running > 0)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    @staticmethod
+    def _collect(ended: "SimpleQueue[Future[None]]", wait: bool = False) -> int:
+        """How many turns have ended since; raises what went wrong in one of them."""
+        count = 0
+        with suppress(Empty):
+            while True:
+                ended.get(block=wait and count == 0).result()
+                count += 1
+        return count
+
+    def _turn(self, tree: RolloutTree, trajectory: Trajectory, said: Completion) -> None:
+        """Step the environment, then sample what comes next; in a thread of the tools."""
+        if tree.unavailable is None:
+            self._rollouts.advance(tree, trajectory, said)
+        if self._after_turn is None:
+            self._submit(tree, [trajectory])
+            return
+        with self._round:
+            self._under_way[tree] -= 1
+            if self._under_way[tree] == 0:
+                self._after_turn([tree])
+                self._submit(tree, tree.trajectories)
+
+    def _submit(self, tree: RolloutTree, trajectories: Sequence[Trajectory]) -> None:
+        if tree.unavailable is not None:
+            return
+        for trajectory in [t for t in trajectories if not t.done]:
+            request = self._rollouts.request(tree, trajectory, self._key)
+            self._under_way[tree] += 1
+            self._sampled[request.key] = (tree, trajectory)
+            self._rollouts.sampler.submit(request)
