@@ -31,7 +31,7 @@ from benchmarks.synthetic_words import (
 
 ENTITIES = {"train": 1280, "validation": 60, "test": 60}
 """Per kind, by split; so many in training that copying what was read beats remembering it."""
-QUESTIONS = {"train": 16000, "validation": 400, "test": 800}
+QUESTIONS = {"train": 8000, "validation": 400, "test": 800}
 SHARES = {"train": 8, "validation": 1, "test": 1}
 """Of every ten names, how many belong to a split."""
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")

@@ -14,6 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from learners.batch import Batch, microbatches, pack
 from learners.models import LoadedModel
+from learners.optimizers import make_optimizer
+from learners.run_config import OptimizerName
 from learners.tree import Row, Trajectory
 
 CHUNK = 512
@@ -51,6 +53,7 @@ class Policy:
     temperature: float = 1.0
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
+    optimizer_name: OptimizerName = "adamw"
     gradient_clip: float = 1.0
     microbatch_tokens: int = 8192
     """Most padded tokens of one forward and backward pass."""
@@ -61,12 +64,12 @@ class Policy:
         self.model = self.loaded.model
         self.updates = 0
         self.model.eval()  # no dropout: the ratio compares two passes of one function
-        self.optimizer = torch.optim.AdamW(
-            self._trained(),
-            lr=self.learning_rate,
+        self.optimizer = make_optimizer(
+            self.optimizer_name,
+            self.model.named_parameters(),
+            learning_rate=self.learning_rate,
             betas=self.betas,
             weight_decay=self.weight_decay,
-            fused=True,
         )
 
     @torch.no_grad()

@@ -7,6 +7,7 @@ from envs.reward import RewardName
 from learners.schedules import Schedule
 
 Estimator = Literal["k1", "k2", "k3"]
+OptimizerName = Literal["adamw", "muon"]
 SinkName = Literal["tensorboard", "trackio", "wandb"]
 Scale = Literal["paper", "laptop"]
 
@@ -52,7 +53,7 @@ class RunConfig:
     minibatch_prompts: int = 16
     """Tasks per optimiser step. [paper: 16]"""
     learning_rate: float | None = None
-    """Constant rate of AdamW; None: 1e-6 at paper scale, on a laptop by the model's size."""
+    """Constant rate; None: 1e-6 at paper scale, on a laptop by the model's size."""
     schedule: Schedule = "constant"
     """Of the learning rate over the run: constant [reference code], linear or cosine, both to 0."""
     warmup: float = 0.0
@@ -61,6 +62,9 @@ class RunConfig:
     """Rank of LoRA adapters on every linear layer; 0: all weights train. Needs the extra `lora`."""
     lora_alpha: int | None = None
     """Adapters count alpha / rank; None: 2."""
+    optimizer: OptimizerName | None = None
+    """adamw [reference code], or muon on the matrices of the hidden layers; None: adamw, and muon
+    where learners.sft trains new weights."""
     adam_betas: tuple[float, float] = (0.9, 0.999)
     """Of AdamW. [reference code]"""
     max_response_tokens: int = 4096

@@ -157,6 +157,7 @@ def _policy(config: RunConfig, folder: Path, newest: int | None) -> "Policy":
         learning_rate=learning_rate(config, loaded.model.num_parameters()),
         temperature=config.temperature,
         betas=config.adam_betas,
+        optimizer_name=config.optimizer or "adamw",
         microbatch_tokens=config.microbatch_tokens,
         autocast=config.autocast,
     )

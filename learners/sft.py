@@ -156,6 +156,7 @@ def resolved(config: Config) -> Config:
     new = config.new_weights
     return replace(
         config,
+        optimizer=config.optimizer or ("muon" if new else "adamw"),
         learning_rate=config.learning_rate or (3e-3 if new else 2e-5),
         batch_tokens=config.batch_tokens or (1200 if new else 4096),
         observation_weight=float(new)
