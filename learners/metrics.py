@@ -81,7 +81,8 @@ METRICS = {
     "ledger/free_calls": "calls that a recording answered",
     "ledger/free_calls_<tool>": "of one tool",
     "ledger/cost": "of the calls that were executed and not free, with --prices",
-    "ledger/lost_tokens": "sampled before by work that a kill discarded; in the iteration after it",
+    "ledger/lost_tokens": "sampled by work that was discarded; told in the iteration or evaluation "
+    "after it",
     "ledger/lost_calls": "the same of calls that were executed",
     "seconds/<phase>": "wall clock: sample, tools, score, update, iteration",
 }

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from learners.run_config import RunConfig, UsageError
 from learners.run_env import budget, env_ids, environment, prove_sandbox, refuse
-from learners.spending import RunStopped, Spending, recorded
+from learners.spending import LOST, RunStopped, Spending, recorded
 from learners.task_order import check, served
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def open_ledger(config: RunConfig, folder: Path, kept: Sequence[Mapping[str, Any
     """The ledger of the run in a folder; work that was discarded is counted in it as lost.
 
     Lost is what `spent.json` says was spent since the newest checkpoint, without the evaluation
-    that followed it and is kept.
+    that followed it, if that stays; a run that goes on will replace it.
 
     Args:
         config: has the bounds of what may be spent.
@@ -188,16 +188,20 @@ def open_ledger(config: RunConfig, folder: Path, kept: Sequence[Mapping[str, Any
     """
     from learners.checkpoint import list_checkpoints, read_state
     from learners.ledger import Ledger
+    from learners.validation import stopped_early
 
     newest = max(list_checkpoints(folder), default=None)
     path = folder / f"evaluation-{'before' if newest is None else 'after'}.json"
     evaluation = json.loads(path.read_text()) if path.exists() else {}
-    followed = newest is None or evaluation.get("iteration") == newest
+    stays = newest is None or (
+        evaluation.get("iteration") == newest
+        and (newest >= config.iterations or stopped_early(config, kept))
+    )
     spending = Spending(budget(config), folder / "spent.json", recorded([*kept, evaluation]))
     ledger, spent = Ledger(spending), spending.totals()
     before = {} if newest is None else read_state(folder, newest).get("spent", spent)
-    evaluated = recorded([evaluation]) if followed else {}
-    for name, of in (("lost_tokens", "sampled_tokens"), ("lost_calls", "tool_calls")):
+    evaluated = recorded([evaluation]) if stays else {}
+    for name, of in LOST.items():
         lost = spent.get(of, 0) - before.get(of, 0) - evaluated.get(of, 0)
         if lost > 0:
             ledger.add(name, lost)
@@ -278,8 +282,8 @@ def evaluate_once(session: Session, name: str, narrator: "Narrator") -> None:
     path = session.folder / f"evaluation-{name}.json"
     if env is None or (path.exists() and (name == "before" or _is_of(path, run.iteration))):
         return
-    ledger = type(run.ledger)(run.ledger.spending)
-    rollouts = replace(run.rollouts, env=env, temperature=config.eval_temperature, ledger=ledger)
+    # The run's own ledger: what was lost before is told here where no iteration is left to do it.
+    rollouts = replace(run.rollouts, env=env, temperature=config.eval_temperature)
     start = time.perf_counter()
     try:
         with narrator.status(f"evaluating {name} training"):

@@ -12,6 +12,8 @@ from typing import Any
 
 KEPT = ("sampled_tokens", "tool_calls", "free_calls")
 """What is counted for the whole run; calls also by tool, as in `tool_calls_search`."""
+LOST = {"lost_tokens": "sampled_tokens", "lost_calls": "tool_calls"}
+"""By what name a ledger tells of discarded work, and as what it was spent."""
 
 
 class RunStopped(RuntimeError):
@@ -132,11 +134,12 @@ class Spending:
 
 
 def recorded(rows: Iterable[Mapping[str, Any]]) -> Counter[str]:
-    """What iterations and evaluations that are kept on file say was spent."""
+    """What iterations and evaluations that are kept on file say was spent, lost work included."""
     found: Counter[str] = Counter()
     for row in rows:
         for name, amount in row.items():
             plain = name.removeprefix("ledger/")
+            plain = LOST.get(plain, plain)
             if name.startswith("ledger/") and plain.startswith(KEPT):
                 found[plain] += int(amount)
     return found

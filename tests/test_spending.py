@@ -219,13 +219,19 @@ def test_what_is_on_file_is_added_up():
     rows = [
         {"ledger/tool_calls": 3, "ledger/tool_calls_search": 2, "ledger/cost": 0.2, "x": 1},
         {"ledger/tool_calls": 1, "ledger/free_calls_search": 1, "ledger/reused_tokens": 9},
+        {"ledger/lost_calls": 2, "ledger/lost_tokens": 7},
     ]
     found = recorded(rows)
-    assert found == {"tool_calls": 4, "tool_calls_search": 2, "free_calls_search": 1}
+    assert found == {
+        "tool_calls": 6,
+        "tool_calls_search": 2,
+        "free_calls_search": 1,
+        "sampled_tokens": 7,
+    }
     assert Budget(prices=(("search", 0.5),)).cost_of(found) == Decimal("0.5")
 
 
-def open_folder_of(folder, newest, spent, at_checkpoint=None, evaluation=None):
+def open_folder_of(folder, newest, spent, at_checkpoint=None, evaluation=None, iterations=2):
     """The first metrics of a run that goes on in a folder like this."""
     (folder / "spent.json").write_text(json.dumps(spent))
     if newest is not None:
@@ -235,7 +241,7 @@ def open_folder_of(folder, newest, spent, at_checkpoint=None, evaluation=None):
     if evaluation is not None:
         name = "before" if newest is None else "after"
         (folder / f"evaluation-{name}.json").write_text(json.dumps(evaluation))
-    return open_ledger(RunConfig(), folder, []).take()
+    return open_ledger(RunConfig(iterations=iterations), folder, []).take()
 
 
 def test_what_was_spent_since_the_checkpoint_is_lost(tmp_path):
@@ -252,6 +258,22 @@ def test_an_evaluation_that_is_kept_is_not_lost(tmp_path):
     at_checkpoint = {"sampled_tokens": 100, "tool_calls": 5}
     metrics = open_folder_of(tmp_path, 2, spent, at_checkpoint, evaluation)
     assert metrics == {"ledger/lost_tokens": 10}
+
+
+def test_what_a_kept_evaluation_told_as_lost_is_not_told_again(tmp_path):
+    """60 tokens since the checkpoint: the evaluation took 50 and told of 10."""
+    evaluation = {"iteration": 2, "ledger/sampled_tokens": 50, "ledger/lost_tokens": 10}
+    assert (
+        open_folder_of(tmp_path, 2, {"sampled_tokens": 160}, {"sampled_tokens": 100}, evaluation)
+        == {}
+    )
+
+
+def test_an_evaluation_that_a_longer_run_replaces_is_lost(tmp_path):
+    evaluation = {"iteration": 2, "ledger/sampled_tokens": 50, "ledger/lost_tokens": 10}
+    spent = {"sampled_tokens": 160}
+    metrics = open_folder_of(tmp_path, 2, spent, {"sampled_tokens": 100}, evaluation, iterations=3)
+    assert metrics == {"ledger/lost_tokens": 60}
 
 
 def test_before_the_first_checkpoint_all_but_the_first_evaluation_is_lost(tmp_path):
