@@ -9,7 +9,6 @@ import copy
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from learners.kv_cache import PrefixStore, RowCache
 from learners.tree import Completion, StopReason
+from learners.turn_end import TurnEnd, end_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -133,20 +133,12 @@ class TransformersSampler:
         self._model = model
         if dtype is not None and dtype != model.dtype:
             self._model = copy.deepcopy(model).to(dtype).requires_grad_(False)
-        self._tokenizer = tokenizer
-        self._stop_tags = tuple(stop_tags)
+        self._end = TurnEnd(tokenizer, stop_tags, end_ids(model, tokenizer))
         self._rows = rows
         self._waiting: list[Request] = []
         self._store = PrefixStore()
-        self._may_close: dict[int, bool] = {}
         self.prefilled_tokens = 0
         """Prefix tokens that the model read so far."""
-
-    @cached_property
-    def _end_ids(self) -> frozenset[int]:
-        ends = self._model.generation_config.eos_token_id
-        listed = ends if isinstance(ends, list) else [ends]
-        return frozenset({*listed, self._tokenizer.eos_token_id} - {None})
 
     def submit(self, request: Request) -> None:
         """Take a request.
@@ -243,7 +235,8 @@ class TransformersSampler:
             row.token_ids.append(token)
             row.logprobs.append(logprob)
             row.entropies.append(entropy)
-            finished.append((row, self._stop(row)))
+            ended = self._end.reason(row.request.prefill_ids, row.token_ids, row.request.max_tokens)
+            finished.append((row, ended))
         return finished
 
     def _release(self, active: list[_Row], row: _Row, cache: RowCache) -> None:
@@ -256,21 +249,3 @@ class TransformersSampler:
             cache.move(len(active) - 1, index)
             active[index] = active[-1]
         active.pop()
-
-    def _stop(self, row: _Row) -> StopReason | None:
-        token = row.token_ids[-1]
-        if token in self._end_ids:
-            return "eos"
-        if self._closes(token):
-            text = self._tokenizer.decode(
-                [*row.request.prefill_ids, *row.token_ids], skip_special_tokens=False
-            )
-            if any(tag in text for tag in self._stop_tags):
-                return "tag"
-        return "length" if len(row.token_ids) >= row.request.max_tokens else None
-
-    def _closes(self, token: int) -> bool:
-        """Whether a token's text can complete a closing tag; those end in ">"."""
-        if token not in self._may_close:
-            self._may_close[token] = ">" in self._tokenizer.decode([token])
-        return self._may_close[token]
