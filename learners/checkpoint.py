@@ -24,6 +24,7 @@ from learners.schedules import paced
 KEPT = 2
 FREE_TO_CHANGE = {
     "iterations",
+    "stop_at",
     "out",
     "checkpoint_every",
     "log",

@@ -122,7 +122,7 @@ def environment(name: str, config: Config) -> "ToolEnv":
     if not isinstance(gym.make(name).unwrapped, envs.ToolEnv):
         raise UsageError(f"--env {name} is not one of ours; expected appo/<Benchmark>-v0")
     options = ("split", "data_dir", "tools", "search", "corpus", "cache", "cache_mode", "sandbox")
-    given = {option: getattr(config, option) for option in (*options, "max_tool_calls")}
+    given = {option: getattr(config, option) for option in (*options, "max_tool_calls", "level")}
     env = gym.make(name, **given).unwrapped
     assert isinstance(env, envs.ToolEnv)
     return env

@@ -18,6 +18,8 @@ class Config:
     """All thirteen benchmarks."""
     split: Literal["test", "validation"] = "test"
     """Split to evaluate on."""
+    level: str | None = None
+    """Keep only tasks of this difficulty, where the benchmark has levels."""
     tasks: int | None = None
     """Tasks per environment, drawn the same way for every model; None: all of them."""
     samples: int = 1

@@ -20,6 +20,7 @@ from learners.policy import Policy, PolicyLoss, TokenStats
 from learners.rollout import Hook, Rollouts
 from learners.run_config import RunConfig
 from learners.schedules import multiplier
+from learners.stopping import policy_flops
 from learners.tree import RolloutTree, Row, Trajectory, usable
 
 Weighting = Callable[[Sequence[Tensor]], list[Tensor]]
@@ -87,6 +88,7 @@ class Run:
 
     def token_stats(self, trajectories: Sequence[Trajectory]) -> dict[Trajectory, TokenStats]:
         """Log-probabilities and entropies under the current policy."""
+        self.ledger.add("scored_tokens", sum(map(_tokens, trajectories)))
         with self.ledger.phase("score"):
             stats = self.policy.token_stats(trajectories)
         return dict(zip(trajectories, stats, strict=True))
@@ -113,6 +115,7 @@ class Run:
         ]
         self.note("update/staleness", [float(age) for age in ages])
         self.note("update/stale_rows", [float(age > 0) for age in ages])
+        self.ledger.add("updated_tokens", sum(_tokens(row.trajectory) for row in rows))
         with self.ledger.phase("update"):
             done = self.policy.update(
                 rows,
@@ -207,7 +210,13 @@ class Run:
         found = {k: sum(v) / len(v) for k, v in self._notes.items() if v}
         found |= {k: float(v) for k, v in self._counts.items()}
         found |= self.ledger.take() | tree_metrics(self.trees)
+        found["ledger/flops"] = policy_flops(self.policy.model.num_parameters(), found)
         self._notes.clear()
         self._counts.clear()
         self._versions.clear()
         return {name: found[name] for name in sorted(found)}
+
+
+def _tokens(trajectory: Trajectory) -> int:
+    """Tokens that a forward pass over a trajectory reads."""
+    return len(trajectory.prompt_ids) + len(trajectory)

@@ -7,6 +7,7 @@ from envs.reward import RewardName
 from learners.schedules import Schedule
 
 Estimator = Literal["k1", "k2", "k3"]
+StopUnit = Literal["tokens", "flops", "calls", "seconds"]
 OptimizerName = Literal["adamw", "muon"]
 SinkName = Literal["tensorboard", "trackio", "wandb"]
 Scale = Literal["paper", "laptop"]
@@ -48,6 +49,9 @@ class RunConfig:
     """paper: the papers' batch and lengths; laptop: what two cores can do. Laptop without CUDA."""
     iterations: int = 104
     """Training steps."""
+    stop_at: tuple[tuple[StopUnit, float], ...] = ()
+    """End after the iteration that reaches this, as in `tokens 200000`: of training, tokens
+    sampled, flops of the policy, tool calls or seconds. --iterations bounds it too."""
     prompts: int = 128
     """Tasks per training step. [paper: 128]"""
     minibatch_prompts: int = 16

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from learners.run_config import RunConfig, UsageError
 from learners.spending import Budget
+from learners.stopping import refuse_budget
 
 if TYPE_CHECKING:
     from envs import ToolEnv
@@ -15,6 +16,7 @@ def refuse(config: RunConfig) -> None:
     Raises:
         UsageError: one is not.
     """
+    refuse_budget(config)
     prices = dict(config.prices)
     wrong = (
         (

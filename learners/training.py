@@ -126,6 +126,7 @@ def _iterate(
     """Evaluate, run the iterations that are left after the lines `kept`, evaluate."""
     from learners.checkpoint import RunFolderError, disk_full, write_text
     from learners.sinks import opened
+    from learners.stopping import over
     from learners.validation import stopped_early, validate
 
     run, folder = session.run, session.folder
@@ -137,12 +138,12 @@ def _iterate(
             opened(run.config.log, folder, asdict(run.config), kept) as show,
             narrator.bar("iteration", iterations, run.iteration, every=1) as advance,
         ):
-            while run.iteration < iterations and not stopped_early(run.config, lines):
+            while not (over(run.config, run.iteration, lines) or stopped_early(run.config, lines)):
                 metrics = {"iteration": run.iteration, **run_iteration(session, iteration)}
                 faults = [t.unavailable for t in run.trees if t.unavailable is not None]
                 what = f"trees of iteration {run.iteration + 1}"
                 stop_where_tools_fail(run.config, what, faults, len(run.trees))
-                metrics |= validate(session, lines, narrator)
+                metrics |= validate(session, [*lines, metrics], narrator)
                 record(session, metrics)
                 lines.append(metrics)
                 show(metrics)

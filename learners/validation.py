@@ -1,5 +1,6 @@
 """Evaluation during training, on validation tasks only, and when to stop for it."""
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,44 +14,52 @@ if TYPE_CHECKING:
     from learners.session import Session
 
 SCORE = "validation/score"
+FOLDER = "validation"
+"""What each task was worth, a file per validation."""
 BEST = "best"
 """Folder of the model with the best score so far; `--model` takes it."""
 
 
 def validate(
-    session: "Session", earlier: Sequence[Mapping[str, Any]], narrator: "Narrator"
+    session: "Session", lines: Sequence[Mapping[str, Any]], narrator: "Narrator"
 ) -> dict[str, float]:
     """Metrics of the policy after the iteration under way, if it is due; nothing otherwise.
 
     Args:
         session: the best model is kept in its folder.
-        earlier: lines of metrics before this iteration's.
+        lines: of metrics, that of the iteration under way included.
         narrator: says what is going on.
     """
     from contextlib import closing
 
+    from learners.checkpoint import write_text
+    from learners.evaluate import drawn
     from learners.evaluation import evaluate
     from learners.run_env import environment
+    from learners.stopping import over
 
     config, run = session.run.config, session.run
     done = run.iteration + 1
-    if config.eval_every == 0 or (done % config.eval_every and done < config.iterations):
+    if config.eval_every == 0 or (done % config.eval_every and not over(config, done, lines)):
         return {}
     with closing(environment(config, "validation")) as env:
         ledger = type(run.ledger)(run.ledger.spending)
         rollouts = replace(
             run.rollouts, env=env, temperature=config.eval_temperature, ledger=ledger
         )
-        tasks = env.tasks[: config.validation_tasks]
+        tasks = drawn(env.tasks, config.validation_tasks)
         with narrator.status(f"validating on {len(tasks)} tasks"):
-            rows = evaluate(rollouts, tasks)["tasks"]
+            result = evaluate(rollouts, tasks)
+    rows = result["tasks"]
+    (session.folder / FOLDER).mkdir(exist_ok=True)
+    write_text(session.folder / FOLDER / f"{done:06d}.json", json.dumps(result))
     if not rows:
         return {}
     found = {
         SCORE: sum(row["score"] for row in rows) / len(rows),
         "validation/reward": sum(row["reward"] for row in rows) / len(rows),
     }
-    if all(found[SCORE] > line[SCORE] for line in earlier if SCORE in line):
+    if all(found[SCORE] > line[SCORE] for line in lines if SCORE in line):
         _keep(session)
     return found
 
