@@ -167,6 +167,7 @@ def branch_points(
             trajectory, found, config.discount, config.future_clip, noise
         )
         scores.append(placement.token_scores(trajectory, found, omega))
+        placement.leave(trajectory, scores[-1], omega)
         rankings.append(
             placement.candidates(
                 trajectory, scores[-1], config.branching, config.prefix, draw, used

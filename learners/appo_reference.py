@@ -37,6 +37,7 @@ from learners.appo_reference_formulas import (
     sum_over_length,
     token_mean,
 )
+from learners.losses import future_values
 from learners.losses import token_mean as token_mean_weights
 from learners.tree import BranchPoint, RolloutTree, Row, Trajectory, usable
 
@@ -126,6 +127,9 @@ def branch_request(
     scores = branching_scores(
         log_ratio, entropies, mask, settings.score_discount, settings.score_clip
     )
+    omega = future_values(log_ratio, mask, settings.score_discount, settings.score_clip)
+    for root, future, score in zip(roots, omega, scores.score, strict=True):
+        root.marks.future_values, root.marks.scores = future[: len(root)], score[: len(root)]
     picks = select(scores, _inner(mask) & _worded(roots, decode, mask), budget)
     if not picks:  # every answer is one token: start anew, and credit no token with it
         return [BranchPoint(roots[i % len(roots)], 0) for i in range(budget)]

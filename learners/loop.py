@@ -91,7 +91,14 @@ class Run:
         self.ledger.add("scored_tokens", sum(map(_tokens, trajectories)))
         with self.ledger.phase("score"):
             stats = self.policy.token_stats(trajectories)
+        for trajectory, found in zip(trajectories, stats, strict=True):
+            trajectory.marks.logprobs, trajectory.marks.entropies = found
+            trajectory.marks.age = self._age(trajectory)
         return dict(zip(trajectories, stats, strict=True))
+
+    def _age(self, trajectory: Trajectory) -> int:
+        """Optimiser steps since it was sampled."""
+        return self.policy.updates - self._versions.get(trajectory, self.policy.updates)
 
     def remember_old_logprobs(self, trajectories: Sequence[Trajectory]) -> None:
         """Keep the current policy's log-probabilities as those the ratio is to."""
@@ -109,10 +116,9 @@ class Run:
             return
         config = self.config
         self._refer([row.trajectory for row in rows])
-        ages = [
-            self.policy.updates - self._versions.get(row.trajectory, self.policy.updates)
-            for row in rows
-        ]
+        for (trajectory, advantages), weight in zip(rows, weights, strict=True):
+            trajectory.marks.advantages, trajectory.marks.weights = advantages, weight
+        ages = [self._age(row.trajectory) for row in rows]
         self.note("update/staleness", [float(age) for age in ages])
         self.note("update/stale_rows", [float(age > 0) for age in ages])
         self.ledger.add("updated_tokens", sum(_tokens(row.trajectory) for row in rows))

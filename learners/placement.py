@@ -69,6 +69,14 @@ def token_scores(trajectory: Trajectory, stats: "TokenStats", omega: Tensor | No
     return Scores(own, entropies, consequential, uncertain * consequential, strict)
 
 
+def leave(trajectory: Trajectory, scores: Scores, omega: Tensor | None) -> None:
+    """Leave future values and scores on the trajectory, where they are defined."""
+    trajectory.marks.future_values, trajectory.marks.scores = omega, None
+    if scores.future is not None:
+        trajectory.marks.scores = torch.zeros(len(trajectory), dtype=scores.score.dtype)
+        trajectory.marks.scores[scores.positions] = scores.score
+
+
 def own_tokens(trajectory: Trajectory) -> Tensor:
     """(n,) positions of the tokens that a trajectory sampled itself, after its branch point."""
     own = _sampled(trajectory)

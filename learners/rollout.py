@@ -8,15 +8,16 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks import GraderUnavailable, Task
 from envs import StepInfo, ToolEnv
 from learners.ledger import Ledger
 from learners.overlap import GivenUp, Overlap, within
 from learners.sampler import Request, Sampler
-from learners.tree import Completion, RolloutTree, Trajectory, Turn
-from tools import ToolUnavailable
+from learners.tree import Call, Completion, RolloutTree, Trajectory, Turn
+from tools import Tool, ToolResult, ToolUnavailable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -121,7 +122,8 @@ class Rollouts:
         self.ledger.sampled(len(rest.token_ids))
         action = trajectory.prefill + rest
         env = self.env.fork()
-        env.run_tool = self.ledger.run
+        made: list[Call] = []
+        env.run_tool = partial(self._run_tool, made)
         env.restore(trajectory.state)
         text = self.tokenizer.decode(action.token_ids, skip_special_tokens=True)
         if action.stop == "length":
@@ -130,6 +132,7 @@ class Rollouts:
             stepped = self._step(env, text)
             if isinstance(stepped, UNAVAILABLE):
                 self.ledger.reached(len(trajectory.state.calls), ok=False)
+                trajectory.discarded_tokens += len(rest.token_ids)
                 tree.unavailable = str(stepped)
                 return
             outcome = stepped
@@ -143,13 +146,24 @@ class Rollouts:
             _, reward, terminated, truncated, info = env.truncate("length", text)
             ids = ()
         state = trajectory.state
-        trajectory.turns.append(Turn(state, action, ids))
+        trajectory.turns.append(Turn(state, action, ids, made[-1] if made else None))
         trajectory.prefill = Completion()
         trajectory.state = env.snapshot()
         if terminated or truncated:
             trajectory.done = True
             trajectory.reward = reward
             trajectory.reward_terms = dict(info["reward_terms"])
+
+    def _run_tool(
+        self,
+        made: list[Call],
+        tool: Tool[Any],
+        state: Any,  # noqa: ANN401 - a state is the tool's own
+        argument: str,
+    ) -> tuple[Any, ToolResult]:
+        following, result = self.ledger.run(tool, state, argument)
+        made.append(Call(tool.name, argument, result.ok, result.seconds, result.free))
+        return following, result
 
     def _step(
         self, env: ToolEnv, text: str

@@ -47,6 +47,18 @@ class Completion:
         )
 
 
+class Call(NamedTuple):
+    """A tool call that was executed."""
+
+    tool: str
+    argument: str
+    ok: bool
+    seconds: float
+    """Wall clock."""
+    free: bool
+    """A recording answered."""
+
+
 @dataclass(frozen=True)
 class Turn:
     """One `env.step`."""
@@ -55,6 +67,8 @@ class Turn:
     """Before the step: a fork inside this turn restarts here."""
     action: Completion
     observation_ids: tuple[int, ...]
+    call: Call | None = None
+    """What was executed in it, also where no room was left for its result."""
 
     def __len__(self) -> int:
         return len(self.action.token_ids) + len(self.observation_ids)
@@ -67,6 +81,29 @@ class BranchPoint(NamedTuple):
     position: int
     """Response tokens shared; the token at `position` is sampled anew."""
     score: float = 0.0
+
+
+@dataclass
+class Marks:
+    """What an iteration left on a trajectory's tokens, for rollout files; None where nothing.
+
+    Every tensor is (T,). Mutated by `learners.loop` and by the methods.
+    """
+
+    logprobs: Tensor | None = None
+    """Nats, by the policy's newest pass over it."""
+    entropies: Tensor | None = None
+    """Nats, of the same pass."""
+    age: int | None = None
+    """Optimiser steps between sampling and that pass."""
+    future_values: Tensor | None = None
+    """Omega, where it is defined."""
+    scores: Tensor | None = None
+    """Branching scores, where they are defined."""
+    advantages: Tensor | None = None
+    """Of its row; None: not trained on."""
+    weights: Tensor | None = None
+    """What each token's loss counted; 0: not trained on."""
 
 
 @dataclass(eq=False)
@@ -89,6 +126,9 @@ class Trajectory:
     """(T,) nats, by the policy's own forward pass before the step's first update."""
     reference_logprobs: Tensor | None = None
     """(T,) nats, by the policy that stays as it is; only with a penalty for leaving it."""
+    discarded_tokens: int = 0
+    """Sampled in a turn that its tool's fault discarded; they are in no turn."""
+    marks: Marks = field(default_factory=Marks)
 
     @property
     def response_ids(self) -> tuple[int, ...]:
