@@ -28,6 +28,7 @@ from statistics import variance
 from typing import TYPE_CHECKING
 
 from learners import appo
+from learners.command_line import explained
 from learners.run_config import UsageError
 from learners.variance_table import Point, Root, report
 
@@ -58,8 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     import tyro
 
-    from learners.training import expected_errors
-
+    arguments = sys.argv[1:] if arguments is None else arguments
     config = tyro.cli(
         Config,
         args=arguments,
@@ -67,12 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m learners.branching_variance",
         description=(__doc__ or "").split("\n\n")[0],
     )
-    try:
+    with explained("learners.branching_variance", arguments):
         roots = measure(config)
         report(roots, asdict(config), Path(config.out) if config.out else None)
-    except expected_errors() as error:
-        print(f"\n{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(2)
 
 
 def measure(config: Config) -> list[Root]:

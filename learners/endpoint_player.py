@@ -7,17 +7,17 @@ endpoint's own counts.
 """
 
 import hashlib
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from envs import ToolEnv
-from envs.tool_env import Outcome
+from learners import attempts
+from learners.attempts import UNAVAILABLE
 from learners.endpoint import Client, NoRoom, Reply, RequestFailed
 from learners.episodes import Episode, Job, ended
-from learners.rollout import ATTEMPTS, RESERVED_TOKENS, UNAVAILABLE
+from learners.rollout import RESERVED_TOKENS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,6 +39,8 @@ class EndpointPlayer:
     """Whose chat template writes the prompt; for completions only."""
     pause_s: float = 0.2
     """Before a failed call of a tool is made again; doubles from attempt to attempt."""
+    patience_s: float = 600.0
+    """For one step of the environment; see `Rollouts`."""
 
     @property
     def left_out(self) -> frozenset[str]:
@@ -88,9 +90,12 @@ class EndpointPlayer:
             room = most_tokens - (reply.prompt_tokens + reply.completion_tokens - before)
             text = first_turn(reply, env.stop_tags)
             state = env.snapshot()
-            outcome = self._step(env, text, cut_off=_cut_off(reply, env.stop_tags))
-            if isinstance(outcome, str):
-                return Episode(job.task.id, job.sample, tokens=tokens, error=outcome)
+            if _cut_off(reply, env.stop_tags):
+                env.truncate("length", text)
+                return ended(job, env.snapshot(), tokens)
+            outcome = attempts.step(env, text, pause_s=self.pause_s, patience_s=self.patience_s)
+            if isinstance(outcome, UNAVAILABLE):
+                return Episode(job.task.id, job.sample, tokens=tokens, error=str(outcome))
             observation, _, terminated, truncated, _ = outcome
             left = room - min(RESERVED_TOKENS, most_tokens // 4)
             if not (terminated or truncated) and left < 8:
@@ -126,19 +131,6 @@ class EndpointPlayer:
         # The endpoint's own tokenizer puts this token first.
         start = self.tokenizer.bos_token or ""
         return str(prompt).removeprefix(start) + "".join(said)
-
-    def _step(self, env: ToolEnv, text: str, *, cut_off: bool) -> Outcome | str:
-        """The environment's answer, or what of its machinery stayed broken."""
-        if cut_off:
-            return env.truncate("length", text)
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                time.sleep(self.pause_s * 2 ** (attempt - 1))
-            try:
-                return env.step(text)
-            except UNAVAILABLE as error:
-                fault = str(error)
-        return fault
 
 
 def first_turn(reply: Reply, stop_tags: Sequence[str]) -> str:

@@ -8,13 +8,13 @@ OpenAI-compatible endpoint. The folder holds config.json, per environment an `.e
 import json
 import os
 import random
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from learners.command_line import explained
 from learners.evaluate_config import Config
 
 if TYPE_CHECKING:
@@ -36,24 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     description = (__doc__ or "").split("\n\n")[0]
     config = tyro.cli(Config, args=arguments, prog=f"python -m {METHOD}", description=description)
-    try:
+    with explained(METHOD, arguments, "evaluation"):
         evaluate(config)
-    except KeyboardInterrupt:
-        command = shlex.join(["python", "-m", METHOD, *arguments])
-        print(f"\nStopped. The evaluation is resumable: {command}", file=sys.stderr)  # noqa: T201
-        sys.exit(130)
-    except _expected_errors() as error:
-        print(f"\n{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(2)
-
-
-def _expected_errors() -> tuple[type[Exception], ...]:
-    from benchmarks import GraderUnavailable
-    from benchmarks.judge import JudgeUnavailable
-    from learners.endpoint import EndpointUnavailable
-    from learners.training import expected_errors
-
-    return (*expected_errors(), GraderUnavailable, JudgeUnavailable, EndpointUnavailable)
 
 
 def evaluate(config: Config) -> dict[str, Any]:

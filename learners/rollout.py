@@ -4,31 +4,27 @@ Tokens are encoded in two places only, both here: the prompt and each observatio
 sampled is never encoded again; decoding is one-way, over the ids of a whole turn.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from benchmarks import GraderUnavailable, Task
-from envs import StepInfo, ToolEnv
+from benchmarks import Task
+from envs import ToolEnv
+from learners import attempts
+from learners.attempts import UNAVAILABLE
 from learners.ledger import Ledger
-from learners.overlap import GivenUp, Overlap, within
+from learners.overlap import Overlap
 from learners.sampler import Request, Sampler
 from learners.tree import Call, Completion, RolloutTree, Trajectory, Turn
-from tools import Tool, ToolResult, ToolUnavailable
+from tools import Tool, ToolResult
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 RESERVED_TOKENS = 64
 """Room that a tool's result must leave for the answer."""
-ATTEMPTS = 3
-"""How often a call is made from the same state before its tree is given up."""
-
-UNAVAILABLE = (ToolUnavailable, GraderUnavailable)
-"""Faults of the machinery: nothing about the turn is known, the state is as before it."""
 
 Hook = Callable[[Sequence[RolloutTree]], None]
 """Called between rounds; may fork unfinished trajectories (ARPO does)."""
@@ -129,7 +125,7 @@ class Rollouts:
         if action.stop == "length":
             outcome = env.truncate("length", text)
         else:
-            stepped = self._step(env, text)
+            stepped = attempts.step(env, text, pause_s=self.pause_s, patience_s=self.patience_s)
             if isinstance(stepped, UNAVAILABLE):
                 self.ledger.reached(len(trajectory.state.calls), ok=False)
                 trajectory.discarded_tokens += len(rest.token_ids)
@@ -164,20 +160,6 @@ class Rollouts:
         following, result = self.ledger.run(tool, state, argument)
         made.append(Call(tool.name, argument, result.ok, result.seconds, result.free))
         return following, result
-
-    def _step(
-        self, env: ToolEnv, text: str
-    ) -> tuple[str, float, bool, bool, StepInfo] | ToolUnavailable | GraderUnavailable:
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                time.sleep(self.pause_s * 2 ** (attempt - 1))
-            try:
-                return within(self.patience_s, lambda: env.step(text))
-            except GivenUp:  # it may still be at work on this environment: not asked again
-                return ToolUnavailable(f"a step gave no answer in {self.patience_s:g} s")
-            except UNAVAILABLE as error:
-                fault = error
-        return fault
 
     def observed(self, observation: str, room: int) -> tuple[int, ...] | None:
         """An observation's ids, its middle cut to leave room for an answer; None if it cannot."""

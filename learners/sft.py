@@ -9,7 +9,6 @@ with new weights (`--model tiny`) also learns to predict prompts and results: it
 import json
 import os
 import random
-import shlex
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from learners.command_line import explained
 from learners.run_config import RunConfig
 
 if TYPE_CHECKING:
@@ -61,23 +61,14 @@ def main() -> None:
     """The command line."""
     import tyro
 
-    from learners.training import expected_errors
-
     config = tyro.cli(
         Config,
         default=Config.at("laptop"),
         prog="python -m learners.sft",
         description=(__doc__ or "").split("\n\n")[0],
     )
-    try:
+    with explained("learners.sft", sys.argv[1:], "cold start"):
         cold_start(config)
-    except KeyboardInterrupt:
-        command = shlex.join(["python", "-m", "learners.sft", *sys.argv[1:]])
-        print(f"\nStopped. Resume with: {command}", file=sys.stderr)  # noqa: T201
-        sys.exit(130)
-    except expected_errors() as error:
-        print(f"\n{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(2)
 
 
 def cold_start(config: Config) -> Path:

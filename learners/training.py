@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -11,7 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from learners.run_config import RunConfig, Scale, UsageError
+from learners.command_line import explained
+from learners.run_config import RunConfig, Scale
 from learners.run_env import env_ids
 from learners.session import (
     Session,
@@ -45,38 +45,8 @@ def main(method: str, arguments: Sequence[str] | None = None) -> None:
         prog=f"python -m {method}",
         description=(module.__doc__ or "").split("\n\n")[0],
     )
-    try:
+    with explained(method, arguments, "run"):
         train(method, config)
-    except KeyboardInterrupt:
-        command = shlex.join(["python", "-m", method, *arguments])
-        print(f"\nStopped. The run is resumable: {command}", file=sys.stderr)  # noqa: T201
-        sys.exit(130)
-    except expected_errors() as error:
-        print(f"\n{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(2)
-
-
-def expected_errors() -> tuple[type[Exception], ...]:
-    """Errors whose message is for the person who typed the command."""
-    import gymnasium
-
-    from benchmarks import DataUnavailable
-    from learners.checkpoint import RunFolderError
-    from learners.models import ModelNotFound
-    from learners.spending import RunStopped
-    from tools import ToolUnavailable
-    from tools.cache import ReplayMiss
-
-    return (
-        UsageError,
-        RunFolderError,
-        RunStopped,
-        ReplayMiss,
-        ModelNotFound,
-        DataUnavailable,
-        ToolUnavailable,
-        gymnasium.error.Error,
-    )
 
 
 def _scale(arguments: Sequence[str]) -> Scale:

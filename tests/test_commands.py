@@ -12,6 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from benchmarks import BENCHMARKS, DataUnavailable
 from benchmarks.sources import HubTable, fetch_from_hub
+from learners.command_line import expected_errors, explained
 from learners.training import main
 from tests.conftest import ROOT
 from tests.fakes import TOY, toy_load
@@ -28,6 +29,26 @@ def refused(capsys, given, method="learners.appo"):
     assert ended.value.code == 2, said
     assert "Traceback" not in said
     return said
+
+
+def ended_with(error, capsys, resumable=None):
+    """Exit code and words of a command that such an error ends."""
+    with pytest.raises(SystemExit) as ended, explained("learners.x", ["--a", "b c"], resumable):
+        raise error
+    return ended.value.code, capsys.readouterr().err.strip()
+
+
+def test_an_interrupt_says_how_to_go_on_where_one_can(capsys):
+    whole = "Stopped. The run is resumable: python -m learners.x --a 'b c'"
+    assert ended_with(KeyboardInterrupt(), capsys, "run") == (130, whole)
+    assert ended_with(KeyboardInterrupt(), capsys) == (130, "Stopped.")
+
+
+def test_errors_for_the_person_are_a_line_and_others_stay(capsys):
+    for kind in expected_errors():
+        assert ended_with(kind("this is why"), capsys) == (2, f"{kind.__name__}: this is why")
+    with pytest.raises(ZeroDivisionError), explained("learners.x", []):
+        raise ZeroDivisionError
 
 
 def python(*arguments, **environment):
