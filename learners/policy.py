@@ -1,7 +1,8 @@
 """The policy: the model in training, its forward passes and its optimiser.
 
-Padding is on the right; log-probabilities and entropies are computed only where they are asked for,
-in chunks, so that logits over a whole batch never exist.
+Rows that share prefixes are read as trees (`learners.packing`), others padded on the right.
+Log-probabilities and entropies are computed only where they are asked for, in chunks, so that
+logits over a whole batch never exist.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,14 +13,18 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from learners.batch import Batch, microbatches, pack
+from learners.attention import takes_trees
+from learners.batch import Batch, pack
 from learners.models import LoadedModel
 from learners.optimizers import make_optimizer
+from learners.packing import Packing, Packs, Work, laid_out
 from learners.run_config import OptimizerName
 from learners.tree import Row, Trajectory
 
 CHUNK = 512
-"""Tokens whose logits exist at the same time."""
+"""Tokens whose logits exist at the same time, where there are many."""
+KEPT_LOGITS = 1 << 24
+"""Most logits of a pass that are kept for its backward pass; beyond it they are computed again."""
 
 PolicyLoss = Callable[[Tensor, Batch], Tensor]
 """Log-probabilities (B, T) and their micro-batch -> a scalar to minimise; micro-batches add up."""
@@ -56,13 +61,19 @@ class Policy:
     optimizer_name: OptimizerName = "adamw"
     gradient_clip: float = 1.0
     microbatch_tokens: int = 8192
-    """Most padded tokens of one forward and backward pass."""
+    """Most tokens that one forward and backward pass computes, padding included."""
     autocast: bool = False
     """Run the transformer in bfloat16; log-probabilities stay in float32."""
+    packs: Packs = "auto"
+    """Whether rows are laid out as trees."""
 
     def __post_init__(self) -> None:
         self.model = self.loaded.model
         self.updates = 0
+        self.work = Work([], 0, 0, trees=False)
+        """How the rows of the last call were laid out."""
+        if not takes_trees(self.model):
+            self.packs = "never"
         self.model.eval()  # no dropout: the ratio compares two passes of one function
         self.optimizer = make_optimizer(
             self.optimizer_name,
@@ -77,8 +88,9 @@ class Policy:
         """Exact log-probabilities and entropies of every response token the policy sampled."""
         found: dict[int, TokenStats] = {}
         rows = [Row(t, torch.zeros(len(t))) for t in trajectories]
-        for group in microbatches(rows, self.microbatch_tokens):
-            batch = pack(group, self.model.device)
+        self.work = laid_out(rows, self.microbatch_tokens, self.packs)
+        for group, packing in self.work.parts:
+            batch = pack(group, self.model.device, packing=packing)
             logprobs, entropies = self._forward(batch, entropies=True)
             for index, row in enumerate(group):
                 begin = len(row.trajectory.prompt_ids)
@@ -137,13 +149,15 @@ class Policy:
         """Add the gradient of a mini-batch's loss to the parameters'; the loss."""
         total = 0.0
         by_row = {id(row.trajectory): w for row, w in zip(batch, weights, strict=True)}
-        for group in microbatches(batch, self.microbatch_tokens):
+        self.work = laid_out(batch, self.microbatch_tokens, self.packs)
+        for group, packing in self.work.parts:
             packed = pack(
                 group,
                 self.model.device,
                 weights=[by_row[id(row.trajectory)] for row in group],
                 share=len(group) / len(batch),
                 everything=everything,
+                packing=packing,
             )
             logprobs, _ = self._forward(packed, entropies=False)
             value = loss(logprobs, packed)
@@ -159,21 +173,22 @@ class Policy:
 
     def _forward(self, batch: Batch, *, entropies: bool) -> tuple[Tensor, Tensor]:
         """(B, T) log-probabilities and entropies, 0 where `response_mask` is False."""
-        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.autocast):
-            hidden = self.model.base_model(
-                input_ids=batch.token_ids, attention_mask=batch.attention_mask, use_cache=False
-            ).last_hidden_state
-        hidden = hidden.to(self.model.dtype)
         rows, columns = batch.response_mask[:, 1:].nonzero(as_tuple=True)
-        targets = batch.token_ids[rows, columns + 1]
-        before = hidden[rows, columns]  # (n, D): the state that predicts each sampled token
-        # Logits of a large vocabulary are computed again in the backward pass, not kept.
-        wide = self.model.config.vocab_size > CHUNK * 16
+        tree, back = batch.packing, None
+        hidden = self._hidden(batch)
+        if tree is None:
+            before = hidden[rows, columns]  # (n, D): the state that predicts each sampled token
+            targets = batch.token_ids[rows, columns + 1]
+        else:  # n tokens of the tree, each maybe of several rows
+            wanted, back = torch.unique(tree.places[rows, columns + 1], return_inverse=True)
+            before, targets = hidden[0, tree.previous[wanted]], tree.token_ids[wanted]
+        # Many logits are computed again in the backward pass, not kept.
+        again = torch.is_grad_enabled() and len(targets) * self.model.config.vocab_size
         logprobs, surprise = [], []
         for start in range(0, len(targets), CHUNK):
             part = slice(start, start + CHUNK)
             args = (before[part], targets[part])
-            if torch.is_grad_enabled() and wide:
+            if again > KEPT_LOGITS:
                 logprobs.append(checkpoint(self._logprobs, *args, use_reentrant=False))
             else:
                 logprobs.append(self._logprobs(*args))
@@ -181,9 +196,35 @@ class Policy:
                 surprise.append(self._entropies(before[part]))
         # (B, T), entry t speaks of token t itself
         blank = hidden.new_zeros(batch.token_ids.shape, dtype=self._precision)
-        index = (rows, columns + 1)
-        filled = blank.index_put(index, torch.cat(logprobs)) if logprobs else blank
-        return filled, blank.index_put(index, torch.cat(surprise)) if surprise else blank
+
+        def filled(parts: list[Tensor]) -> Tensor:
+            if not parts:
+                return blank
+            found = torch.cat(parts)
+            found = found if back is None else found[back]
+            return blank.index_put((rows, columns + 1), found)
+
+        return filled(logprobs), filled(surprise)
+
+    def _hidden(self, batch: Batch) -> Tensor:
+        """(B, T, D) last states of the rows, or (1, U, D) of the tokens of their tree."""
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.autocast):
+            if batch.packing is None:
+                found = self.model.base_model(
+                    input_ids=batch.token_ids, attention_mask=batch.attention_mask, use_cache=False
+                )
+            else:
+                tree: Packing = batch.packing
+                found = self.model.base_model(
+                    input_ids=tree.token_ids[None],
+                    position_ids=tree.positions[None],
+                    # Of no use: without it transformers would make a mask of its own.
+                    attention_mask=batch.attention_mask.new_zeros((1, 1, 1, 0)),
+                    use_cache=False,
+                    tree=tree.layout,
+                )
+        hidden: Tensor = found.last_hidden_state.to(self.model.dtype)
+        return hidden
 
     @property
     def _precision(self) -> torch.dtype:

@@ -1,0 +1,161 @@
+"""Rows as a tree of tokens: what rows share is read once, forward and backward, without padding.
+
+Rows are sorted, so that each shares the most with the one before it; a row adds to the tree only
+what it does not share. Its own tokens stand side by side there and attend to the row's whole path.
+Rows that share nothing are a forest of single paths: packing without padding.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from learners.attention import Layout
+from learners.batch import microbatches
+from learners.tree import Row, Trajectory
+
+Packs = Literal["auto", "always", "never"]
+"""Whether rows are laid out as trees; auto: where that is less work."""
+ROW_COST = 8
+"""Tokens whose computation takes as long as a row's own call of the attention, in a tiny model."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """B rows of up to T tokens laid out as a tree of U tokens."""
+
+    token_ids: Tensor
+    """(U,)"""
+    positions: Tensor
+    """(U,) how many tokens come before it on its path."""
+    previous: Tensor
+    """(U,) place of the token before it on its path; a first token's is its own."""
+    places: Tensor
+    """(B, T) where the tokens of each row are in the tree; 0 on padding."""
+    layout: Layout
+
+    def to(self, device: torch.device | str) -> "Packing":
+        """The same on a device."""
+        return Packing(
+            self.token_ids.to(device),
+            self.positions.to(device),
+            self.previous.to(device),
+            self.places.to(device),
+            self.layout.to(device),
+        )
+
+
+class Part(NamedTuple):
+    """Rows of one forward and backward pass."""
+
+    rows: list[Row]
+    packing: Packing | None
+    """None: they are padded to the longest."""
+
+
+class Work(NamedTuple):
+    """How the rows of a pass were laid out."""
+
+    parts: list[Part]
+    row_tokens: int
+    """Of the rows, prompts included, neither shared nor padded."""
+    computed_tokens: int
+    """That the passes read, padding included."""
+    trees: bool
+
+
+def laid_out(rows: Sequence[Row], tokens: int, packs: Packs) -> Work:
+    """Rows in parts of at most so many computed tokens (one row at least).
+
+    Args:
+        rows: of a mini-batch, in any order.
+        tokens: most of a part: those of its tree, or of its padded rows.
+        packs: see Packs.
+    """
+    lengths = [len(row.trajectory.prompt_ids) + len(row.trajectory) for row in rows]
+    if packs != "never" and rows:
+        trees = [Part(group, packing_of(group)) for group in _tree_groups(rows, tokens)]
+        packings = [part.packing for part in trees if part.packing is not None]
+        computed = sum(len(packing.token_ids) for packing in packings)
+        calls = sum(len(packing.layout.spans) for packing in packings)
+        if packs == "always" or computed + ROW_COST * calls < _padded(rows, tokens):
+            return Work(trees, sum(lengths), computed, trees=True)
+    plain = [Part(group, None) for group in microbatches(rows, tokens)]
+    return Work(plain, sum(lengths), _padded(rows, tokens), trees=False)
+
+
+def _padded(rows: Sequence[Row], tokens: int) -> int:
+    """Tokens of the rows' micro-batches, padding included."""
+    groups = microbatches(rows, tokens)
+    return sum(len(group) * len(token_ids(group[0].trajectory)) for group in groups)
+
+
+def _tree_groups(rows: Sequence[Row], tokens: int) -> Iterator[list[Row]]:
+    """Rows that share the most side by side; a token that rows of a group share counts once."""
+    group: list[Row] = []
+    last, size = torch.empty(0, dtype=torch.long), 0
+    of = sorted(((token_ids(row.trajectory), row) for row in rows), key=lambda pair: pair[0])
+    for ids, row in of:
+        this = torch.tensor(ids)
+        own = len(this) - _shared(last, this)
+        if group and size + own > tokens:
+            yield group
+            group, size, own = [], 0, len(this)
+        group.append(row)
+        last, size = this, size + own
+    if group:
+        yield group
+
+
+def token_ids(trajectory: Trajectory) -> tuple[int, ...]:
+    """Prompt and response."""
+    return (*trajectory.prompt_ids, *trajectory.response_ids)
+
+
+def packing_of(rows: Sequence[Row]) -> Packing:
+    """Lay rows out as a tree."""
+    return packed([token_ids(row.trajectory) for row in rows])
+
+
+def packed(rows: Sequence[tuple[int, ...]]) -> Packing:
+    """Lay rows of token ids out as a tree.
+
+    Args:
+        rows: B of them, none empty, in any order; they may be equal, or begin alike.
+    """
+    ids, positions, previous, keys = [], [], [], []
+    spans: list[tuple[int, int]] = []
+    paths: dict[int, Tensor] = {}
+    last = path = torch.empty(0, dtype=torch.long)
+    size = 0
+    for index in sorted(range(len(rows)), key=lambda index: rows[index]):
+        row = torch.tensor(rows[index])
+        shared = _shared(last, row)
+        places = torch.arange(size, size + len(row) - shared)
+        last, path = row, torch.cat([path[:shared], places])
+        paths[index] = path
+        if not len(places):
+            continue
+        ids.append(row[shared:])
+        positions.append(torch.arange(shared, len(row)))
+        previous.append(path[(positions[-1] - 1).clamp_min(0)])
+        spans.append((len(places), len(row)))
+        keys.append(path)
+        size += len(places)
+    return Packing(
+        torch.cat(ids),
+        torch.cat(positions),
+        torch.cat(previous),
+        pad_sequence([paths[index] for index in range(len(rows))], batch_first=True),
+        Layout(tuple(spans), torch.cat(keys)),
+    )
+
+
+def _shared(one: Tensor, other: Tensor) -> int:
+    """Leading tokens that two rows share."""
+    length = min(len(one), len(other))
+    differs = (one[:length] != other[:length]).nonzero()
+    return int(differs[0, 0]) if len(differs) else length
