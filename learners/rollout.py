@@ -79,7 +79,11 @@ class Rollouts:
         """
         if self.turns == "overlap":
             Overlap(self, trees, key, after_turn).run()
-            return
+        else:
+            self._lockstep(trees, key, after_turn)
+        self.sampler.rest()
+
+    def _lockstep(self, trees: Sequence[RolloutTree], key: str, after_turn: Hook | None) -> None:
         with ThreadPoolExecutor(self.tool_threads) as pool:
             while active := _unfinished(trees):
                 by_key: dict[str, tuple[RolloutTree, Trajectory]] = {}

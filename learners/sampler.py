@@ -55,6 +55,10 @@ class Sampler(Protocol):
         """The policy's weights have changed."""
         ...
 
+    def rest(self) -> None:
+        """Nothing will be sampled for a while: memory may serve others."""
+        ...
+
 
 def uniform(key: str, position: int) -> float:
     """A number in [0, 1), decided by key and position alone."""
@@ -158,6 +162,9 @@ class TransformersSampler:
         self._store.forget()
         if self._model is not self._source:
             self._model.load_state_dict(self._source.state_dict())
+
+    def rest(self) -> None:
+        """It samples with the policy's own memory: there is none to give."""
 
     @torch.inference_mode()
     def completed(self) -> Iterator[tuple[Request, Completion]]:

@@ -110,6 +110,9 @@ class RecordingSampler:
     def sync(self):
         self._sampler.sync()
 
+    def rest(self):
+        self._sampler.rest()
+
 
 class ScriptedSampler:
     """Says, for every path of a trajectory, the next of its turns of text; a turn may be ids."""
@@ -118,7 +121,7 @@ class ScriptedSampler:
         self._tokenizer = tokenizer
         self._turns = {path: list(said) for path, said in turns.items()}
         self._waiting = []
-        self.syncs = 0
+        self.syncs = self.rests = 0
 
     def submit(self, request):
         self._waiting.append(request)
@@ -139,6 +142,9 @@ class ScriptedSampler:
 
     def sync(self):
         self.syncs += 1
+
+    def rest(self):
+        self.rests += 1
 
 
 class FlakyTool(EchoTool):

@@ -240,6 +240,9 @@ class Player:
     def sync(self):
         pass
 
+    def rest(self):
+        pass
+
 
 class WatchedPolicy(Policy):
     """Keeps the rows of every update."""

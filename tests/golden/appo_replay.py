@@ -60,6 +60,9 @@ class ScriptedSampler:
     def sync(self):
         pass
 
+    def rest(self):
+        pass
+
 
 class Draws:
     """Gives what the code drew, in its order."""
