@@ -19,10 +19,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 # Each step resumes where it was stopped; `make demo` again after `rm -r runs/demo` starts anew.
 demo: setup
 	$(BIN)/python -m learners.sft --env appo/SyntheticQA-v0 --model tiny --out runs/demo/start \
-	  --seed 1 --threads 1
+	  --threads 2
 	$(BIN)/python -m learners.appo --env appo/SyntheticQA-v0 --model runs/demo/start \
 	  --out runs/demo/appo --prompts 32 --minibatch-prompts 8 --rollouts 8 --initial-rollouts 4 \
-	  --learning-rate 5e-4 --iterations 50 --threads 1
+	  --learning-rate 2e-4 --iterations 60 --threads 2
 
 test: setup lint
 	$(BIN)/python -m pytest -m "not full"
