@@ -188,6 +188,7 @@ def open_ledger(config: RunConfig, folder: Path, kept: Sequence[Mapping[str, Any
     """
     from learners.checkpoint import list_checkpoints, read_state
     from learners.ledger import Ledger
+    from learners.stopping import over
     from learners.validation import stopped_early
 
     newest = max(list_checkpoints(folder), default=None)
@@ -195,7 +196,7 @@ def open_ledger(config: RunConfig, folder: Path, kept: Sequence[Mapping[str, Any
     evaluation = json.loads(path.read_text()) if path.exists() else {}
     stays = newest is None or (
         evaluation.get("iteration") == newest
-        and (newest >= config.iterations or stopped_early(config, kept))
+        and (over(config, newest, kept) or stopped_early(config, kept))
     )
     spending = Spending(budget(config), folder / "spent.json", recorded([*kept, evaluation]))
     ledger, spent = Ledger(spending), spending.totals()

@@ -45,35 +45,55 @@ def aware(trees):
     return [Row(t, a * f) for (t, a), f in zip(rows, factors, strict=True)]
 
 
-METHODS = {
-    "appo": (appo, procedure, partial(sequence_mean, rows=8)),
-    "grpo": (grpo, group_normalised, sequence_mean),
+TREE = {"rollouts": 6, "initial_rollouts": 2}
+RUNS = {
+    "appo paper": (appo, TREE),
+    "appo reference": (appo, {**TREE, "profile": "reference"}),
+    "grpo": (grpo, {"rollouts": 6}),
+    "reinforce_pp": (reinforce_pp, {"rollouts": 6}),
+    "reinforce_pp baseline": (reinforce_pp, {"rollouts": 6, "baseline": "group"}),
+    "dapo": (dapo, {"rollouts": 6}),
+    "gppo": (gppo, {"rollouts": 6}),
+    "cispo": (cispo, {"rollouts": 6}),
+    "arpo": (arpo, {**TREE, "branch_probability": 0.9}),
+    "aepo": (aepo, {**TREE, "branch_threshold": 0.1}),
+    "tree_grpo": (tree_grpo, {**TREE, "kept_leaves": 2}),
+    "gigpo": (gigpo, {"rollouts": 6}),
+    "rloo": (rloo, {"rollouts": 6}),
+    "dr_grpo": (dr_grpo, {"rollouts": 6}),
+    "gspo": (gspo, {"rollouts": 6}),
+}
+"""Every method: its module, and fields of a run of six rollouts a prompt."""
+CREDIT = {
+    "appo paper": (procedure, partial(sequence_mean, rows=8)),
+    "grpo": (group_normalised, sequence_mean),
     "reinforce_pp": (
-        reinforce_pp,
         partial(reinforce_pp.batch_normalised, config=reinforce_pp.Config()),
         token_mean,
     ),
     "reinforce_pp baseline": (
-        reinforce_pp,
         partial(reinforce_pp.batch_normalised, config=reinforce_pp.Config(baseline="group")),
         token_mean,
     ),
-    "dapo": (dapo, group_normalised, token_mean),
-    "gppo": (gppo, group_normalised, token_mean),
-    "cispo": (cispo, group_normalised, token_mean),
-    "arpo": (arpo, group_normalised, token_mean),
-    "aepo": (aepo, aware, token_mean),
-    "tree_grpo": (tree_grpo, partial(tree_grpo.two_level, keep=None, draw=id), token_mean),
-    "gigpo": (gigpo, partial(gigpo.two_level, config=gigpo.Config()), token_mean),
-    "rloo": (rloo, partial(by_group, credit=leave_one_out, keep_equals=True), sequence_sum),
+    "dapo": (group_normalised, token_mean),
+    "gppo": (group_normalised, token_mean),
+    "cispo": (group_normalised, token_mean),
+    "arpo": (group_normalised, token_mean),
+    "aepo": (aware, token_mean),
+    "tree_grpo": (partial(tree_grpo.two_level, keep=None, draw=id), token_mean),
+    "gigpo": (partial(gigpo.two_level, config=gigpo.Config()), token_mean),
+    "rloo": (partial(by_group, credit=leave_one_out, keep_equals=True), sequence_sum),
     "dr_grpo": (
-        dr_grpo,
         partial(by_group, credit=centred, keep_equals=True),
         partial(sequence_sum, divisor=64),
     ),
-    "gspo": (gspo, group_normalised, sequence_mean),
+    "gspo": (group_normalised, sequence_mean),
 }
-"""Module, credit of trees, weighting of rows: what `iteration` puts together, which is tested."""
+"""Credit of trees and weighting of rows: what `iteration` puts together, which is tested."""
+METHODS = {name: (RUNS[name][0], *parts) for name, parts in CREDIT.items()}
+"""Module, credit, weighting; the published code's APPO has rows of its own and is not here."""
+CLIPPING = [m for m in dict.fromkeys(m for m, _ in RUNS.values()) if m not in (appo, rloo)]
+"""Modules whose `policy_loss` clips by the fields of their own `Config`."""
 TRAINED_BRANCHES = ("arpo", "aepo", "tree_grpo")
 """Methods that fork and train what they fork."""
 

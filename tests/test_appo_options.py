@@ -6,7 +6,8 @@ import torch
 from learners import appo, placement
 from learners.losses import sequence_mean
 from learners.session import run_iteration
-from tests.test_learners import METHODS, TREE, session_of
+from tests.method_fakes import RUNS, TREE
+from tests.test_learners import session_of
 from tests.tree_fakes import Notes, stats_of, tree_with
 
 OPTIONS = {
@@ -31,7 +32,7 @@ def one_thread():
 
 def iterated(monkeypatch, taught, options):
     """One iteration of appo with options: its run and metrics."""
-    monkeypatch.setitem(METHODS, "here", (appo, {**TREE, **options}))
+    monkeypatch.setitem(RUNS, "here", (appo, {**TREE, **options}))
     session, iteration = session_of(taught, "here")
     metrics = run_iteration(session, iteration)
     return session.run, metrics

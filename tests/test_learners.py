@@ -4,21 +4,7 @@ import pytest
 import torch
 
 from envs import ToolEnv
-from learners import (
-    aepo,
-    appo,
-    arpo,
-    cispo,
-    dapo,
-    dr_grpo,
-    gigpo,
-    gppo,
-    grpo,
-    gspo,
-    reinforce_pp,
-    rloo,
-    tree_grpo,
-)
+from learners import aepo, arpo
 from learners.loop import Run
 from learners.models import load_model
 from learners.policy import Policy
@@ -28,32 +14,15 @@ from learners.session import run_iteration
 from learners.training import Session
 from tests.fakes import TOY, EchoTool
 from tests.learner_fakes import UNEVEN
+from tests.method_fakes import RUNS
 
-TREE = {"rollouts": 6, "initial_rollouts": 2}
-METHODS = {
-    "appo paper": (appo, TREE),
-    "appo reference": (appo, {**TREE, "profile": "reference"}),
-    "grpo": (grpo, {"rollouts": 6}),
-    "reinforce_pp": (reinforce_pp, {"rollouts": 6}),
-    "reinforce_pp baseline": (reinforce_pp, {"rollouts": 6, "baseline": "group"}),
-    "dapo": (dapo, {"rollouts": 6}),
-    "gppo": (gppo, {"rollouts": 6}),
-    "cispo": (cispo, {"rollouts": 6}),
-    "arpo": (arpo, {**TREE, "branch_probability": 0.9}),
-    "aepo": (aepo, {**TREE, "branch_threshold": 0.1}),
-    "tree_grpo": (tree_grpo, {**TREE, "kept_leaves": 2}),
-    "gigpo": (gigpo, {"rollouts": 6}),
-    "rloo": (rloo, {"rollouts": 6}),
-    "dr_grpo": (dr_grpo, {"rollouts": 6}),
-    "gspo": (gspo, {"rollouts": 6}),
-}
-every_method = pytest.mark.parametrize("method", METHODS)
+every_method = pytest.mark.parametrize("method", RUNS)
 OWN_ROLLOUTS = ("appo paper", "appo reference", "grpo", "dapo", "arpo", "aepo", "tree_grpo")
 """The others sample as GRPO does."""
 every_rollout = pytest.mark.parametrize("method", OWN_ROLLOUTS)
 quick_if_own = pytest.mark.parametrize(
     "method",
-    [m if m in OWN_ROLLOUTS else pytest.param(m, marks=pytest.mark.slow) for m in METHODS],
+    [m if m in OWN_ROLLOUTS else pytest.param(m, marks=pytest.mark.slow) for m in RUNS],
 )
 
 
@@ -64,7 +33,7 @@ def one_thread():
 
 def session_of(folder, method, seed=0, benchmark=UNEVEN):
     """Three prompts, one per optimiser step; what the tiny model answers is right now and then."""
-    module, own = METHODS[method]
+    module, own = RUNS[method]
     config = module.Config(seed=seed, prompts=3, minibatch_prompts=1, max_response_tokens=72, **own)
     loaded = load_model(str(folder))
     tools = (EchoTool("search"), EchoTool("calculator"))
@@ -115,7 +84,7 @@ def test_an_iteration_moves_the_weights(taught, method):
 
 @every_rollout
 def test_every_tree_has_exactly_its_budget_of_finished_trajectories(taught, method):
-    module, _ = METHODS[method]
+    module, _ = RUNS[method]
     session, iteration = session_of(taught, method)
     metrics = run_iteration(session, iteration)
     config = session.run.config

@@ -9,7 +9,8 @@ from learners.metrics import METRICS, documented, main, tree_metrics
 from learners.session import run_iteration
 from learners.tree import Completion, Turn
 from tests.conftest import ROOT
-from tests.test_learners import METHODS, session_of
+from tests.method_fakes import RUNS
+from tests.test_learners import session_of
 from tests.tree_fakes import START, branch_off, grow, new_tree, tree_with
 
 ELSEWHERE = {
@@ -37,7 +38,7 @@ def written(taught):
     """Every name that an iteration of every method writes."""
     torch.set_num_threads(1)
     names = set()
-    for method in METHODS:
+    for method in RUNS:
         session, iteration = session_of(taught, method)
         names |= run_iteration(session, iteration).keys()
     return names

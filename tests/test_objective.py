@@ -16,7 +16,8 @@ from learners.run_config import RunConfig
 from learners.schedules import multiplier
 from learners.session import run_iteration
 from learners.tree import Row
-from tests.test_learners import METHODS, TREE, session_of
+from tests.method_fakes import RUNS, TREE
+from tests.test_learners import session_of
 from tests.test_policy import SHAPES, trajectories
 from tests.tree_fakes import Notes
 
@@ -125,8 +126,8 @@ def test_every_method_can_stay_near_the_model_it_started_from(monkeypatch, taugh
     torch.set_num_threads(1)
     weights = []
     for beta in (1e-9, 1.0):
-        module, own = METHODS[method]
-        monkeypatch.setitem(METHODS, "here", (module, {**own, "kl": beta}))
+        module, own = RUNS[method]
+        monkeypatch.setitem(RUNS, "here", (module, {**own, "kl": beta}))
         session, iteration = session_of(taught, "here")
         frozen = load_model(str(taught))
         session.run.reference = FrozenPolicy(Policy(frozen, learning_rate=0.0))
@@ -164,7 +165,7 @@ def test_the_penalty_is_off_where_the_paper_has_none():
 
 
 def test_a_run_with_a_penalty_needs_its_reference(monkeypatch, taught):
-    monkeypatch.setitem(METHODS, "here", (appo, {**TREE, "kl": 0.1}))
+    monkeypatch.setitem(RUNS, "here", (appo, {**TREE, "kl": 0.1}))
     session, iteration = session_of(taught, "here")
     with pytest.raises(AssertionError, match="needs its reference"):
         run_iteration(session, iteration)
@@ -188,7 +189,7 @@ def test_a_rate_rises_then_falls_and_is_never_zero(schedule, warmup, expected):
 
 def test_the_rate_of_an_iteration_is_set_and_reported(monkeypatch, taught):
     own = {**TREE, "schedule": "linear", "iterations": 4}
-    monkeypatch.setitem(METHODS, "here", (appo, own))
+    monkeypatch.setitem(RUNS, "here", (appo, own))
     session, _ = session_of(taught, "here")
     session.run.iteration = 2
     session.run.begin()

@@ -100,7 +100,7 @@ def test_the_expected_gradient_climbs_the_expected_reward(method):
     assert alike(expected_gradient(method), true_gradient()) > 0.9
 
 
-@pytest.mark.parametrize("method", ["appo", *TRAINED_BRANCHES])
+@pytest.mark.parametrize("method", ["appo paper", *TRAINED_BRANCHES])
 def test_with_branches_it_climbs_too(method):
     """In every state; branches share the first token, so that the direction leans to the second."""
     found, true = expected_gradient_with_branches(method), true_gradient()

@@ -48,7 +48,7 @@ def two_tokens(method, ratios, advantages):
         ("cispo", (1.1, 0.9), (1, -1), (-0.55, 0.45)),
         ("dr_grpo", (1.1, 0.9), (1, -1), (-0.55, 0.45)),
         # A likely good token and an unlikely bad one: clipped to nothing, or to the bound.
-        ("appo", (1.5, 0.5), (1, -1), (0, 0)),
+        ("appo paper", (1.5, 0.5), (1, -1), (0, 0)),
         ("grpo", (1.5, 0.5), (1, -1), (0, 0)),
         ("reinforce_pp", (1.5, 0.5), (1, -1), (0, 0)),
         ("dr_grpo", (1.5, 0.5), (1, -1), (0, 0)),
@@ -61,7 +61,7 @@ def two_tokens(method, ratios, advantages):
         ("cispo", (1.5, 0.5), (1, -1), (-0.75, 0.25)),
         ("cispo", (9, 9), (1, -1), (-2.5, 2.5)),
         # An unlikely good token and a likely bad one: never clipped but by the dual clip.
-        ("appo", (0.5, 11), (1, -1), (-0.25, 5.5)),
+        ("appo paper", (0.5, 11), (1, -1), (-0.25, 5.5)),
         ("grpo", (0.5, 11), (1, -1), (-0.25, 5.5)),
         ("reinforce_pp", (0.5, 11), (1, -1), (-0.25, 5.5)),
         ("dr_grpo", (0.5, 11), (1, -1), (-0.25, 5.5)),

@@ -17,7 +17,6 @@ from learners import (
     gppo,
     grpo,
     gspo,
-    reinforce_pp,
     rloo,
     tree_grpo,
 )
@@ -28,7 +27,7 @@ from learners.loop import Run
 from learners.losses import clipped_surrogate, kl_k3, sequence_mean, sequence_sum, token_mean
 from learners.policy import UpdateMetrics
 from learners.tree import Completion, Row, Turn
-from tests.method_fakes import Composed, Credited, forest
+from tests.method_fakes import CLIPPING, Composed, Credited, forest
 from tests.tree_fakes import START, grow, new_tree, tree_with
 
 
@@ -40,21 +39,6 @@ def batch_of(old, advantages, weights=None):
         response_mask=torch.ones_like(old, dtype=torch.bool),
         weights=torch.ones_like(old) if weights is None else weights,
     )
-
-
-CLIPPING = (
-    grpo,
-    reinforce_pp,
-    dapo,
-    gppo,
-    cispo,
-    arpo,
-    aepo,
-    tree_grpo,
-    gigpo,
-    dr_grpo,
-    gspo,
-)
 
 
 def test_trap_17_all_clips_are_the_same_before_the_first_step():

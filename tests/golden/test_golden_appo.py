@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
-import torch
 
 from tests.golden import appo_formulas as formulas
 from tests.golden import appo_losses as losses
@@ -174,14 +173,6 @@ EXCEPTIONS = {
 """Files of a function, by what is in them; the first that applies."""
 
 STEMS = sorted(path.stem for path in GOLDEN.glob("*.json"))
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def case_of(stem):

@@ -15,7 +15,6 @@ rollouts.
 from collections import Counter
 
 import pytest
-import torch
 
 from tests.golden import baseline_aepo as aepo
 from tests.golden import baseline_arpo as rollouts
@@ -169,14 +168,6 @@ def lonely(case):
 
 PATHS = sorted(GOLDEN.glob("*.json"))
 CASES = [case for path in PATHS for case in read(path)]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def outcome(case):

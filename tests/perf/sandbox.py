@@ -16,7 +16,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from tools.docker_sandbox import open_docker
 from tools.local_sandbox import open_local
@@ -74,6 +75,19 @@ def timed(action: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
+def together(actions: Sequence[Callable[[], object]]) -> float:
+    """Seconds until the last has returned, each on a thread of its own."""
+    threads = [threading.Thread(target=action) for action in actions]
+
+    def all_of_them() -> None:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    return timed(all_of_them)
+
+
 class Played:
     """A sandbox with one live state, and the operations that are measured on it."""
 
@@ -103,13 +117,7 @@ class Played:
             assert reply.state is not None
             made.append(reply.state)
 
-        threads = [threading.Thread(target=one) for _ in range(16)]
-        begun = time.perf_counter()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        seconds = time.perf_counter() - begun
+        seconds = together([one] * 16)
         self.sandbox.drop(made)
         return seconds
 
@@ -140,13 +148,7 @@ class Played:
                 assert following is not None
                 self.sandbox.drop([following])
 
-        threads = [threading.Thread(target=play, args=(state,)) for state in states]
-        begun = time.perf_counter()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        seconds = time.perf_counter() - begun
+        seconds = together([partial(play, state) for state in states])
         self.sandbox.drop([state for state in states if state is not None])
         return sessions * cells / seconds
 
