@@ -324,14 +324,14 @@ def test_a_training_run_reports_no_accuracy_where_a_judge_is_missing():
     assert report._accuracy([(row, row | {"judged": False})]) == ["not judged", "not judged", "-"]
 
 
-def readme_commands():
-    block = (ROOT / "README.md").read_text("utf-8").partition("### Evaluating")[2]
-    found = block.partition("```bash\n")[2].partition("```")[0].splitlines()
+def documented_commands():
+    page = (ROOT / "docs/evaluating.md").read_text("utf-8")
+    found = page.partition("```bash\n")[2].partition("```")[0].splitlines()
     return [shlex.split(line)[3:] for line in found]
 
 
-def test_the_commands_of_the_readme_are_understood_and_the_first_runs(data_dir, tmp_path, capsys):
-    first, *others = readme_commands()
+def test_the_documented_commands_are_understood_and_the_first_runs(data_dir, tmp_path, capsys):
+    first, *others = documented_commands()
     assert len(others) == 3
     for arguments in others:
         tyro.cli(Config, args=arguments)

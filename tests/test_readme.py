@@ -1,4 +1,4 @@
-"""What the README shows is what happens: its snippets run, its commands exist."""
+"""What the README and its pages in docs show is what happens: snippets run, commands exist."""
 
 import json
 import os
@@ -14,7 +14,10 @@ import pytest
 from tools.cache import Answer, Cache
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = "\n".join(
+    (ROOT / name).read_text(encoding="utf-8")
+    for name in ("README.md", "docs/search.md", "docs/evaluating.md")
+)
 DATA = Path(os.environ.get("APPO_DATA", ROOT / "../shared/data")).resolve()
 SMALL = {
     "learners.sft": "--demonstrations 30 --eval-tasks 2 --threads 1 --max-response-tokens 200",
@@ -27,7 +30,7 @@ SMALL = {
 
 
 def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", PAGES, re.DOTALL)
 
 
 def commands(word):
