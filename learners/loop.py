@@ -91,6 +91,7 @@ class Run:
         self.ledger.add("scored_tokens", sum(map(_tokens, trajectories)))
         with self.ledger.phase("score"):
             stats = self.policy.token_stats(trajectories)
+        self.ledger.add("computed_tokens", self.policy.work.computed_tokens)
         for trajectory, found in zip(trajectories, stats, strict=True):
             trajectory.marks.logprobs, trajectory.marks.entropies = found
             trajectory.marks.age = self._age(trajectory)
@@ -128,6 +129,8 @@ class Run:
                 self._corrected(rows, weights),
                 objective(loss, self.note, config.kl, config.kl_estimator),
             )
+        self.ledger.add("computed_tokens", done.computed_tokens)
+        self.note("update/trees", [float(done.trees)])
         self.rollouts.sampler.sync()
         self.count("update/steps", 1)
         self.count("update/skipped", int(done.skipped))

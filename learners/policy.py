@@ -47,6 +47,10 @@ class UpdateMetrics(NamedTuple):
     """Before clipping."""
     skipped: bool
     """True when the gradient was not finite and nothing was changed."""
+    computed_tokens: int = 0
+    """That were read: what rows share once, padding included."""
+    trees: bool = False
+    """Whether what rows share was read once."""
 
 
 @dataclass
@@ -126,7 +130,9 @@ class Policy:
             self.optimizer.step()
             self.updates += 1
         self.optimizer.zero_grad(set_to_none=True)
-        return UpdateMetrics(total, float(norm), not finite)
+        return UpdateMetrics(
+            total, float(norm), not finite, self.work.computed_tokens, self.work.trees
+        )
 
     def gradient(self, batch: Sequence[Row], weights: Sequence[Tensor], loss: PolicyLoss) -> Tensor:
         """(P,) the gradient that an update on these rows would follow; nothing is updated."""

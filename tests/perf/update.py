@@ -1,0 +1,137 @@
+"""What an update on a tree of rollouts costs: ours beside padded rows and rows without padding.
+
+    python -m tests.perf.update --model smollm2 --threads 2
+
+One prompt, some roots, branches of every root at uniform positions. All ways run in turn, round
+after round, so that a busy machine slows all alike; the median round counts. The bound is the
+number of tokens of all rows over that of different ones, which no exact way of reading each row
+can beat where attention is small. A script, not a test: times are printed and never asserted.
+"""
+
+import argparse
+import io
+import random
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import nullcontext, redirect_stderr
+from unittest.mock import patch
+
+import torch
+
+from envs import EnvState
+from learners.models import LoadedModel, load_model
+from learners.policy import Policy
+from learners.tree import Completion, Row, Trajectory, Turn
+from tests.learner_fakes import likelihood
+
+STATE = EnvState("Toy", "1", "train", "a")
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+WAYS = {"padded rows": "never", "packed, nothing shared": "always", "ours: tree": "auto"}
+
+
+def tree_rows(arguments: argparse.Namespace, vocabulary: int) -> list[Row]:
+    """Roots and branches that begin as they do."""
+    draw = random.Random(arguments.seed)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(vocabulary) for _ in range(count))
+
+    def length() -> int:
+        return draw.randint(arguments.shortest or arguments.response, arguments.response)
+
+    prompt, responses = ids(arguments.prompt), []
+    for _ in range(arguments.roots):
+        root = ids(length())
+        responses.append(root)
+        for _ in range(arguments.branches):
+            at = draw.randrange(len(root))
+            responses.append(root[:at] + ids(max(1, length() - at)))
+    rows = []
+    for response in responses:
+        made = Trajectory(prompt, STATE, path=(len(rows),))
+        zeros = (0.0,) * len(response)
+        made.turns.append(Turn(STATE, Completion(response, zeros, zeros), ()))
+        rows.append(Row(made, torch.ones(len(response))))
+    return rows
+
+
+def once(policy: Policy, rows: list[Row], clock: Callable[[], float], *, shared: bool) -> float:
+    """Seconds of an update."""
+    weights = [torch.full((len(row.trajectory),), 1 / len(rows)) for row in rows]
+    nothing = patch("learners.packing._shared", lambda one, other: 0)
+    with nullcontext() if shared else nothing:
+        begun = clock()
+        policy.update(rows, weights, likelihood)
+    return clock() - begun
+
+
+def policies(loaded: LoadedModel, arguments: argparse.Namespace) -> dict[str, Policy]:
+    """One per way, over the same weights; a rate of 0 leaves them as they are."""
+    return {
+        way: Policy(
+            loaded,
+            learning_rate=0.0,
+            microbatch_tokens=arguments.microbatch_tokens,
+            autocast=arguments.autocast,
+            packs=packs,
+        )
+        for way, packs in WAYS.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="tiny", help="what --model of a run takes")
+    parser.add_argument("--prompt", type=int, default=128, help="tokens")
+    parser.add_argument("--response", type=int, default=128, help="tokens, at most")
+    parser.add_argument("--shortest", type=int, help="response; as long as the longest by default")
+    parser.add_argument("--roots", type=int, default=4)
+    parser.add_argument("--branches", type=int, default=3, help="of each root")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--microbatch-tokens", type=int, default=4096)
+    parser.add_argument("--autocast", action="store_true")
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="cpu: where others use the machine too"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    with redirect_stderr(io.StringIO()):  # a bar of progress
+        loaded = load_model(arguments.model)
+    rows = tree_rows(arguments, loaded.model.config.vocab_size)
+    ways, clock = policies(loaded, arguments), CLOCKS[arguments.clock]
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for number in range(arguments.rounds + 1):
+        for way, policy in ways.items():
+            taken = once(policy, rows, clock, shared=way != "packed, nothing shared")
+            if number:  # the first round warms up
+                seconds[way].append(taken)
+    ours = ways["ours: tree"].work
+    bound = ours.row_tokens / len(
+        {
+            (*row.trajectory.prompt_ids, *row.trajectory.response_ids)[: end + 1]
+            for row in rows
+            for end in range(len(row.trajectory.prompt_ids) + len(row.trajectory))
+        }
+    )
+    medians = {way: statistics.median(taken) for way, taken in seconds.items()}
+    kind = "bfloat16" if arguments.autocast else "float32"
+    print(
+        f"{arguments.model}, {kind}, {arguments.threads} threads, {arguments.clock} time: "
+        f"{len(rows)} rows of {ours.row_tokens} tokens, bound {bound:.2f}, "
+        f"{'read as a tree' if ours.trees else 'trees do not pay'}"
+    )
+    print(f"{'':24}{'tokens':>8}{'seconds':>9}{'spread':>16}{'x padded':>10}{'of bound':>10}")
+    for way, median in medians.items():
+        spread = f"{min(seconds[way]):.3f}-{max(seconds[way]):.3f}"
+        ratio = medians["padded rows"] / median
+        tokens = ways[way].work.computed_tokens
+        print(f"{way:24}{tokens:8}{median:9.3f}{spread:>16}{ratio:10.2f}{ratio / bound:10.0%}")
+    best = medians["packed, nothing shared"] / medians["ours: tree"]
+    print(f"ours beside packing without sharing: {best:.2f} times, {best / bound:.0%} of the bound")
+
+
+if __name__ == "__main__":
+    main()
