@@ -27,8 +27,14 @@ LIMITS = Limits(
     file_size=8 << 20,
     open_files=128,
     all_processes=512,
-    start=2.0,
+    start=60.0,  # what a loaded machine is late with is nobody's attack
+    answer=300.0,
 )
+CLOCK = f"took longer than {LIMITS.wall:g} s"
+"""What a cell is told that the clock stopped: a sleep, or on a loaded machine any cell."""
+TRIES = 6
+SETTLED = "{0} = '{1}'\nwith open('mine', 'w') as file: file.write('{1}')\nprint('settled')"
+"""A session's first cell: a variable and a file of its own."""
 KINDS = [
     "local",
     pytest.param("docker", marks=[pytest.mark.docker, pytest.mark.full]),
@@ -130,7 +136,16 @@ def group(leader: int) -> list[str]:
     return found
 
 
-def settles(action, wanted, seconds=8.0):
+def ran(tool, state, cell, says):
+    """A cell's end; made again where nothing but the clock stopped it before it said its word."""
+    for _ in range(TRIES):
+        following, result = tool.run(state, cell)
+        if says in result.text or CLOCK not in result.text:
+            break
+    return following, result
+
+
+def settles(action, wanted, seconds=60.0):
     """Whether `action()` comes to `wanted`; the last value otherwise."""
     deadline = time.monotonic() + seconds
     while (value := action()) != wanted and time.monotonic() < deadline:
@@ -145,7 +160,8 @@ def arena(request, host):
     descriptors = len(os.listdir("/proc/self/fd"))
     tool = PythonTool(request.param, LIMITS)
     victim = tool.initial_state(ToolContext(seed=7))
-    victim, _ = tool.run(victim, "import os\nsecret = 'victim'\nopen('mine', 'w').write('victim')")
+    victim, result = ran(tool, victim, SETTLED.format("import os; secret", "victim"), "settled")
+    assert result.text == "settled\n"
     yield tool, victim
     assert settles(lambda: len(processes_in(tool)) - expected(tool), 0) is True
     sandbox = tool._opened()
@@ -173,17 +189,17 @@ def test_attack(arena, host, attack):
     tool, victim = arena
     sandbox, replays = tool._opened(), tool.replays
     parent = tool.initial_state(ToolContext(seed=8))
-    parent, _ = tool.run(parent, "own = 'parent'\nopen('mine', 'w').write('parent')")
-    folder = tool.run(victim, "os.getcwd()")[1].text.strip("'\n").rpartition("/")[0]
-    state, result = tool.run(parent, host.fill(attack.cell, folder))
+    parent, _ = ran(tool, parent, SETTLED.format("own", "parent"), "settled")
+    folder = ran(tool, victim, "os.getcwd()", "/")[1].text.strip("'\n").rpartition("/")[0]
+    state, result = ran(tool, parent, host.fill(attack.cell, folder), attack.says)
     assert "LEAK" not in result.text
     assert host.secret not in result.text.replace(host.abstract, "")
     assert attack.says in result.text
     if attack.kept is not None:
         assert (state != parent) is attack.kept, result.text
-    own = tool.run(parent, "own, open('mine').read()")[1]
+    own = ran(tool, parent, "own, open('mine').read()", "parent")[1]
     assert own.text == "('parent', 'parent')\n"
-    other = tool.run(victim, "secret, open('mine').read(), os.listdir()")[1]
+    other = ran(tool, victim, "secret, open('mine').read(), os.listdir()", "victim")[1]
     assert other.text == "('victim', 'victim', ['mine'])\n"
     assert tool.replays == replays, "a state was lost"
     if state != parent:

@@ -8,6 +8,7 @@ import pytest
 
 from tools import python, repl_session
 from tools.python import PythonTool
+from tools.repl_jobs import Job, Live, Output
 from tools.sandbox import CellResult, Limits, Reply
 from tools.tool import ToolContext, ToolUnavailable
 
@@ -219,3 +220,14 @@ def test_memory_is_measured_again_before_states_are_evicted_for_it(monkeypatch):
     assert [state.held["memory"] for state in states] == [3] * 20 + [90] * 10
     assert repl_session.refresh(states) == 10 * 87
     assert repl_session.refresh(states) == 0
+
+
+def test_a_state_that_has_not_forked_has_its_own_time_and_not_the_cells():
+    """3 s for a cell, 60 s to fork: after 5 s it is waited for, after 61 s it is given up."""
+    limits = {"wall": 3.0, "start": 60.0, "session_wall": 100.0}
+    job = Job(Output(100))
+    live = Live(1, None, None, None, job)
+    assert job.over(live, limits, job.begun + 5, crowd=1) is None
+    assert job.over(live, limits, job.begun + 61, crowd=1) == "fault"
+    job.current = {"op": "cell"}
+    assert job.over(live, limits, job.begun + 5, crowd=1) == "wall"

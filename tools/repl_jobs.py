@@ -140,8 +140,8 @@ class Job:
 
     def over(self, live: Live, limits: dict[str, float], now: float, crowd: int) -> str | None:
         """Which limit the step has passed, if any; `crowd` is the number of running cells."""
-        if now - self.begun > limits["wall"]:
-            return "wall" if self.current is not None else "fault"
+        if self.current is not None and now - self.begun > limits["wall"]:
+            return "wall"
         if not self.replaying and live.before.wall + now - self.begun > limits["session_wall"]:
             return "session_wall"
         if self.current is None and now - self.begun > limits["start"]:
