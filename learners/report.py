@@ -79,7 +79,7 @@ def _costs(metrics: list[dict[str, Any]]) -> Table:
     if any("ledger/cost" in m for m in metrics):
         table.add_row("cost of tool calls", f"{total('ledger/cost'):,.4f}")
     for label, name in (
-        ("tool calls answered by a recording", "ledger/free_calls"),
+        ("tool calls that cost nothing", "ledger/free_calls"),
         ("tokens of discarded work", "ledger/lost_tokens"),
         ("tool calls of discarded work", "ledger/lost_calls"),
         ("trees that lost their tools", "tools/unavailable_trees"),
