@@ -1,0 +1,104 @@
+"""A run for the viewer, written by hand: two iterations, two trees, branches that won and lost."""
+
+import json
+
+import torch
+
+from envs import EnvState
+from learners.rollout_files import write_rollouts
+from learners.tree import BranchPoint, Call, Completion, RolloutTree, Turn
+from tests.fakes import TOY, toy_load
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)><!-- {{DATA}}"
+"""A question that tries to be markup."""
+
+
+class Words:
+    """A token is an index into a list of texts."""
+
+    def __init__(self):
+        self.texts = []
+
+    def encode(self, *texts):
+        first = len(self.texts)
+        self.texts += texts
+        return tuple(range(first, len(self.texts)))
+
+    def decode(self, token_ids, skip_special_tokens):
+        return "".join(self.texts[token] for token in token_ids)
+
+
+def write_run(folder, iterations=2, long=0):
+    """A run of APPO with rollouts, metrics and config; `long` tokens more in every answer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"method": "learners.appo", "env": "appo/SyntheticQA-v0", "iterations": 3}
+    (folder / "config.json").write_text(json.dumps(config | {"future_clip": 0.2}))
+    for number in range(iterations):
+        write_iteration(folder, number, long)
+
+
+def write_iteration(folder, number, long=0):
+    """Add an iteration to a run."""
+    words = Words()
+    trees = [made(words, TOY_TASKS[0], moved=True, long=long), made(words, hostile(), moved=False)]
+    write_rollouts(folder, number, trees, words)
+    line = {
+        "iteration": number,
+        "reward/mean": 0.25 + 0.25 * number,
+        "ledger/sampled_tokens": 30,
+        "ledger/reused_tokens": 10,
+        "ledger/tool_calls": 4,
+        "seconds/sample": 0.5,
+    }
+    with (folder / "metrics.jsonl").open("a") as lines:
+        lines.write(json.dumps(line) + "\n")
+
+
+TOY_TASKS = toy_load("train")
+
+
+def hostile():
+    from dataclasses import replace
+
+    return replace(TOY_TASKS[1], question=HOSTILE)
+
+
+def made(words, task, moved, long=0):
+    """A root that was wrong, a branch of it that was right, and one that changed nothing."""
+    start = EnvState(TOY.name, TOY.revision, "train", task.id)
+    tree = RolloutTree(task, words.encode("ask"), start)
+    root = tree.root()
+    asks = words.encode("<search>", " Milo", "</search>")
+    call = Call("search", "Milo", True, 0.25, False)
+    root.turns.append(Turn(start, said(asks), words.encode(" <result>", HOSTILE), call))
+    more = tuple(f" word{i}" for i in range(long))
+    root.turns.append(Turn(start, said(words.encode("<answer>", *more, " 4", "</answer>")), ()))
+    finish(root, 0.0)
+    for position, text, reward in ((2, "!</search>", 1.0), (6 + long, " 5", 0.0)):
+        branch = tree.fork(BranchPoint(root, position, 1.5 if moved else 0.0))
+        rest = words.encode(text, "</answer>")
+        branch.turns.append(Turn(start, branch.prefill + said(rest), ()))
+        branch.prefill = Completion()
+        finish(branch, reward)
+    length = len(root)
+    root.old_logprobs = torch.full((length,), -0.5)
+    marks = root.marks
+    marks.logprobs, marks.entropies = root.old_logprobs, torch.linspace(0, 2, length)
+    marks.age = int(moved)
+    if moved:
+        marks.future_values = torch.linspace(0.9, 1.1, length)
+        marks.scores = torch.linspace(-1, 2, length)
+        marks.advantages, marks.weights = torch.full((length,), -0.5), torch.ones(length)
+    return tree
+
+
+def said(ids):
+    return Completion(ids, (-0.5,) * len(ids), (0.25,) * len(ids))
+
+
+def finish(trajectory, reward):
+    from dataclasses import replace
+
+    trajectory.reward, trajectory.done = reward, True
+    trajectory.reward_terms = {"score": reward}
+    trajectory.state = replace(trajectory.state, stop="answered")
