@@ -38,6 +38,7 @@ def expected_errors() -> tuple[type[Exception], ...]:
     from learners.checkpoint import RunFolderError
     from learners.endpoint import EndpointUnavailable
     from learners.models import ModelNotFound
+    from learners.rollout_files import RolloutFileError
     from learners.run_config import UsageError
     from learners.spending import RunStopped
     from tools import ToolUnavailable
@@ -46,6 +47,7 @@ def expected_errors() -> tuple[type[Exception], ...]:
     return (
         UsageError,
         RunFolderError,
+        RolloutFileError,
         RunStopped,
         ReplayMiss,
         ModelNotFound,

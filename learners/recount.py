@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from learners.rollout_files import RolloutFileError, list_iterations, read_rows
+from learners.command_line import explained
+from learners.rollout_files import list_iterations, read_rows
 
 COUNTED = (
     "sampled_tokens",
@@ -76,17 +77,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print totals of a run by ledger and by recount; exit with 1 where they differ."""
     import tyro
 
+    arguments = sys.argv[1:] if arguments is None else arguments
     folder = tyro.cli(
         tyro.conf.Positional[Path],
         args=arguments,
         prog="python -m learners.recount",
         description="Count a run's tokens and calls again from its rollout files.",
     )
-    try:
+    with explained("learners.recount", arguments):
         differing = _compare(folder)
-    except RolloutFileError as error:
-        print(f"RolloutFileError: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(2)
     sys.exit(1 if differing else 0)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from benchmarks import BENCHMARKS, Benchmark, Task
 from envs.reward import RewardName, reward
+from learners.command_line import explained
 from learners.replay_run import Chosen, StoredRun, Texts
 from learners.replay_trees import stored_trees
 from learners.rollout_files import RolloutFileError, list_iterations, read_rows, write_rows
@@ -184,8 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, replay, print what differs."""
     import tyro
 
-    from learners.training import expected_errors
-
+    arguments = sys.argv[1:] if arguments is None else arguments
     options, rest = tyro.cli(
         tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(Options),
         args=arguments,
@@ -193,13 +193,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__,
         return_unknown_args=True,
     )
-    try:
+    with explained("learners.replay", arguments):
         method, recorded = recorded_config(options.run, options.method)
         config = tyro.cli(type(recorded), args=rest, default=recorded, prog="... RUN")
         _print(_all(options, method, recorded, config))
-    except (*expected_errors(), RolloutFileError) as error:  # type: ignore[misc]
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(2)
 
 
 def _all(

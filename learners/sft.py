@@ -11,7 +11,6 @@ import os
 import random
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,12 +20,11 @@ from learners.command_line import explained
 from learners.run_config import RunConfig
 
 if TYPE_CHECKING:
-    from benchmarks import Demonstration
     from envs import ToolEnv
     from learners.policy import Policy
     from learners.progress import Narrator
-    from learners.rollout import Rollouts
     from learners.session import Session
+    from learners.transcripts import Reading
     from learners.tree import Trajectory
 
 WARM_UP = 0.03
@@ -124,14 +122,17 @@ def _shown(
 ) -> "list[Trajectory]":
     """What is trained on: the benchmark's own demonstrations, or written transcripts."""
     from benchmarks.sources import question_key
+    from learners.demonstrations import play
+    from learners.run_config import UsageError
     from learners.transcripts import read
 
     if config.transcripts is not None:
         held_out = session.held_out.tasks if session.held_out else ()
         evaluated = {question_key(task.question) for task in held_out}
         reading = read(config.transcripts, session.run.rollouts, evaluated, config.demonstrations)
-        reasons = "".join(f"\n  {n} left out: {why}" for why, n in reading.left_out.most_common())
-        narrator.say(f"{len(reading.trajectories)} transcripts of {config.transcripts}{reasons}")
+        narrator.say(
+            f"{len(reading.trajectories)} transcripts of {config.transcripts}{_reasons(reading)}"
+        )
         return reading.trajectories
     script, name = env.benchmark.demonstrations, env.benchmark.name
     assert script is not None
@@ -139,7 +140,16 @@ def _shown(
     scripted = [d for d in script(env.data_dir) if d.task.id in served]
     demonstrations = scripted[: config.demonstrations]
     narrator.say(f"playing {len(demonstrations)} demonstrations of {name} with real tools")
-    return played(session.run.rollouts, demonstrations)
+    played = play(session.run.rollouts, demonstrations)
+    if played.left_out:
+        narrator.say(f"{len(played.trajectories)} of them are trained on{_reasons(played)}")
+    if not played.trajectories:
+        raise UsageError(f"no demonstration of {name} can be used{_reasons(played)}")
+    return played.trajectories
+
+
+def _reasons(reading: "Reading") -> str:
+    return "".join(f"\n  {n} left out: {why}" for why, n in reading.left_out.most_common())
 
 
 def resolved(config: Config) -> Config:
@@ -154,33 +164,6 @@ def resolved(config: Config) -> Config:
         if config.observation_weight is None
         else config.observation_weight,
     )
-
-
-def played(rollouts: "Rollouts", demonstrations: "Sequence[Demonstration]") -> "list[Trajectory]":
-    """Each demonstration as the trajectory that sampling its turns would have made."""
-    with ThreadPoolExecutor(rollouts.tool_threads) as pool:
-        found = list(pool.map(lambda demonstration: _play(rollouts, demonstration), demonstrations))
-    return [t for t in found if t is not None and len(t) <= rollouts.max_response_tokens]
-
-
-def _play(rollouts: "Rollouts", demonstration: "Demonstration") -> "Trajectory | None":
-    """The scripted trajectory, or None if its script ends outside the rules of the episode."""
-    from envs.tags import render
-    from learners.tree import Completion
-    from tools import ToolUnavailable
-
-    tree = rollouts.tree(demonstration.task)
-    trajectory = tree.root()
-    for step in demonstration.steps:
-        ids = tuple(rollouts.tokenizer.encode(render(step), add_special_tokens=False))
-        if trajectory.done or len(trajectory) + len(ids) > rollouts.max_response_tokens:
-            return None
-        nothing = (0.0,) * len(ids)
-        rollouts.advance(tree, trajectory, Completion(ids, nothing, nothing, "tag"))
-        if tree.unavailable is not None:
-            raise ToolUnavailable(tree.unavailable)
-    rollouts.ledger.take()
-    return trajectory if trajectory.state.stop == "answered" else None
 
 
 def fine_tune(

@@ -9,10 +9,10 @@ import torch
 
 from benchmarks import Demonstration, Score, Step
 from envs import ToolEnv
+from learners.demonstrations import play
 from learners.models import load_model, save_model
 from learners.policy import Policy
 from learners.rollout import Rollouts
-from learners.sft import played
 from learners.tree import Completion, Row
 from tests.fakes import TOY, EchoTool, SayTool
 from tools import ToolUnavailable
@@ -42,7 +42,7 @@ def teach(folder, updates=30):
         demonstrations += [Demonstration(task, (*calls, answer)) for answer in answers]
     loaded = load_model("tiny")
     policy = Policy(loaded, learning_rate=5e-3)
-    trajectories = played(Rollouts(env, None, loaded.tokenizer, 200), demonstrations)
+    trajectories = play(Rollouts(env, None, loaded.tokenizer, 200), demonstrations).trajectories
     for _ in range(updates):
         rows = [Row(t, torch.zeros(len(t))) for t in trajectories]
         masks = [torch.tensor(t.response_mask) for t in trajectories]

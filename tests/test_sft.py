@@ -1,6 +1,7 @@
 """The cold start: demonstrations become what rollouts would have made; actions alone train."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from benchmarks import BENCHMARKS, Demonstration, Step
 from envs import ToolEnv
 from envs.tags import render
 from learners import sft
+from learners.demonstrations import play
 from learners.models import load_model, tiny_tokenizer
 from learners.policy import Policy
 from learners.rollout import Rollouts
@@ -38,8 +40,12 @@ def rollouts_of(tokenizer, *tools, turns=(), room=400):
     return Rollouts(env, sampler, tokenizer, room, pause_s=0.0)
 
 
+def played(rollouts, demonstrations):
+    return play(rollouts, demonstrations).trajectories
+
+
 def test_demonstrations_become_the_ids_that_a_rollout_of_them_makes(tokenizer):
-    (shown,) = sft.played(rollouts_of(tokenizer), [SCRIPT])
+    (shown,) = played(rollouts_of(tokenizer), [SCRIPT])
     rollouts = rollouts_of(tokenizer, turns=[render(step) for step in SCRIPT.steps])
     tree = rollouts.tree(TASK)
     sampled = tree.root()
@@ -51,7 +57,7 @@ def test_demonstrations_become_the_ids_that_a_rollout_of_them_makes(tokenizer):
 
 
 def test_an_action_ends_with_its_closing_tag_and_no_end_token_follows(tokenizer):
-    (shown,) = sft.played(rollouts_of(tokenizer), [SCRIPT])
+    (shown,) = played(rollouts_of(tokenizer), [SCRIPT])
     ends = [tokenizer.decode(turn.action.token_ids[-1:]) for turn in shown.turns]
     assert ends == ["</search>", "</python>", "</answer>"]
     assert tokenizer.eos_token_id not in shown.response_ids
@@ -61,7 +67,7 @@ def test_the_loss_is_on_actions_only(tokenizer):
     """Minus the mean log-probability of what the script says; of nothing else."""
     loaded = load_model("tiny", dtype=torch.float64)
     policy = Policy(loaded, learning_rate=1e-3)
-    shown = sft.played(rollouts_of(tokenizer), [SCRIPT, SCRIPT._replace(steps=SCRIPT.steps[2:])])
+    shown = played(rollouts_of(tokenizer), [SCRIPT, SCRIPT._replace(steps=SCRIPT.steps[2:])])
     stats = policy.token_stats(shown)
     said = [s.logprobs[torch.tensor(t.response_mask)] for t, s in zip(shown, stats, strict=True)]
     loss = sft._update(policy, shown, observation_weight=0.0)
@@ -71,7 +77,7 @@ def test_the_loss_is_on_actions_only(tokenizer):
 def test_new_weights_learn_to_read_as_well(tokenizer):
     """Plus the mean over prompts and results, the first token of each row left out."""
     loaded = load_model("tiny", dtype=torch.float64)
-    (shown,) = sft.played(rollouts_of(tokenizer), [SCRIPT])
+    (shown,) = played(rollouts_of(tokenizer), [SCRIPT])
     whole = torch.tensor([[*shown.prompt_ids, *shown.response_ids]])
     with torch.no_grad():
         logprobs = torch.log_softmax(loaded.model(whole).logits[0], -1)
@@ -89,20 +95,57 @@ def test_scripts_that_leave_the_rules_are_left_out(tokenizer):
     unfinished = SCRIPT._replace(steps=SCRIPT.steps[:2])
     beyond = SCRIPT._replace(steps=(*answer, *answer))
     long = SCRIPT._replace(steps=(Step("x" * 900, "answer", "2"),))
-    assert sft.played(rollouts_of(tokenizer), [unfinished, beyond, long]) == []
+    reading = play(rollouts_of(tokenizer), [unfinished, beyond, long, SCRIPT])
+    assert len(reading.trajectories) == 1
+    assert reading.left_out == {
+        "its script ends without an answer": 1,
+        "its script goes on after its answer": 1,
+        "longer than --max-response-tokens": 1,
+    }
 
 
 def test_demonstrations_without_their_tools_are_an_error(tokenizer):
     """Not a smaller training set."""
     with pytest.raises(ToolUnavailable, match="the plug is out"):
-        sft.played(rollouts_of(tokenizer, FlakyTool(9), EchoTool("python")), [SCRIPT])
+        played(rollouts_of(tokenizer, FlakyTool(9), EchoTool("python")), [SCRIPT])
+
+
+class SlowTool(EchoTool):
+    """Its first calls time out; then it answers."""
+
+    def __init__(self, name, failures):
+        super().__init__(name)
+        self.failures = failures
+
+    def run(self, state, argument):
+        following, result = super().run(state, argument)
+        if not self.failures:
+            return following, result
+        self.failures -= 1
+        return state, replace(result, text="[stopped: the cell took too long]", ok=False)
+
+
+def test_a_demonstration_whose_tool_timed_out_is_played_again(tokenizer):
+    """Two time-outs leave no trace in it."""
+    (undisturbed,) = played(rollouts_of(tokenizer), [SCRIPT])
+    slow = rollouts_of(tokenizer, EchoTool("search"), SlowTool("python", 2))
+    reading = play(slow, [SCRIPT])
+    assert [t.response_ids for t in reading.trajectories] == [undisturbed.response_ids]
+    assert reading.left_out == {}
+
+
+def test_a_demonstration_whose_tool_fails_to_the_end_is_left_out_and_counted(tokenizer):
+    slow = rollouts_of(tokenizer, EchoTool("search"), SlowTool("python", 99))
+    reading = play(slow, [SCRIPT, SCRIPT._replace(steps=SCRIPT.steps[2:])])
+    assert len(reading.trajectories) == 1
+    assert reading.left_out == {"a call of python failed, 3 times over": 1}
 
 
 def test_batches_are_the_same_for_the_same_seed(tokenizer):
     scripts = [
         SCRIPT._replace(steps=(Step("x" * n, "answer", "2"),)) for n in (1, 50, 7, 80, 20, 3)
     ]
-    shown = sft.played(rollouts_of(tokenizer), scripts)
+    shown = played(rollouts_of(tokenizer), scripts)
     first = sft._batches(shown, 200, "0/0")
     assert sft._batches(shown, 200, "0/0") == first
     assert len(first) > 1
@@ -145,9 +188,7 @@ def test_gsm8k_annotations_become_python_calls_that_give_what_they_say(
     assert [step.argument.strip() for step in pens.steps] == ["48/2", "48+24", "72"]
     env = ToolEnv("GSM8K", split="train", data_dir=look_alike, tools=(sandboxed_python,))
     rollouts = Rollouts(env, None, tokenizer, 1000)
-    for trajectory, said in zip(
-        sft.played(rollouts, [pens, cow]), (["24", "72"], ["21"]), strict=True
-    ):
+    for trajectory, said in zip(played(rollouts, [pens, cow]), (["24", "72"], ["21"]), strict=True):
         results = trajectory.state.transcript[1:-1:2]
         assert [float(text.split("\n")[1]) for text in results] == [float(one) for one in said]
         assert trajectory.reward == 1.0
