@@ -53,6 +53,11 @@ class RowCache:
         """Positions are always given, so this is never used to make them."""
         return 0
 
+    @property
+    def held_bytes(self) -> int:
+        """Of all keys and values."""
+        return sum(keys.nbytes + values.nbytes for keys, values in self._layers)
+
     def move(self, source: int, target: int) -> None:
         """Let row `target` become a copy of row `source`."""
         for keys, values in self._layers:
@@ -107,6 +112,8 @@ class PrefixStore:
     def __init__(self, most_bytes: int = 2_000_000_000) -> None:
         self._most_bytes = most_bytes
         self._bytes = 0
+        self.peak_bytes = 0
+        """Most that it ever held."""
         self._entries: OrderedDict[tuple[int, ...], Prefix] = OrderedDict()
 
     def keep(self, token_ids: tuple[int, ...], kept: Tensor) -> None:
@@ -115,6 +122,7 @@ class PrefixStore:
             self._drop(token_ids)
         self._entries[token_ids] = Prefix(token_ids, kept)
         self._bytes += kept.nbytes
+        self.peak_bytes = max(self.peak_bytes, self._bytes)
         while self._bytes > self._most_bytes and self._entries:
             self._drop(next(iter(self._entries)))
 

@@ -3,8 +3,8 @@
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import takewhile
 from typing import Any
 
@@ -24,6 +24,8 @@ class Ledger:
         self._failed: Counter[int] = Counter()
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._lock = threading.Lock()
+        self.watch: Callable[[str], AbstractContextManager[object]] = nullcontext
+        """Entered around each phase, with its name."""
 
     def add(self, name: str, amount: int = 1) -> None:
         """Count something by a name of its own."""
@@ -66,7 +68,8 @@ class Ledger:
         """Seconds of wall clock inside the block."""
         start = time.perf_counter()
         try:
-            yield
+            with self.watch(name):
+                yield
         finally:
             with self._lock:
                 self._seconds[name] += time.perf_counter() - start

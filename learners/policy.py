@@ -5,7 +5,8 @@ Log-probabilities and entropies are computed only where they are asked for, in c
 logits over a whole batch never exist.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from learners.attention import takes_trees
 from learners.batch import Batch, pack
+from learners.memory import Kept
 from learners.models import LoadedModel
 from learners.optimizers import make_optimizer
 from learners.packing import Packing, Packs, Work, laid_out
@@ -70,12 +72,18 @@ class Policy:
     """Run the transformer in bfloat16; log-probabilities stay in float32."""
     packs: Packs = "auto"
     """Whether rows are laid out as trees."""
+    gradient_checkpointing: bool = False
+    """Keep each layer's input alone for the backward pass and compute the layer again there."""
 
     def __post_init__(self) -> None:
         self.model = self.loaded.model
         self.updates = 0
         self.work = Work([], 0, 0, trees=False)
         """How the rows of the last call were laid out."""
+        self.kept: Kept | None = None
+        """Counts what forward passes keep for backward passes, where somebody wants to know."""
+        if self.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
         if not takes_trees(self.model):
             self.packs = "never"
         self.model.eval()  # no dropout: the ratio compares two passes of one function
@@ -165,12 +173,38 @@ class Policy:
                 everything=everything,
                 packing=packing,
             )
-            logprobs, _ = self._forward(packed, entropies=False)
-            value = loss(logprobs, packed)
-            if value.requires_grad:
-                torch.autograd.backward(value)
+            with self._checkpointed():
+                with self._counted(packed):
+                    logprobs, _ = self._forward(packed, entropies=False)
+                    value = loss(logprobs, packed)
+                if value.requires_grad:
+                    torch.autograd.backward(value)
             total += value.item()
         return total
+
+    def _counted(self, batch: Batch) -> AbstractContextManager[None]:
+        """Counts what the block keeps for the backward pass, where somebody wants to know."""
+        if self.kept is None:
+            return nullcontext()
+        tokens = batch.token_ids.numel() if batch.packing is None else len(batch.packing.token_ids)
+        return self.kept.counting(self.model.parameters(), tokens)
+
+    @contextmanager
+    def _checkpointed(self) -> Iterator[None]:
+        """Let layers compute again what they do not keep, where that was asked for.
+
+        transformers does so only in layers that train; what is inside them stays without dropout.
+        """
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        layers = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
+        for layer in layers:
+            layer.training = self.gradient_checkpointing
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.training = False
 
     def set_learning_rate(self, value: float) -> None:
         """Use another rate from the next update on."""

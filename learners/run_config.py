@@ -129,9 +129,13 @@ class RunConfig:
     train_split: Literal["train", "validation", "test"] = "train"
     """Split to train on."""
     microbatch_tokens: int = 8192
-    """Most padded tokens of one forward and backward pass."""
+    """Most tokens that one forward and backward pass computes, padding included."""
     autocast: bool = False
     """Train and sample in bfloat16 (weights and log-probabilities stay float32): twice as fast."""
+    gradient_checkpointing: bool = False
+    """Update in less memory and more time: layers compute again what they do not keep."""
+    profile_memory: bool = False
+    """Say after each iteration where its memory peaked, and what was held there."""
     sampler_rows: int = 64
     """Most trajectories sampled at the same time."""
     threads: int | None = None

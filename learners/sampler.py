@@ -143,6 +143,7 @@ class TransformersSampler:
         self._store = PrefixStore()
         self.prefilled_tokens = 0
         """Prefix tokens that the model read so far."""
+        self._row_bytes = 0
 
     def submit(self, request: Request) -> None:
         """Take a request.
@@ -189,6 +190,13 @@ class TransformersSampler:
                     ),
                 )
         self._model.train(was_training)
+        self._row_bytes = max(self._row_bytes, cache.held_bytes)
+
+    @property
+    def held(self) -> tuple[int, int]:
+        """Bytes of its own weights, and the most of keys and values so far."""
+        own = [] if self._model is self._source else self._model.parameters()
+        return sum(p.nbytes for p in own), self._row_bytes + self._store.peak_bytes
 
     def _admit(self, active: list[_Row], cache: RowCache) -> int:
         """Let waiting requests join; returns how many rows were there before."""

@@ -109,13 +109,8 @@ def open_session(
     prove_sandbox(env)
     policy = _policy(config, folder, newest)
     loaded = policy.loaded
-    sampler = TransformersSampler(
-        loaded.model,
-        loaded.tokenizer,
-        env.stop_tags,
-        rows=config.sampler_rows,
-        dtype=torch.bfloat16 if config.autocast else None,
-    )
+    dtype = torch.bfloat16 if config.autocast else None
+    sampler = TransformersSampler(*loaded, env.stop_tags, rows=config.sampler_rows, dtype=dtype)
     rollouts = Rollouts(
         env,
         sampler,
@@ -160,6 +155,7 @@ def _policy(config: RunConfig, folder: Path, newest: int | None) -> "Policy":
         optimizer_name=config.optimizer or "adamw",
         microbatch_tokens=config.microbatch_tokens,
         autocast=config.autocast,
+        gradient_checkpointing=config.gradient_checkpointing,
     )
 
 
@@ -235,13 +231,16 @@ def run_iteration(
     session: Session, iteration: "Callable[[list[Task], Run, Any], None]"
 ) -> dict[str, float]:
     """One iteration of a session: its tasks, the method, its metrics."""
+    from learners.memory import profiled
+
     run = session.run
     start = time.perf_counter()
     run.begin()
     tasks = session.tasks_of(run.iteration)
     # What the iteration before left in the sampler would round otherwise than a resumed run's.
     run.rollouts.sampler.sync()
-    iteration(tasks, run, run.config)
+    with profiled(run):
+        iteration(tasks, run, run.config)
     metrics = run.metrics()
     run.lost = [
         tree.task.id

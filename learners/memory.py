@@ -1,0 +1,193 @@
+"""Where the memory of an iteration peaks, and what it holds there.
+
+On a CPU the peak is the process's resident set, which Linux counts and resets; on CUDA it is what
+PyTorch's allocator handed out. What tensors hold is added up from the tensors themselves; the rest
+is the interpreter, its libraries, indices, and what a pass needs for a moment.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from learners.loop import Run
+    from learners.policy import Policy
+    from learners.sampler import Sampler
+
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+ADVICE = {
+    "kept for the backward pass": "--microbatch-tokens, --gradient-checkpointing or --autocast",
+    "the optimiser's state": "--lora-rank",
+    "gradients": "--lora-rank",
+    "the sampler's keys and values": "--sampler-rows",
+    "the sampler's own weights": "no --autocast",
+}
+"""What makes the largest part smaller."""
+
+
+class Resident:
+    """The process's resident set. Mutates what Linux remembers of it."""
+
+    def peak(self) -> int:
+        """Bytes, since the last reset."""
+        lines = STATUS.read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+    def reset(self) -> None:
+        """Forget the peak."""
+        RESET.write_text("5")
+
+
+class Allocated:
+    """What PyTorch's allocator handed out on CUDA."""
+
+    def peak(self) -> int:
+        """Bytes, since the last reset."""
+        return torch.cuda.max_memory_allocated()
+
+    def reset(self) -> None:
+        """Forget the peak."""
+        torch.cuda.reset_peak_memory_stats()
+
+
+class Kept:
+    """What forward passes kept for their backward passes. Mutated by `counting`."""
+
+    def __init__(self) -> None:
+        self.bytes = self.tokens = 0
+        """Of the pass that kept most, and the tokens it computed."""
+
+    @contextmanager
+    def counting(self, parameters: Iterable[Tensor], tokens: int) -> Iterator[None]:
+        """Count what the block keeps, the parameters left out."""
+        weights = {p.untyped_storage().data_ptr() for p in parameters}
+        storages: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                storages[storage.data_ptr()] = storage.nbytes()
+            return tensor.detach()
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            yield
+        if sum(storages.values()) > self.bytes:
+            self.bytes, self.tokens = sum(storages.values()), tokens
+
+
+class MemoryProfile:
+    """The peak of each phase of an iteration. Mutated by `phase`, which the ledger calls."""
+
+    def __init__(self, meter: Resident | Allocated) -> None:
+        self.peaks: dict[str, int] = {}
+        """Bytes by phase."""
+        self._meter = meter
+        self._inner: list[int] = []
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Note the peak inside the block; blocks inside it count for both."""
+        before = self._meter.peak()
+        self._meter.reset()
+        self._inner.append(0)
+        try:
+            yield
+        finally:
+            own = max(self._inner.pop(), self._meter.peak())
+            self.peaks[name] = max(self.peaks.get(name, 0), own)
+            if self._inner:
+                self._inner[-1] = max(self._inner[-1], before, own)
+
+
+@contextmanager
+def profiled(run: "Run") -> Iterator[None]:
+    """Where the run's config asks for it, say where the memory of the block peaked, and why."""
+    if not run.config.profile_memory:
+        yield
+        return
+    cuda = run.policy.model.device.type == "cuda"
+    profile = MemoryProfile(Allocated() if cuda else Resident())
+    kept = run.policy.kept = Kept()
+    run.ledger.watch = profile.phase
+    try:
+        yield
+    finally:
+        run.policy.kept, run.ledger.watch = None, nullcontext
+    found = contents(run.policy, run.rollouts.sampler, kept)
+    if profile.peaks:
+        print(report(profile.peaks, found, kept.tokens))  # noqa: T201
+
+
+def contents(policy: "Policy", sampler: "Sampler", kept: Kept) -> dict[str, int]:
+    """Bytes by what holds them; of what comes and goes, the most there was."""
+    from learners.sampler import TransformersSampler
+
+    own, keys = sampler.held if isinstance(sampler, TransformersSampler) else (0, 0)
+    return {
+        "weights": held(policy.model.parameters()),
+        "the optimiser's state": held(tensors_in(policy.optimizer.state_dict())),
+        "the sampler's own weights": own,
+        "the sampler's keys and values": keys,
+        "gradients": held(p for p in policy.model.parameters() if p.requires_grad),
+        "kept for the backward pass": kept.bytes,
+    }
+
+
+ONLY_IN = {
+    "the sampler's keys and values": ("sample",),
+    "gradients": ("update",),
+    "kept for the backward pass": ("update",),
+}
+"""Phases at whose peak something is there; other things always are."""
+
+
+def report(peaks: Mapping[str, int], found: Mapping[str, int], tokens: int) -> str:
+    """Where the peak was, what was held there, and what makes the largest part smaller.
+
+    Args:
+        peaks: bytes by phase, not empty.
+        found: bytes by what holds them.
+        tokens: that the update's largest pass computed.
+    """
+    phase = max(peaks, key=lambda name: peaks[name])
+    there = {n: size for n, size in found.items() if size and phase in ONLY_IN.get(n, (phase,))}
+    rest = max(0, peaks[phase] - sum(there.values()))
+    largest = max(there, key=lambda name: there[name])
+    others = ", ".join(f"{name} {size_of(peak)}" for name, peak in peaks.items() if name != phase)
+    lines = [f"peak memory {size_of(peaks[phase])} in {phase}" + (f" ({others})" if others else "")]
+    lines += [f"  {size_of(size):>9}  {name}" for name, size in by_size(there)]
+    lines.append(f"  {size_of(rest):>9}  the rest: Python, libraries, what is needed for a moment")
+    if phase == "update":
+        lines.append(f"  the largest forward and backward pass computed {tokens} tokens")
+    if largest in ADVICE:
+        lines.append(f"  less of {largest}: {ADVICE[largest]}")
+    return "\n".join(lines)
+
+
+def by_size(found: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Largest first."""
+    return sorted(found.items(), key=lambda pair: -pair[1])
+
+
+def size_of(count: int) -> str:
+    """Bytes as a person reads them."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def held(tensors: Iterable[Tensor]) -> int:
+    """Bytes of tensors; those that share a storage count once."""
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def tensors_in(found: object) -> Iterator[Tensor]:
+    """The tensors of nested dictionaries and lists."""
+    if isinstance(found, Tensor):
+        yield found
+    elif isinstance(found, dict | list):
+        for inner in found.values() if isinstance(found, dict) else found:
+            yield from tensors_in(inner)
