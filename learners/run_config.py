@@ -136,6 +136,12 @@ class RunConfig:
     """Update in less memory and more time: layers compute again what they do not keep."""
     profile_memory: bool = False
     """Say after each iteration where its memory peaked, and what was held there."""
+    sampler: Literal["transformers", "vllm", "vllm-server"] = "transformers"
+    """vllm: its engine in this process; vllm-server: in a process of its own, started again where
+    it ends. Both need vLLM."""
+    turns: Literal["auto", "lockstep", "overlap"] = "auto"
+    """lockstep: all sample, then all call their tools, and a rerun is bit-exact; overlap: each
+    trajectory waits for its own tool only. auto: overlap with vLLM or CUDA."""
     sampler_rows: int = 64
     """Most trajectories sampled at the same time."""
     threads: int | None = None

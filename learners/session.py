@@ -98,7 +98,7 @@ def open_session(
     from learners.loop import Run
     from learners.objective import reference_of
     from learners.rollout import Rollouts
-    from learners.sampler import TransformersSampler
+    from learners.samplers import open_sampler, turns
 
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
     tasks, held_out = env.tasks, None
@@ -109,8 +109,7 @@ def open_session(
     prove_sandbox(env)
     policy = _policy(config, folder, newest)
     loaded = policy.loaded
-    dtype = torch.bfloat16 if config.autocast else None
-    sampler = TransformersSampler(*loaded, env.stop_tags, rows=config.sampler_rows, dtype=dtype)
+    sampler = open_sampler(config, loaded, env.stop_tags)
     rollouts = Rollouts(
         env,
         sampler,
@@ -118,6 +117,8 @@ def open_session(
         config.max_response_tokens,
         config.temperature,
         config.seed,
+        tool_threads=config.sampler_rows if turns(config) == "overlap" else 8,
+        turns=turns(config),
         ledger=ledger or Ledger(Spending(budget(config))),
     )
     session = Session(

@@ -1,0 +1,45 @@
+"""Stands where the process of `learners.vllm_server` does, with a sampler of transformers.
+
+    python -m tests.vllm_stand_in MODE LIVES SOCKET SETTINGS
+
+LIVES is a file that gets a letter at every start. MODE: lives; dies, at once; "dies once", at the
+second request of its first life.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from learners.models import load_model
+from learners.sampler import Request, TransformersSampler
+
+
+def main():
+    mode, lives, handle, given = sys.argv[1:]
+    connection, settings = socket.socket(fileno=int(handle)), json.loads(given)
+    with Path(lives).open("a") as file:
+        file.write("x")
+    if mode == "dies":
+        sys.exit("no memory left")
+    sampler = None
+    for line in connection.makefile():
+        order = json.loads(line)
+        if "load" in order or sampler is None:
+            sampler = TransformersSampler(*load_model(settings["folder"]), settings["stop_tags"])
+        if "submit" not in order:
+            continue
+        prefix, prefill, *rest = order["submit"]
+        request = Request(tuple(prefix), tuple(prefill), *rest)
+        if mode == "dies once" and request.key == "1" and Path(lives).read_text() == "x":
+            os.kill(os.getpid(), signal.SIGKILL)
+        sampler.submit(request)
+        for of, said in sampler.completed():
+            line = [of.key, of.position, said.token_ids, said.logprobs, said.entropies, said.stop]
+            connection.sendall(json.dumps({"said": line}).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main()
