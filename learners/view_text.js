@@ -73,12 +73,13 @@ function folded(one, turn, index, begin, end) {
 
 function heading(one, told) {
   const result = verdict(one.reward), gain = changed(one.gain);
+  const calls = one.turns.filter((t) => t.tool).length;
   const terms = Object.entries(one.terms).map(([name, value]) => `${name} ${number(value)}`).join(", ");
   return element("div", { class: "heading" },
     element("b", {}, told || nameOf(one)),
     element("span", { class: `reward ${result.kind}` }, `${result.mark} reward ${number(one.reward)}`),
-    one.source && !told ? element("span", { class: `reward ${gain.kind}` }, `${gain.mark} ${signed(one.gain)} against its parent`) : null,
-    element("span", { class: "facts" }, [one.done ? one.stop : "not finished", terms, `${one.tokens.length} tokens`, `${one.turns.filter((t) => t.tool).length} calls`].filter(Boolean).join(" · ")));
+    one.source && !told ? element("span", { class: `reward ${gain.kind}` }, one.gain ? `${gain.mark} ${signed(one.gain)} against its parent` : "= as its parent") : null,
+    element("span", { class: "facts" }, [one.done ? one.stop : "not finished", terms, `${one.tokens.length} tokens`, calls === 1 ? "1 call" : `${calls} calls`].filter(Boolean).join(" · ")));
 }
 
 function drawText(tree, chosen, mode, scale, choose) {
@@ -120,6 +121,14 @@ function drawDecisions(tree, chosen, choose) {
     element("tbody", {}, rows))];
 }
 
+function wrote(one, at) {
+  // The next few tokens of its own hand.
+  let end = at;
+  while (end < at + 3 && one.own[end]) end++;
+  const text = one.tokens.slice(at, end).join("");
+  return text.length > 28 ? `${text.slice(0, 27)}…` : text;
+}
+
 function strongest(group) {
   return Math.max(...group.map((one) => Math.abs(one.gain)));
 }
@@ -127,7 +136,7 @@ function strongest(group) {
 function decisionRow(group, chosen, choose) {
   const { source, shared } = group[0];
   const at = (key) => number(source[key] ? source[key][shared] : null);
-  const words = (one) => element("code", {}, visible(one.tokens.slice(shared, shared + 3).join("")) || "(end)");
+  const words = (one) => element("code", {}, visible(wrote(one, shared)) || "(nothing)");
   const score = source.branching ? at("branching") : group[0].score ? number(group[0].score) : "–";
   return element("tr", {},
     element("td", {}, `${nameOf(source)}, token ${shared}`), element("td", {}, words(source)),

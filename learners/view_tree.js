@@ -27,7 +27,7 @@ function drawTree(tree, chosen, mode, scale, choose) {
       element("line", { x1: x(at), x2: x(at), y1: TOP - 4, y2: height }),
       element("text", { x: x(at), y: 12, "text-anchor": "middle" }, at === 0 ? "token 0" : at)));
   for (const { one } of lanes) if (one.source) svg.append(connector(one, x, y));
-  for (const { one, depth } of lanes) svg.append(lane(one, depth, one === chosen, x, y.get(one), unit, mode, scale, choose));
+  for (const { one, depth } of lanes) svg.append(lane(one, depth, one.index === chosen, x, y.get(one), unit, mode, scale, choose));
   for (const { one } of lanes) if (one.source) svg.append(diamond(one, x, y, choose));
   return svg;
 }
