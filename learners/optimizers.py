@@ -2,8 +2,8 @@
 
 Muon [Jordan et al. 2024] orthogonalises the momentum of every hidden matrix, so that no direction
 of a matrix learns faster than another; embeddings, norms and vectors stay with AdamW. The step has
-the size of AdamW's [Liu et al. 2025, arXiv 2502.16982], so one learning rate serves both. New weights
-learn to copy what they read in a fraction of the tokens AdamW takes.
+the size of AdamW's [Liu et al. 2025, arXiv 2502.16982], so one learning rate serves both. New
+weights learn to copy what they read in a fraction of the tokens AdamW takes.
 """
 
 from collections.abc import Iterable

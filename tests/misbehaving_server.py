@@ -47,6 +47,7 @@ ONCE = {
     "bad chunk": HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\nabc",
 }
 TEN_GB = 10 << 30
+HANGS_S = 300
 
 
 class MisbehavingServer:
@@ -54,6 +55,8 @@ class MisbehavingServer:
 
     def __init__(self, *script):
         self.script, self.requests, self.sent = list(script), [], 0
+        self.outlasted = []
+        """Hanging, dripping and flooding that nobody broke off."""
         self.stopping = threading.Event()
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.port = self.socket.getsockname()[1]
@@ -125,17 +128,21 @@ class MisbehavingServer:
             connection.sendall(ONCE[behaviour])
             return behaviour == "ok"
         if behaviour == "hang":
-            self.stopping.wait(30)
+            self.stopping.wait(HANGS_S)
+            self._over(behaviour)
         elif behaviour == "slow":
             self.stopping.wait(0.2)
             connection.sendall(ONCE["ok"])
             return True
         elif behaviour == "drip headers":
             self._drip(connection, b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 10_000)
+            self._over(behaviour)
         elif behaviour == "drip body":
             self._drip(connection, HEAD + b"Content-Length: 100000\r\n\r\n" + b"a" * 100_000)
+            self._over(behaviour)
         elif behaviour in ("ten gigabytes", "ten gigabytes in chunks"):
             self._flood(connection, chunked=behaviour.endswith("chunks"))
+            self._over(behaviour)
         elif behaviour == "reset":
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         elif behaviour == "reset half-way":
@@ -149,6 +156,11 @@ class MisbehavingServer:
         else:
             raise AssertionError(behaviour)
         return False
+
+    def _over(self, behaviour):
+        """It came to its end before anybody hung up or the server was closed."""
+        if not self.stopping.is_set():
+            self.outlasted.append(behaviour)
 
     def _drip(self, connection, data):
         for i in range(len(data)):

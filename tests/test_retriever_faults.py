@@ -27,15 +27,15 @@ ONE_ATTEMPT = {"rate limit a minute", "password", "brotli"}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_that_lasts_makes_the_tool_unavailable_in_bounded_time_and_memory(fault):
-    """The server hangs for 30 s and drips for longer; it would send 10 GB, and 256 MB unpacked."""
+def test_a_fault_that_lasts_is_given_up_before_its_end_and_in_bounded_memory(fault):
+    """The server hangs for 5 minutes and drips for 20; it would send 10 GB, and 256 MB unpacked."""
     with MisbehavingServer(fault) as server:
         limits = QUICK if fault in LASTING else CALM
         retriever = RemoteRetriever(server.url, limits, max_bytes=100_000)
-        before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         with pytest.raises(ToolUnavailable, match=r"127\.0\.0\.1"):
             retriever.search("volcano", 3)
-        assert time.monotonic() - start < 15
+        assert server.outlasted == []
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
         attempts = 1 if fault in ONE_ATTEMPT else 2
         assert len(server.requests) == attempts

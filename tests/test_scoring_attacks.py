@@ -69,15 +69,14 @@ GOLDS = {
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_no_attack_scores_or_takes_a_second(attack):
+def test_no_attack_scores_or_works_for_a_second(attack):
     """Processor time here; the grading process has a limit of its own, tested below."""
     shared_pool().verdict("1", "2")
     for name, (gold, kind) in GOLDS.items():
-        started, busy = time.monotonic(), time.process_time()
+        busy = time.process_time()
         score = BENCHMARKS[name].score(ATTACKS[attack], Task("t", "q", (gold,), kind))
         assert score.value == 0, (name, score)
         assert time.process_time() - busy < 0.4, name
-        assert time.monotonic() - started < 4, name  # 0.7 s on a machine with nothing else to do
         assert len(score.extracted) <= 200
 
 
