@@ -60,12 +60,21 @@ function expand(tree) {
       : new Array(length).fill(one.advantage);
     one.own = new Array(length).fill(true);
     for (const turn of one.turns) one.own.fill(false, turn.action_end, turn.end);
+    one.parting = parting(one);
     one.gain = source ? one.reward - source.reward : 0;
   }
   tree.rewards = tree.trajectories.map((one) => one.reward);
   tree.largest = Math.max(0, ...tree.trajectories.map((one) => Math.abs(one.gain)));
   tree.scored = tree.trajectories.some((one) => one.branching);
   tree.mean = tree.rewards.reduce((a, b) => a + b, 0) / Math.max(tree.rewards.length, 1);
+}
+
+function parting(one) {
+  // The first token that is not the parent's: a branch may sample its parent's token again.
+  if (!one.source) return null;
+  let at = one.shared;
+  while (at < one.tokens.length && at < one.source.tokens.length && one.tokens[at] === one.source.tokens[at]) at++;
+  return at;
 }
 
 function nameOf(one) {

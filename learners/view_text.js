@@ -88,17 +88,23 @@ function drawText(tree, chosen, mode, scale, choose) {
   const context = { mode, scale, choose, decision: null };
   if (!one.source)
     return [heading(one), element("div", { class: "words-of" }, written(one, 0, one.tokens.length, context))];
-  const at = one.shared, source = one.source, shown = { ...context, decision: at };
+  const at = one.shared, source = one.source, shown = { ...context, decision: one.parting };
   const shared = element("details", { class: "shared" },
     element("summary", {}, `${at} tokens shared with ${nameOf(source)}: … `, element("span", { class: "tail" }, tailOf(one, at))),
     element("div", { class: "words-of" }, written(one, 0, at, context)));
   return [
     heading(one),
+    one.parting > at ? element("p", { class: "absent" }, samePlace(one)) : null,
     at > 0 ? shared : element("p", { class: "facts" }, "It begins anew: nothing is shared."),
     element("div", { class: "columns" },
       element("div", { class: "column" }, heading(source, `parent, ${nameOf(source)}, went on`), element("div", { class: "words-of" }, written(source, at, source.tokens.length, shown))),
       element("div", { class: "column" }, heading(one, "this branch went on"), element("div", { class: "words-of" }, written(one, at, one.tokens.length, shown)))),
   ];
+}
+
+function samePlace(one) {
+  const wholly = one.parting === one.tokens.length && one.parting === one.source.tokens.length;
+  return wholly ? "It sampled the very tokens of its parent again." : `It sampled ${one.parting - one.shared} of its parent’s tokens again; they part at token ${one.parting}.`;
 }
 
 function tailOf(one, at) {
@@ -140,7 +146,7 @@ function decisionRow(group, chosen, choose) {
   const score = source.branching ? at("branching") : group[0].score ? number(group[0].score) : "–";
   return element("tr", {},
     element("td", {}, `${nameOf(source)}, token ${shared}`), element("td", {}, words(source)),
-    element("td", {}, group.map((one) => element("div", {}, words(one)))),
+    element("td", {}, group.map((one) => element("div", {}, words(one), one.parting > shared ? element("span", { class: "facts" }, " the same") : null))),
     element("td", { class: "n" }, at("entropy")), element("td", { class: "n" }, at("future")), element("td", { class: "n" }, score),
     element("td", { class: `n ${verdict(source.reward).kind}` }, `${verdict(source.reward).mark} ${number(source.reward)}`),
     element("td", {}, group.map((one) => element("button", { class: `pick ${changed(one.gain).kind}${one.index === chosen ? " chosen" : ""}`, "data-pick": one.index, onclick: () => choose(one.index) },

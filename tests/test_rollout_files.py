@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import pandas as pd
@@ -293,3 +295,15 @@ def test_an_open_turn_is_in_the_file(tokenizer, tmp_path):
     assert row["token_ids"] == [1, 2, 3]
     assert row["turns"] == []
     assert +recount([row]) == {"reused_tokens": 3, "total_tokens": 3}
+
+
+def test_the_walk_through_the_files_runs_on_a_run(taught, tmp_path):
+    session, iteration = session_of(taught, "appo paper")
+    run_iteration(session, iteration)
+    write_rollouts(tmp_path, 0, session.run.trees, session.run.policy.loaded.tokenizer)
+    walk = [sys.executable, "docs/read_rollouts.py", str(tmp_path)]
+    done = subprocess.run(walk, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    sampled = recount(read_rows(tmp_path, 0))["sampled_tokens"]
+    assert f"{sampled:,} tokens sampled" in done.stdout
+    assert re.search(r"% of 12 branches changed the reward", done.stdout)

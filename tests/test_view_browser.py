@@ -268,3 +268,11 @@ def test_a_live_page_shows_new_trees_and_progress(tab, tmp_path):
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def test_a_branch_that_repeats_its_parent_parts_from_it_later(shown):
+    """The token at 1 was sampled again; the first that differs is at 2."""
+    branch = "{source: {tokens: ['a', 'b', 'c']}, tokens: ['a', 'b', 'd'], shared: 1}"
+    assert shown.evaluate(f"parting({branch})") == 2
+    said = shown.evaluate(f"samePlace({{...{branch}, parting: 2}})")
+    assert said == "It sampled 1 of its parent\u2019s tokens again; they part at token 2."
