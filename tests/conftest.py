@@ -7,6 +7,7 @@ import pytest
 from hypothesis import settings
 
 from envs import ToolEnv
+from tests import needs
 from tools import PythonTool, ToolContext, ToolUnavailable, docker_sandbox
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,7 +24,7 @@ def pytest_runtest_setup(item):
         try:
             docker_sandbox._client().close()
         except ToolUnavailable as error:
-            pytest.skip(str(error))
+            needs.lacking("Docker Engine", str(error), "in CI")
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +32,7 @@ def data_dir():
     """The folder of benchmark rows: APPO_DATA, or beside the repository; skips without one."""
     folder = Path(os.environ.get("APPO_DATA", ROOT.parent / "shared" / "data"))
     if not (folder / "benchmarks").is_dir():
-        pytest.skip(f"no rows of the benchmarks under {folder}; set APPO_DATA to their folder")
+        needs.lacking(*needs.ROWS)
     return folder
 
 
@@ -52,7 +53,7 @@ def sandboxed_python():
 def python_env(sandboxed_python):
     """SyntheticQA with Python in the local sandbox; skips where the kernel has none."""
     if sandboxed_python is None:
-        pytest.skip("no local sandbox on this machine")
+        needs.lacking(*needs.SANDBOX)
     return ToolEnv("SyntheticQA", tools=("search", sandboxed_python))
 
 

@@ -97,6 +97,21 @@ def test_no_module_is_named_like_one_of_the_standard_library_or_a_dependency(pat
     assert path.stem not in taken - {"__init__", "__main__"}
 
 
+TESTS = sorted(path for path in (ROOT / "tests").rglob("*.py") if path.name != "needs.py")
+
+
+def skips(tree):
+    """Lines that skip by pytest's own words."""
+    words = {"skip", "skipif", "importorskip", "xfail"}
+    named = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr in words]
+    return sorted(n.lineno for n in named if ast.unparse(n.value) in ("pytest", "pytest.mark"))
+
+
+@pytest.mark.parametrize("path", TESTS, ids=name_of)
+def test_a_skip_says_what_to_install_and_where_the_test_runs(path):
+    assert not skips(parsed(path)), "skip by tests/needs.py, which asks for both"
+
+
 def test_there_are_four_packages_and_no_nested_ones():
     assert {path.parent for path in FILES} == {ROOT / package for package in BELOW}
 
@@ -106,3 +121,7 @@ def test_the_rules_see_what_they_forbid():
     tree = ast.parse("def f():\n    import learners.appo\n" + "    x = 1\n" * 51)
     assert list(imported(tree)) == ["learners.appo"]
     assert [body_lines(function) for function in functions(tree)] == [52]
+    assert skips(ast.parse('import pytest\npytest.skip("no")\n@pytest.mark.xfail\ndef f(): 0')) == [
+        2,
+        3,
+    ]

@@ -8,12 +8,11 @@ import pytest
 
 from benchmarks import BENCHMARKS
 from benchmarks.sources import question_key
+from tests import needs
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("APPO_DATA", ROOT.parent / "shared" / "data"))
-pytestmark = pytest.mark.skipif(
-    not (DATA / "benchmarks").is_dir(), reason=f"no data at {DATA}; set APPO_DATA"
-)
+pytestmark = needs.unless((DATA / "benchmarks").is_dir(), *needs.ROWS)
 THIRTEEN = [name for name in BENCHMARKS if name != "SyntheticQA"]
 SAMPLE = 150
 """Rows of a large mathematics set graded in every run; all of them in the full one."""

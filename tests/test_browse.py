@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import os
 import subprocess
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
 from tests.misbehaving_server import MisbehavingServer
 from tests.page_site import ARTICLE, LOOPBACK, base, browsing, refused, site
 from tools.addresses import Addresses, Refused
@@ -18,9 +18,7 @@ from tools.page_reader import PageReader
 from tools.tool import Tool, ToolContext, ToolUnavailable
 from tools.web_pages import WebPages, tidy_url
 
-for package in ("httpx", "trafilatura", "lxml_html_clean", "pypdf"):
-    if importlib.util.find_spec(package) is None:  # importing them here would be slow
-        pytest.skip(f"the package {package} is not installed", allow_module_level=True)
+needs.packages("httpx", "trafilatura", "lxml_html_clean", "pypdf")
 
 ROOT = Path(__file__).parent.parent
 

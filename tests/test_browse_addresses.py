@@ -1,4 +1,3 @@
-import importlib.util
 import ipaddress
 import itertools
 import socket
@@ -6,13 +5,12 @@ import subprocess
 
 import pytest
 
+from tests import needs
 from tests.page_site import ARTICLE, base, browsing, refused, site
 from tools.addresses import Addresses, Refused, is_public
 from tools.tool import ToolUnavailable
 
-for package in ("httpx", "trafilatura", "lxml_html_clean", "pypdf"):
-    if importlib.util.find_spec(package) is None:  # importing them here would be slow
-        pytest.skip(f"the package {package} is not installed", allow_module_level=True)
+needs.packages("httpx", "trafilatura", "lxml_html_clean", "pypdf")
 
 
 PRIVATE = [
@@ -107,7 +105,7 @@ def test_a_certificate_is_that_of_the_name_and_not_of_the_address(tmp_path, monk
     try:
         made = subprocess.run([*command.split(), *name], capture_output=True, cwd=tmp_path)
     except FileNotFoundError:
-        pytest.skip("openssl is not installed")
+        needs.lacking("openssl", "apt-get install openssl", "in CI where its image has it")
     assert made.returncode == 0, made.stderr
     certificate.write_bytes((tmp_path / "k").read_bytes() + (tmp_path / "c").read_bytes())
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "c"))

@@ -12,7 +12,6 @@ import time
 import urllib.error
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.util import find_spec
 
 import pytest
 
@@ -24,6 +23,7 @@ from learners.evaluate import evaluate
 from learners.evaluate_config import Config
 from learners.models import tiny_tokenizer
 from learners.run_config import UsageError
+from tests import needs
 from tests.fakes import EchoTool, UnplugTool, answer, call, toy_env
 
 ENDPOINT = Endpoint("http://model.test/v1", "m-1", "secret", tries=3, backoff=0)
@@ -309,8 +309,7 @@ def free_port():
 @pytest.fixture(scope="module")
 def transformers_serve(taught, tmp_path_factory):
     """`transformers serve` with the taught tiny model; its address and the model's name."""
-    if find_spec("fastapi") is None or find_spec("openai") is None:
-        pytest.skip("transformers serve needs `pip install transformers[serving]`")
+    needs.packages("fastapi", "openai")
     folder = tmp_path_factory.mktemp("served") / "taught"
     shutil.copytree(taught, folder)
     port = free_port()

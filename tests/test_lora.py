@@ -13,10 +13,11 @@ from learners.policy import Policy
 from learners.run_config import RunConfig, UsageError
 from learners.training import main
 from learners.tree import Row
+from tests import needs
 from tests.learner_fakes import likelihood
 from tests.test_policy import SHAPES, trajectories
 
-pytest.importorskip("peft", reason="pip install 'appo-gym[lora]'")
+needs.packages("peft")
 
 
 @pytest.fixture(autouse=True)

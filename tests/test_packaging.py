@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
 from tests.conftest import ROOT
 
 PACKAGES = {"envs", "learners", "tools", "benchmarks"}
@@ -29,8 +30,7 @@ def test_the_project_names_its_packages_instead_of_having_them_found():
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """The names of the files in a wheel built from this tree, without reaching any network."""
-    if importlib.util.find_spec("hatchling") is None:
-        pytest.skip("hatchling is not installed; it builds the wheel")
+    needs.packages("hatchling")
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "-d", str(folder)]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

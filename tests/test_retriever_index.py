@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
 from tools.cache import Cache
 from tools.local_index import LocalRetriever, Passage, add, build, main, read_passages
 from tools.open_retriever import open_retriever
 from tools.retrievers import MemoryRetriever
 from tools.search import SearchTool
 from tools.tool import ToolUnavailable
-
-tantivy = pytest.importorskip("tantivy", reason="the package tantivy is not installed")
 
 ROOT = Path(__file__).parent.parent
 CORPUS = Path(os.environ.get("APPO_DATA", ROOT.parent / "shared" / "data")) / "corpus"
@@ -183,7 +182,7 @@ def test_importing_the_retrievers_imports_nothing_heavy():
     assert done.stdout.strip() == "[]", done.stderr
 
 
-@pytest.mark.skipif(not CORPUS.is_dir(), reason=f"no corpus in {CORPUS} (APPO_DATA)")
+@needs.unless(CORPUS.is_dir(), *needs.ROWS)
 def test_disk_and_memory_agree_on_the_corpus(tmp_path):
     """Lengths are rounded on disk, so near-equal scores may swap; the best page rarely does."""
     pages = []

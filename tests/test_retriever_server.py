@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
 from tools.faults import Limits
 from tools.local_index import Passage, build
 from tools.remote_retriever import RemoteRetriever
@@ -17,8 +18,7 @@ from tools.retrieval_server import application, listen
 from tools.retrievers import MemoryRetriever
 from tools.tool import ToolUnavailable
 
-for package in ("tantivy", "starlette", "uvicorn"):
-    pytest.importorskip(package, reason=f"the package {package} is not installed")
+needs.packages("starlette", "uvicorn")
 
 ROOT = Path(__file__).parent.parent
 PAGES = [

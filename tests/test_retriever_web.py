@@ -2,6 +2,7 @@ import threading
 
 import pytest
 
+from tests import needs
 from tests.misbehaving_server import MisbehavingServer
 from tools.cache import Cache
 from tools.faults import Fault, Limits
@@ -94,7 +95,7 @@ def test_settings_that_cannot_be_repeated_are_refused(options):
 
 
 def test_an_engine_that_ddgs_does_not_know_is_named():
-    pytest.importorskip("ddgs", reason="the package ddgs is not installed")
+    needs.packages("ddgs")
     with pytest.raises(ValueError, match=r"none of ddgs: .*wikipedia"):
         WebRetriever(backend="altavista").search("x", 1)
 
@@ -103,7 +104,7 @@ def test_an_engine_that_ddgs_does_not_know_is_named():
 @pytest.mark.parametrize("fault", ["error 500", "reset", "garbage", "rate limit", "empty"])
 def test_a_network_that_is_broken_makes_ddgs_unavailable(backend, fault):
     """All of ddgs' traffic goes to a proxy on this machine, which misbehaves."""
-    pytest.importorskip("ddgs", reason="the package ddgs is not installed")
+    needs.packages("ddgs")
     with MisbehavingServer(fault) as server:
         retriever = WebRetriever(backend=backend, proxy=server.url, limits=QUICK)
         with pytest.raises(ToolUnavailable, match=backend):

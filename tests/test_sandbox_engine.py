@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
 from tools.python import PythonTool
 from tools.sandbox import DockerOptions, Limits
 from tools.tool import ToolContext
 
+ENGINES = "as root beside dockerd; in CI where it may start a second one"
 pytestmark = [pytest.mark.docker, pytest.mark.full]
 
 
@@ -37,7 +39,9 @@ class Engine:
             if self.docker("version").returncode == 0:
                 return
             time.sleep(0.2)
-        pytest.skip(f"no second engine here: {(self.folder / 'log').read_text()[-500:]}")
+        needs.lacking(
+            "a second Docker engine", f"see {(self.folder / 'log').read_text()[-500:]}", ENGINES
+        )
 
     def docker(self, *arguments, **options) -> subprocess.CompletedProcess:
         command = ["docker", "--host", self.address, *arguments]
@@ -62,7 +66,7 @@ class Engine:
 def engine():
     """A second engine with the sandbox's image; skips where none can be started."""
     if os.geteuid() != 0 or shutil.which("dockerd") is None:
-        pytest.skip("a second engine needs root and dockerd")
+        needs.lacking("a second Docker engine", "be root and install dockerd", ENGINES)
     made = Engine(Path(tempfile.mkdtemp(prefix="appo-engine-")))
     try:
         made.start()
@@ -70,7 +74,7 @@ def engine():
         saved = subprocess.run(["docker", "save", image], capture_output=True, check=False)
         loaded = made.docker("load", input=saved.stdout)
         if loaded.returncode != 0:
-            pytest.skip(f"the image {image} could not be brought there: {loaded.stderr}")
+            needs.lacking(f"the image {image}", f"build it: {loaded.stderr}", ENGINES)
         yield made
     finally:
         made.close()

@@ -14,6 +14,7 @@ from learners.demonstrations import play
 from learners.models import load_model, tiny_tokenizer
 from learners.policy import Policy
 from learners.rollout import Rollouts
+from tests import needs
 from tests.fakes import EchoTool, toy_env, toy_load
 from tests.learner_fakes import FlakyTool, ScriptedSampler
 from tools import ToolUnavailable
@@ -181,7 +182,7 @@ def test_gsm8k_annotations_become_python_calls_that_give_what_they_say(
     look_alike, sandboxed_python, tokenizer
 ):
     if sandboxed_python is None:
-        pytest.skip("no local sandbox on this machine")
+        needs.lacking(*needs.SANDBOX)
     scripts = BENCHMARKS["GSM8K"].demonstrations(look_alike)
     pens, cow = scripts[:2]
     assert [step.act for step in pens.steps] == ["python", "python", "answer"]

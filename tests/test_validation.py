@@ -12,6 +12,7 @@ from learners.run_config import RunConfig, UsageError
 from learners.sinks import opened
 from learners.training import main
 from learners.validation import stopped_early
+from tests import needs
 from tests.test_commands import refused
 
 
@@ -74,10 +75,9 @@ def test_patience_without_validation_is_refused(capsys, tmp_path):
 
 
 def test_tensorboard_shows_every_line_of_the_stream_once_after_a_resume(taught, tmp_path):
-    events = pytest.importorskip(
-        "tensorboard.backend.event_processing.event_accumulator",
-        reason="pip install 'appo-gym[tensorboard]'",
-    )
+    needs.packages("tensorboard")
+    from tensorboard.backend.event_processing import event_accumulator as events
+
     main("learners.grpo", arguments(taught, tmp_path, 1, "--log", "tensorboard"))
     main("learners.grpo", arguments(taught, tmp_path, 3, "--log", "tensorboard"))
     shown = events.EventAccumulator(str(tmp_path / "tensorboard"))

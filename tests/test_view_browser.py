@@ -1,6 +1,5 @@
 """The viewer's page in a real browser: clicks, switches, keys, and nothing on the console."""
 
-import importlib.util
 import shutil
 import threading
 
@@ -8,6 +7,7 @@ import pytest
 
 from learners.view import Options, write_page
 from learners.view_server import make_server
+from tests import needs
 from tests.view_fakes import HOSTILE, write_iteration, write_run
 
 pytestmark = [pytest.mark.full]
@@ -17,10 +17,9 @@ pytestmark = [pytest.mark.full]
 def browser():
     """Headless Chromium; skips where there is none and says what to install."""
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
-    if importlib.util.find_spec("playwright") is None:
-        pytest.skip("no playwright: pip install playwright")
+    needs.packages("playwright")
     if path is None:
-        pytest.skip("no Chromium: apt-get install chromium")
+        needs.lacking("Chromium", "apt-get install chromium", "in CI, which installs it")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

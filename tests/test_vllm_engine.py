@@ -18,15 +18,16 @@ from learners.run_config import RunConfig
 from learners.sampler import Request, TransformersSampler
 from learners.samplers import open_sampler
 from learners.tree import RolloutTree, Turn
+from tests import needs
 from tests.fakes import EchoTool, toy_env, toy_load
 
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.timeout(1800),
     pytest.mark.filterwarnings("ignore"),  # vLLM's imports warn
-    pytest.mark.skipif(
-        importlib.util.find_spec("vllm") is None,
-        reason="vLLM is not installed here; run `make test-vllm`",
+    needs.unless(
+        importlib.util.find_spec("vllm") is not None,
+        *("vLLM", "make test-vllm", "in the environment that this makes, not in CI"),
     ),
 ]
 TAGS = ("</search>", "</python>", "</answer>")

@@ -12,14 +12,13 @@ from typing import NamedTuple
 
 import pytest
 
+from tests import needs
 from tests.golden import appo_formulas as formulas
 from tests.golden import appo_losses as losses
 from tests.golden import appo_rollouts as rollouts
 from tests.golden.appo_cases import GOLDEN, read
 
-pytestmark = pytest.mark.skipif(
-    not GOLDEN.is_dir(), reason=f"no golden files at {GOLDEN}; set APPO_GOLDEN"
-)
+pytestmark = needs.unless(GOLDEN.is_dir(), *needs.GOLDEN)
 
 AGREE, BETTER, NONE = "agrees", "ours is better", "no counterpart"
 SCORED_BESIDE = "test_golden_scoring.py compares it"

@@ -16,6 +16,7 @@ from collections import Counter
 
 import pytest
 
+from tests import needs
 from tests.golden import baseline_aepo as aepo
 from tests.golden import baseline_arpo as rollouts
 from tests.golden import baseline_formulas as formulas
@@ -23,9 +24,7 @@ from tests.golden import baseline_tree_grpo as tree_grpo
 from tests.golden.baseline_cases import GOLDEN, read
 from tests.golden.test_golden_appo import AGREE, BETTER, NONE, Outcome
 
-pytestmark = pytest.mark.skipif(
-    not GOLDEN.is_dir(), reason=f"no golden files at {GOLDEN}; set APPO_GOLDEN"
-)
+pytestmark = needs.unless(GOLDEN.is_dir(), *needs.GOLDEN)
 
 GROUP = Outcome(AGREE, shown=formulas.group_method_agrees)
 

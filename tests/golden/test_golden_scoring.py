@@ -17,12 +17,11 @@ from benchmarks.judge import parse_verdict
 from benchmarks.metrics import calibration_error, pass_at_k
 from benchmarks.scoring import arpo_reward, normalize_answer, score_gaia, score_math
 from benchmarks.text import exact_match, last_boxed, musique_f1, token_f1
+from tests import needs
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(os.environ.get("APPO_GOLDEN", ROOT.parent / "shared" / "golden"))
-pytestmark = pytest.mark.skipif(
-    not (GOLDEN / "scoring").is_dir(), reason=f"no golden files at {GOLDEN}; set APPO_GOLDEN"
-)
+pytestmark = needs.unless((GOLDEN / "scoring").is_dir(), *needs.GOLDEN)
 
 MATH_FILES = {
     "arpo_eval_math": "math_equal",
