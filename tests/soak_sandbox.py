@@ -143,7 +143,7 @@ def session(tool: PythonTool, number: int, span: Span, end: float) -> None:
     while span.share() < end:
         seed = choice.randrange(10**6)
         try:
-            state, _ = tool.run(tool.initial_state(ToolContext(seed=seed)), START)
+            state, _ = run(tool, tool.initial_state(ToolContext(seed=seed)), START)
             tree = [Known(state, 0, (), 0)]
             for _cell in range(30):
                 known = tree[-1] if choice.random() < 0.7 else choice.choice(tree)
