@@ -1,0 +1,134 @@
+"""Tools of 200 ms and a busy policy: does anybody wait for what is not his own?
+
+    python -m tests.perf.overlap
+
+Episodes of a fixed script (thoughts of different lengths, calls, an answer) are sampled by SmolLM2:
+every token costs its forward pass, then the script's token is put in its place. Measured in turn:
+the policy's time, with tools that take none; lockstep; overlap. The target: overlap takes at most
+1.1 of the larger of the policy's time and the longest chain of tools, which nothing can beat.
+"""
+
+import argparse
+import random
+import statistics
+import threading
+import time
+from collections import Counter
+
+import torch
+
+from learners.models import load_model
+from learners.rollout import Rollouts
+from learners.sampler import TransformersSampler
+from tests.fakes import EchoTool, answer, toy_env
+
+TARGET = 1.1
+WORDS = ("seven", "foxes", "cross", "the", "river", "before", "rain", "falls", "on", "stones")
+
+
+class ToldSampler(TransformersSampler):
+    """Reads and decodes as ever; the tokens are those of a script, turn by turn of each path."""
+
+    def told(self, scripts):
+        self.scripts, self.turn = scripts, Counter()
+
+    def submit(self, request):
+        self.turn[request.key] += 1
+        super().submit(request)
+
+    def _advance(self, active, rows, cache):
+        found = []
+        for row, _ in super()._advance(active, rows, cache):
+            key = row.request.key
+            token = self.scripts[key.split("/", 2)[2]][self.turn[key] - 1][len(row.token_ids) - 1]
+            row.token_ids[-1], row.unread = token, (token,)
+            found.append((row, self._end.reason((), row.token_ids, row.request.max_tokens)))
+        return found
+
+
+class SleepingTool(EchoTool):
+    """Answers after a while; remembers how long each episode waited for it."""
+
+    def __init__(self, seconds, spread, seed=0):
+        super().__init__("search")
+        self.seconds, self.spread = seconds, spread
+        self.draw, self.lock = random.Random(seed), threading.Lock()
+        self.chains = Counter()
+
+    def run(self, state, argument):
+        with self.lock:
+            spread = self.draw.lognormvariate(-(self.spread**2) / 2, self.spread)
+        seconds = self.seconds * spread
+        time.sleep(seconds)
+        with self.lock:
+            self.chains[argument] += seconds
+        return state, EchoTool.run(self, state, "so")[1]
+
+
+def scripts(tokenizer, given):
+    """By path: the ids of every turn of an episode; its calls name it."""
+    draw = random.Random(given.seed)
+    found = {}
+    for episode in range(given.episodes):
+        turns = []
+        for turn in range(given.calls + 1):
+            length = draw.randint(given.tokens // 2, given.tokens * 3 // 2)
+            thought = " ".join(draw.choice(WORDS) for _ in range(length))
+            end = answer("2") if turn == given.calls else f"<search>{episode}</search>"
+            text = f"<think> {thought} </think>{end}"
+            turns.append(tokenizer.encode(text, add_special_tokens=False))
+        found[f"a/{episode}"] = turns
+    return found
+
+
+def seconds_of(sampler, tokenizer, given, told, turns, tool):
+    env = toy_env(tool, split="train", max_tool_calls=given.calls)
+    rollouts = Rollouts(env, sampler, tokenizer, 8000, tool_threads=given.episodes, turns=turns)
+    sampler.sync()
+    sampler.told(told)
+    tree = rollouts.tree(env.tasks[0])
+    for _ in range(given.episodes):
+        tree.root()
+    start = time.perf_counter()
+    rollouts.run([tree], "0")
+    passed = time.perf_counter() - start
+    assert all(len(t.turns) == given.calls + 1 and t.done for t in tree.roots)
+    return passed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--episodes", type=int, default=16)
+    parser.add_argument("--calls", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=20, help="of a turn's thought, in the mean")
+    parser.add_argument("--seconds", type=float, default=0.2, help="of a call, in the mean")
+    parser.add_argument("--spread", type=float, default=0.6, help="of their logarithm; 0: fixed")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--model", default="smollm2")
+    given = parser.parse_args()
+    loaded = load_model(given.model)
+    loaded.model.to(torch.bfloat16)
+    sampler = ToldSampler(*loaded, ("</search>", "</answer>"), rows=given.episodes)
+    told = scripts(loaded.tokenizer, given)
+    tokens = sum(len(turn) for turns in told.values() for turn in turns)
+    print(f"{given.episodes} episodes, {given.calls} calls each, {tokens} tokens of the policy")
+    shares = {"lockstep": [], "overlap": []}
+    for round_ in range(given.rounds):
+        still = SleepingTool(0.0, 0.0)
+        policy = seconds_of(sampler, loaded.tokenizer, given, told, "lockstep", still)
+        line = f"policy alone {policy:.2f} s"
+        for turns, found in shares.items():
+            tool = SleepingTool(given.seconds, given.spread, round_)
+            passed = seconds_of(sampler, loaded.tokenizer, given, told, turns, tool)
+            bound = max(policy, *tool.chains.values())
+            found.append(passed / bound)
+            line += f"; {turns} {passed:.2f} s, chain {max(tool.chains.values()):.2f} s"
+        print(line)
+    for turns, found in shares.items():
+        spread = f"{min(found):.3f} to {max(found):.3f}"
+        print(f"{turns}: {statistics.median(found):.3f} of the bound ({spread}); target {TARGET}")
+
+
+if __name__ == "__main__":
+    main()

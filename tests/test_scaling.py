@@ -1,0 +1,72 @@
+"""The model of an iteration's time: by hand where it is simple, in its order where it is not."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.perf.scaling import (
+    H100,
+    QWEN_7B,
+    Machine,
+    Model,
+    Work,
+    drawn,
+    engine,
+    iteration,
+    step_seconds,
+)
+
+ROUND = Machine(1e12, 1e12, 1e12, 1e12, 1e12, train_share=1.0, decode_share=1.0, launch=0.0)
+"""A tera of everything, all of it reached."""
+SMALL = Model(1e9, 0.0)
+EVEN = Work(prompts=1, rollouts=1, prompt_tokens=100, turns=2, turn_tokens=10, spread=0.0)
+
+
+def test_a_step_costs_what_takes_longer_reading_or_multiplying():
+    """2 GB at 1 TB/s is 2 ms; a row multiplies 2 GFLOP, so 3 rows take 6 ms; keys add 1 MB each."""
+    assert step_seconds(ROUND, SMALL, 1, 100, 1) == pytest.approx(0.002)
+    assert step_seconds(ROUND, SMALL, 3, 100, 1) == pytest.approx(0.006)
+    assert step_seconds(ROUND, SMALL, 1, 100, 2) == pytest.approx(0.001)
+    keys = replace(SMALL, kv_bytes=1e6)
+    assert step_seconds(ROUND, keys, 1, 1000, 1) == pytest.approx(0.003)
+
+
+def test_one_trajectory_by_hand():
+    """100 prompt tokens at 2 ms, 10 sampled, a tool of 1 s, 350 observed, 10 more: 1.94 s."""
+    seconds, idle, rows = engine(ROUND, SMALL, EVEN, 1, 1, 0, lockstep=False)
+    assert seconds == pytest.approx(0.2 + 0.02 + 1.0 + 0.7 + 0.02)
+    assert (idle, rows) == (pytest.approx(1.0), 1)
+
+
+def test_means_are_what_was_asked_for():
+    work = Work(turn_tokens=200, tool_seconds=2.0, observed_tokens=0)
+    tokens, tools = drawn(work, 20_000, np.random.default_rng(0))
+    assert tokens[:, 0].mean() == pytest.approx(200, rel=0.02)
+    assert tools.mean() == pytest.approx(2.0, rel=0.02)
+    assert tokens.sum(1).max() <= work.most_tokens
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seconds", [0.1, 5.0])
+def test_lockstep_is_never_ahead_of_overlap(seed, seconds):
+    work = Work(tool_seconds=seconds)
+    lockstep = engine(H100, QWEN_7B, work, 32, 1, seed, lockstep=True)
+    overlap = engine(H100, QWEN_7B, work, 32, 1, seed, lockstep=False)
+    assert overlap[0] <= lockstep[0] * 1.02
+    assert overlap[1] <= lockstep[1] + 1e-9
+
+
+def test_more_gpus_never_take_longer_but_are_worth_less_each():
+    times = [iteration(H100, QWEN_7B, Work(), gpus).all for gpus in (8, 64, 512)]
+    assert times[0] > times[1] > times[2]
+    assert times[0] / times[1] < 8
+    assert times[1] / times[2] < times[0] / times[1]
+
+
+def test_sharing_tokens_saves_scoring_and_updates_and_nothing_else():
+    whole = iteration(H100, QWEN_7B, Work(), 8)
+    half = iteration(H100, QWEN_7B, Work(shared=2.0), 8)
+    assert half.sample == whole.sample
+    assert half.update == pytest.approx(whole.update / 2)
+    assert half.score == pytest.approx(whole.score / 2)
