@@ -3,6 +3,7 @@
 import gymnasium as gym
 
 from benchmarks import BENCHMARKS
+from envs import spellings
 from envs.checks import check_fork
 from envs.state import EnvState, StepInfo
 from envs.tags import Answer, ToolCall, parse
@@ -20,3 +21,4 @@ for _name in BENCHMARKS:
             order_enforce=False,
             disable_env_checker=True,
         )
+spellings.register()

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,7 +15,7 @@ from gymnasium.utils.env_checker import check_env
 
 import envs
 from benchmarks import BENCHMARKS, DataUnavailable, GraderUnavailable
-from envs import ToolEnv
+from envs import ToolEnv, spellings
 from envs.spaces import Unicode
 from tests.conftest import ROOT
 from tests.fakes import TOY, EchoTool, answer, call, play, toy_env
@@ -41,7 +42,39 @@ def env(request, sandboxed_python, tmp_path):
 
 def test_there_are_fourteen_ids():
     assert len(IDS) == 14
-    assert set(IDS) == {name for name in gym.registry if name.startswith("appo/")}
+    ours = {name: spec for name, spec in gym.registry.items() if name.startswith("appo/")}
+    assert set(IDS) == {n for n, spec in ours.items() if spec.entry_point != spellings.ENTRY_POINT}
+
+
+def suggested(name):
+    """What Gymnasium takes a name for."""
+    with pytest.raises(NameNotFound, match=f"^Environment `{name}` doesn't exist") as refused:
+        gym.make(f"appo/{name}-v0")
+    return re.search("Did you mean: `(.*)`", str(refused.value))[1]
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [
+        *((s, name) for name, known in spellings.SPELLINGS.items() for s in known),
+        ("GSM8k", "GSM8K"),
+        ("Bambogle", "Bamboogle"),
+        ("WebWalkr", "WebWalker"),
+        ("HotpotQa", "HotpotQA"),
+        ("2WikiMultihop", "2WikiMultihopQA"),
+        ("Xbench-DeepSearch", "xbench-DeepSearch"),
+        ("SyntheticQ", "SyntheticQA"),
+    ],
+)
+def test_a_common_spelling_is_told_the_id(spelling, name):
+    assert suggested(spelling) == name
+
+
+def test_spellings_are_of_our_ids_and_are_none_of_them():
+    assert spellings.SPELLINGS.keys() == BENCHMARKS.keys()
+    every = [spelling for known in spellings.SPELLINGS.values() for spelling in known]
+    assert len(set(every)) == len(every)
+    assert not set(every) & BENCHMARKS.keys()
 
 
 def test_make_returns_the_environment_without_a_wrapper(env):
