@@ -3,14 +3,23 @@
 `RowCache` is what transformers' attention layers write to and read from: one line per row, rows of
 different lengths side by side, a finished row leaves at once. `PrefixStore` keeps finished rows, so
 that a turn that goes on, a branch, or a second root starts from what was already computed.
+`read_together` reads several prefixes at once, and what they share only once.
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+
+from learners.attention import takes_trees
+from learners.packing import ROW_COST, packed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 GROWTH = 128
 """Positions by which a full cache grows."""
@@ -95,6 +104,64 @@ class RowCache:
             new[: old.shape[0], :, : old.shape[2]] = old
             grown.append(new)
         self._layers[layer] = (grown[0], grown[1])
+
+
+class _Recorder:
+    """Stands where transformers expects a `Cache`; keeps what one forward pass over a row makes."""
+
+    is_compileable = False
+
+    def __init__(self) -> None:
+        self.layers: list[tuple[Tensor, Tensor]] = []
+        """(H, U, D) keys and values of each."""
+
+    def update(
+        self, keys: Tensor, values: Tensor, layer_idx: int, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
+        self.layers.append((keys[0], values[0]))
+        return keys, values
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+
+class Read(NamedTuple):
+    """Keys and values of prefixes that were read together."""
+
+    tokens: int
+    """That were computed."""
+    kept: list[Tensor]
+    """Per prefix (layers, 2, H, length, D)."""
+
+
+def read_together(model: "PreTrainedModel", prefixes: Sequence[tuple[int, ...]]) -> Read | None:
+    """Read prefixes in one forward pass, shared tokens once; None where that is no less work.
+
+    Args:
+        model: in inference.
+        prefixes: none empty.
+    """
+    if len(prefixes) < 2 or not takes_trees(model):
+        return None
+    tree = packed(prefixes)
+    padded = len(prefixes) * max(map(len, prefixes))
+    if len(tree.token_ids) + ROW_COST * len(tree.layout.spans) >= padded:
+        return None
+    tree, recorder = tree.to(model.device), _Recorder()
+    model.base_model(
+        input_ids=tree.token_ids[None],
+        position_ids=tree.positions[None],
+        attention_mask=tree.positions.new_zeros((1, 1, 1, 0)),
+        past_key_values=recorder,
+        use_cache=True,
+        tree=tree.layout,
+    )
+    kept = []
+    for places, prefix in zip(tree.places, prefixes, strict=True):
+        path = places[: len(prefix)]
+        pairs = [torch.stack([k[:, path], v[:, path]]) for k, v in recorder.layers]
+        kept.append(torch.stack(pairs))
+    return Read(len(tree.token_ids), kept)
 
 
 @dataclass(frozen=True)

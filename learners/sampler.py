@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from learners.kv_cache import PrefixStore, RowCache
+from learners.kv_cache import PrefixStore, RowCache, read_together
 from learners.tree import Completion, StopReason
 from learners.turn_end import TurnEnd, end_ids
 
@@ -118,7 +118,8 @@ class TransformersSampler:
     """Samples with the policy's own model; finished rows leave the batch at once.
 
     Mutated by `submit` and `completed`. Rows are served in order of submission, at most `rows` at a
-    time; a prefix that a kept row shares is not read again.
+    time; a prefix that a kept row shares is not read again, and what rows that join together share
+    is read once.
     """
 
     def __init__(
@@ -209,9 +210,23 @@ class TransformersSampler:
             row.unread = row.prefix_ids[row.known :]
             if prefix is not None:
                 cache.write(len(active), prefix.kept, row.known)
-            self.prefilled_tokens += len(row.unread)
             active.append(row)
+        self._read_together(active, range(before, len(active)), cache)
+        self.prefilled_tokens += sum(len(row.unread) for row in active[before:])
         return before
+
+    def _read_together(self, active: list[_Row], joined: range, cache: RowCache) -> None:
+        """Read what joining rows share once, all but the last token of each."""
+        fresh = [i for i in joined if active[i].known == 0 and len(active[i].unread) > 1]
+        read = read_together(self._model, [active[i].unread[:-1] for i in fresh])
+        if read is None:
+            return
+        self.prefilled_tokens += read.tokens
+        for index, kept in zip(fresh, read.kept, strict=True):
+            row = active[index]
+            row.known = len(row.unread) - 1
+            row.unread = row.unread[-1:]
+            cache.write(index, kept, row.known)
 
     def _advance(
         self, active: list[_Row], rows: slice, cache: RowCache

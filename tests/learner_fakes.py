@@ -77,6 +77,7 @@ class Parrot(torch.nn.Module):
     def __init__(self, script, vocabulary):
         super().__init__()
         self.base_model = self.recite
+        self.config = SimpleNamespace()
         self.generation_config = SimpleNamespace(eos_token_id=None)
         self.device = torch.device("cpu")
         self.shapes = []
