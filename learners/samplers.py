@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from learners import lora
 from learners.models import LoadedModel, save_model
 from learners.sampler import Sampler, TransformersSampler
 from learners.turn_end import TurnEnd, end_ids
@@ -42,14 +43,20 @@ def open_sampler(config: "RunConfig", loaded: LoadedModel, stop_tags: Sequence[s
             tuple(stop_tags),
             tuple(sorted(ends)),
         )
-        server = VllmServer(settings, lambda folder: save_model(loaded, folder))
+        server = VllmServer(settings, lambda folder: _save(loaded, folder))
         weakref.finalize(server, scratch.cleanup)
         return server
     with scratch:
-        save_model(loaded, folder)
+        _save(loaded, folder)
         engine = VllmEngine(folder, dtype, config.sampler_rows)
     end = TurnEnd(loaded.tokenizer, stop_tags, ends)
     return VllmSampler(engine, end, lambda: weights_of(loaded.model))
+
+
+def _save(loaded: LoadedModel, folder: Path) -> None:
+    """Whole weights alone: vLLM reads every file of weights in a folder."""
+    save_model(loaded, folder)
+    (folder / lora.FILE).unlink(missing_ok=True)
 
 
 def turns(config: "RunConfig") -> Literal["lockstep", "overlap"]:

@@ -13,6 +13,7 @@ import sys
 import pytest
 import torch
 
+from learners import lora, samplers
 from learners.models import load_model, save_model, tiny_tokenizer
 from learners.run_config import RunConfig, UsageError
 from learners.sampler import Request, TransformersSampler
@@ -206,8 +207,6 @@ def test_an_entropy_of_the_likeliest_by_hand():
 
 
 def test_the_weights_of_an_adapted_policy_are_merged():
-    from learners import lora
-
     loaded = load_model("tiny")
     plain = {name: value.clone() for name, value in weights_of(loaded.model)}
     lora.add_adapters(loaded.model, 2, None, 0)
@@ -221,6 +220,13 @@ def test_the_weights_of_an_adapted_policy_are_merged():
     moved = {name for name in plain if not torch.equal(plain[name], merged[name])}
     assert "model.layers.0.mlp.up_proj.weight" in moved
     assert "model.embed_tokens.weight" not in moved
+
+
+def test_what_an_adapted_policy_is_saved_as_has_whole_weights_and_nothing_else(tmp_path):
+    loaded = load_model("tiny")
+    lora.add_adapters(loaded.model, 2, None, 0)
+    samplers._save(loaded, tmp_path)
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
 
 
 @pytest.mark.parametrize("name", ["vllm", "vllm-server"])
