@@ -10,7 +10,7 @@ import os
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +101,7 @@ def environment(name: str, config: Config) -> "ToolEnv":
     import gymnasium as gym
 
     import envs
+    from learners.calibration import REQUEST
     from learners.run_config import UsageError
 
     if not isinstance(gym.make(name).unwrapped, envs.ToolEnv):
@@ -109,6 +110,9 @@ def environment(name: str, config: Config) -> "ToolEnv":
     given = {option: getattr(config, option) for option in (*options, "max_tool_calls", "level")}
     env = gym.make(name, **given).unwrapped
     assert isinstance(env, envs.ToolEnv)
+    if config.confidence:
+        asked = f"{env.benchmark.instructions}\n\n{REQUEST}".strip()
+        env.benchmark = replace(env.benchmark, instructions=asked)
     return env
 
 

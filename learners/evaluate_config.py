@@ -28,6 +28,8 @@ class Config:
     """Of sampling; 0 is greedy."""
     seed: int = 0
     """Decides the draws."""
+    confidence: bool = False
+    """Ask for a stated confidence, as the authors of HLE do, and report the calibration error."""
     max_response_tokens: int | None = None
     """Sampled and observed tokens of one episode; None: the benchmark's."""
     max_tool_calls: int | None = None

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from benchmarks import Benchmark, Task
 from benchmarks.metrics import pass_at_k
 from benchmarks.scoring import score_em, score_f1
+from learners.calibration import calibration, stated
 from learners.episodes import Episode
 from learners.evaluation import Interval, bootstrap_mean, wilson
 
@@ -39,6 +40,8 @@ class Verdict:
     stop: str
     calls: tuple[str, ...]
     tokens: int
+    confidence: float | None = None
+    """In [0, 1], where the answer states one."""
 
 
 def grade_all(
@@ -62,6 +65,7 @@ def grade_all(
 def grade(benchmark: Benchmark, task: Task, episode: Episode) -> Verdict:
     """The verdict on one episode; raises as `grade_all`."""
     has_f1 = benchmark.training_score is score_f1
+    confidence = None if episode.answer is None else stated(episode.transcript[-1])
 
     def verdict(
         status: Status,
@@ -71,7 +75,7 @@ def grade(benchmark: Benchmark, task: Task, episode: Episode) -> Verdict:
         em: float | None,
     ) -> Verdict:
         shown = em if has_f1 else None
-        played = (episode.stop, episode.calls, episode.tokens)
+        played = (episode.stop, episode.calls, episode.tokens, confidence)
         return Verdict(
             episode.task, episode.sample, status, official, method, training, shown, *played
         )
@@ -94,9 +98,10 @@ def summary(verdicts: Sequence[Verdict]) -> dict[str, Any]:
 
     Returns:
         tasks, samples (most of one task), counts by status, stop and tool; `official`, `training`
-        and `em`: {value, low, high, interval} or None; `pass_at`: the same by k, over the tasks
-        with at least k samples; `tool_calls` and `tokens` per episode. Errors are in the counts
-        and in nothing else.
+        and `em`: {value, low, high, interval} or None; `calibration` of the answers, where one of
+        them states a confidence: see `learners.calibration`; `pass_at`: the same by k, over the
+        tasks with at least k samples; `tool_calls` and `tokens` per episode. Errors are in the
+        counts and in nothing else.
     """
     played = [v for v in verdicts if v.status != "error"]
     by_task: defaultdict[str, list[Verdict]] = defaultdict(list)
@@ -114,6 +119,7 @@ def summary(verdicts: Sequence[Verdict]) -> dict[str, Any]:
         "not_judged": unjudged,
         "official": official,
         "pass_at": {} if official is None else _pass_at(by_task, samples),
+        "calibration": None if unjudged else _calibration(played),
         "training": _rate(by_task, "training") if played else None,
         "em": _rate(by_task, "em") if played and played[0].em is not None else None,
         "tool_calls": _mean([len(v.calls) for v in played]),
@@ -123,6 +129,13 @@ def summary(verdicts: Sequence[Verdict]) -> dict[str, Any]:
         },
         "tokens": _mean([v.tokens for v in played]),
     }
+
+
+def _calibration(played: Sequence[Verdict]) -> dict[str, Any] | None:
+    answers = [v for v in played if v.status != "no answer"]
+    if all(v.confidence is None for v in answers):
+        return None
+    return calibration([v.confidence for v in answers], [v.status == "right" for v in answers])
 
 
 def _rate(by_task: Mapping[str, Sequence[Verdict]], name: str) -> dict[str, Any]:

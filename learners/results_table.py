@@ -97,7 +97,14 @@ def _official(found: dict[str, Any]) -> str:
         return f"not judged ({found['not_judged']} of {found['episodes']})\n{metric}"
     lines = [f"{_interval(found['official'])}", metric]
     lines += [f"pass@{k} {_interval(value)}" for k, value in found["pass_at"].items() if int(k) > 1]
+    if found.get("calibration") is not None:
+        lines.append(_calibration(found["calibration"]))
     return "\n".join(lines)
+
+
+def _calibration(found: dict[str, Any]) -> str:
+    official = "none" if found["official"] is None else f"{found['official']:.3f}"
+    return f"calibration error {found['value']:.3f} (authors' script: {official})"
 
 
 def _interval(value: dict[str, Any] | None) -> str:
