@@ -1,0 +1,226 @@
+"""What a comparison says, from summaries written by hand: numbers, words, figures, the page."""
+
+import json
+
+import pytest
+
+from learners import compare_page
+from learners.compare_config import Config
+from learners.compare_plan import final_trials, start_trials, tuning_trials
+from learners.compare_report import chosen_rates, collect, report, sentence
+from learners.compare_summary import VERSION, read_summary
+from learners.compare_tables import markdown
+from learners.evaluation import Interval
+from learners.figures_comparison import draw_all
+from learners.run_config import UsageError
+from tests.conftest import ROOT
+
+TASKS = {
+    "test": {"ids": ["a", "b", "c", "d"], "levels": ["1", "1", "2", "2"]},
+    "validation": {"ids": ["x", "y"], "levels": ["1", "2"]},
+}
+RIGHT = {"start": "0000", "grpo": "1100", "appo": "2222", "arpo": "1101"}
+"""Of two samples of each task, whatever the seed."""
+CURVES = {"grpo": ("00", "10"), "appo": ("10", "11"), "arpo": ("00", "10")}
+
+
+@pytest.fixture
+def config(tmp_path):
+    return Config(
+        name="lab",
+        methods=("grpo", "appo", "arpo"),
+        seeds=2,
+        budget="tokens=100",
+        samples=2,
+        results=str(tmp_path / "results"),
+        out=str(tmp_path / "runs"),
+    )
+
+
+def written(trial, right=None, weights="w0", curve=None):
+    """Summarise a trial as if it had been run: two points of a curve, at 50 and 100 tokens."""
+    label = trial.method.label
+    right = right or RIGHT[label]
+    judged = {"samples": 2, "scores": right, "right": right, "tool_calls": 2.0, "tokens": 30.0}
+    spent = {"iterations": 2, "tokens": 100, "flops": 1e9, "calls": 7, "seconds": 3.0}
+    spent |= {"reused": 20, "trained": 60, "inherited": 3, "cost": 0.0, "lost": 0}
+    summary = {
+        "version": VERSION,
+        "weights": weights,
+        "made": {"commit": "abc", "processor": "one", "jobs": 1},
+        "spent": spent,
+        "test": judged,
+    }
+    if label == "start":
+        summary["validation"] = {"samples": 1, "scores": "00"}
+    else:
+        heights = curve or CURVES[label]
+        summary |= {
+            "rewards": [0.1, 0.2],
+            "tokens": [50, 50],
+            "metrics": {"reward/mean": 0.15, "response/sampled_tokens": 30.0},
+            "curve": [
+                {"iterations": i + 1, "tokens": 50 * (i + 1), "scores": scores}
+                for i, scores in enumerate(heights)
+            ],
+        }
+    trial.summary.parent.mkdir(parents=True, exist_ok=True)
+    trial.summary.write_text(json.dumps(summary))
+
+
+def all_written(config, **options):
+    for trial in [*start_trials(config), *final_trials(config, {})]:
+        written(trial, **options)
+
+
+def test_what_all_summaries_say_together(config):
+    """appo: all right. grpo: half of the samples of tasks a and b; arpo: of d too.
+
+    Curves of two tasks from 0: appo's mean is 0.5 at 50 tokens and 1 at 100, so its area is
+    (0.25 + 0.75) / 2 = 0.5; grpo's is 0, then 0.5 at the end: 0.125.
+    """
+    all_written(config)
+    found = report(collect(config, TASKS))
+    methods = found["methods"]
+    assert found["missing"] == []
+    assert found["start"]["accuracy"]["value"] == 0
+    assert [methods[m]["accuracy"]["value"] for m in RIGHT if m != "start"] == [0.25, 1.0, 0.375]
+    assert methods["grpo"]["per_level"] == {"1": 0.5, "2": 0.0}
+    assert methods["grpo"]["pass_at"]["2"]["value"] == 0.5
+    assert methods["appo"]["area"]["value"] == 0.5
+    assert methods["grpo"]["area"]["value"] == 0.125
+    assert methods["grpo"]["spent"]["tokens"] == 100
+    (grpo, arpo) = found["pairs"]
+    assert (grpo["theirs"], arpo["theirs"]) == ("grpo", "arpo")
+    assert grpo["accuracy"]["value"] == 0.75
+    assert grpo["separated"]
+    assert grpo["improvement"]["value"] == 1.0
+    assert grpo["sentence"].startswith("appo is more accurate than grpo: +0.750")
+
+
+def test_methods_that_are_equal_are_not_separated(config):
+    for trial in [*start_trials(config), *final_trials(config, {})]:
+        written(trial, right="1010" if trial.seed else "0101")
+    (pair, _) = report(collect(config, TASKS))["pairs"]
+    assert not pair["separated"]
+    assert pair["sentence"].startswith("These data do not separate appo from grpo: +0.000")
+
+
+def test_sentences_follow_the_widened_interval_and_tell_of_one_seed():
+    plain = Interval(0.1, 0.01, 0.2)
+    wide = Interval(0.1, -0.02, 0.22)
+    told = sentence("a", "b", plain, wide, 1)
+    assert told == (
+        "These data do not separate a from b: +0.100 [+0.010, +0.200]; a difference within 0.220 "
+        "either way remains possible. One seed each: this speaks of tasks, not of other seeds."
+    )
+    assert (
+        sentence("a", "b", plain, plain, 5) == "a is more accurate than b: +0.100 [+0.010, +0.200]."
+    )
+    below = Interval(-0.1, -0.2, -0.01)
+    assert sentence("a", "b", below, below, 5).startswith("a is less accurate than b: -0.100")
+
+
+def test_what_was_not_run_is_named_and_only_whole_seeds_are_compared(config):
+    all_written(config)
+    missing = final_trials(config, {})[-1]
+    missing.summary.unlink()
+    found = report(collect(config, TASKS))
+    assert found["seeds"] == [0]
+    assert found["missing"] == ["arpo, seed 1"]
+    assert "- arpo, seed 1" in markdown(found)
+    for trial in final_trials(config, {}):
+        if trial.method.label == "arpo":
+            trial.summary.unlink(missing_ok=True)
+    found = report(collect(config, TASKS))
+    assert list(found["methods"]) == ["grpo", "appo"]
+    assert found["seeds"] == [0, 1]
+
+
+def test_nothing_is_reported_of_nothing(config):
+    assert collect(config, TASKS) is None
+    for trial in start_trials(config):
+        written(trial)
+    assert collect(config, TASKS) is None
+
+
+def test_tasks_that_one_run_could_not_play_count_for_none(config):
+    all_written(config)
+    written(final_trials(config, {})[0], right="1-00")
+    found = report(collect(config, TASKS))
+    assert found["tasks"] == 3
+    assert found["methods"]["arpo"]["per_seed"] == [0.3333, 0.3333]
+
+
+def test_runs_that_began_with_other_weights_are_not_compared(config):
+    all_written(config)
+    written(final_trials(config, {})[0], weights="w1")
+    with pytest.raises(UsageError, match="different weights"):
+        collect(config, TASKS)
+
+
+def test_a_damaged_summary_is_named(config):
+    all_written(config)
+    path = final_trials(config, {})[0].summary
+    path.write_text("{")
+    with pytest.raises(UsageError, match=f"{path.name} is damaged"):
+        read_summary(path)
+
+
+def test_the_rate_with_the_best_last_point_is_chosen_and_the_smaller_of_equals(config):
+    """Last points of grpo: 0, 1, 1; of appo: 1, 0.5, 0; of arpo all 0.5."""
+    tuned = Config(**{**vars(config), "rates": (1e-4, 3e-4, 1e-3)})
+    ends = {"grpo": ("00", "11", "11"), "appo": ("11", "10", "00"), "arpo": ("10", "01", "10")}
+    trials = tuning_trials(tuned)
+    for trial in trials:
+        assert chosen_rates(tuned) is None
+        written(trial, curve=("00", ends[trial.method.label][tuned.rates.index(trial.rate)]))
+    assert chosen_rates(tuned) == {"grpo": 3e-4, "appo": 1e-4, "arpo": 1e-4}
+    final = final_trials(tuned, chosen_rates(tuned))
+    assert {t.rate for t in final if t.method.label == "grpo"} == {3e-4}
+    assert all("--learning-rate" in t.train for t in final)
+
+
+def test_while_rates_are_being_chosen_the_runs_that_wait_are_counted(config):
+    tuned = Config(**{**vars(config), "rates": (1e-4,)})
+    for trial in start_trials(tuned):
+        written(trial)
+    assert collect(tuned, TASKS) is None
+
+
+def test_the_report_and_its_figures_are_whole(config, tmp_path):
+    all_written(config)
+    material = collect(config, TASKS)
+    found = report(material)
+    json.dumps(found)
+    files = draw_all(found, material.runs, tmp_path / "figures")
+    assert len(files) == 10
+    assert all(file.read_bytes()[:4] in (b"\x89PNG", b"<?xm") for file in files)
+    again = draw_all(found, material.runs, tmp_path / "again")
+    assert [f.read_bytes() for f in files] == [f.read_bytes() for f in again]
+    text = markdown(found, figures="there")
+    for line in text.splitlines():
+        if line.startswith("|"):
+            assert line.count("|") == line.count(" | ") + 2
+    assert "![curves](there/curves.png)" in text
+    assert "Everything the comparison asks for was run." in text
+
+
+def test_the_page_tells_of_every_spec_and_of_what_was_not_run(config, tmp_path):
+    results = tmp_path / "results"
+    all_written(config)
+    (results / "lab" / "tasks.json").write_text(json.dumps(TASKS))
+    lines = 'methods = ["grpo", "appo", "arpo"]\nseeds = 2\nbudget = "tokens=100"\nsamples = 2\n'
+    (results / "lab.toml").write_text(lines)
+    (results / "other.toml").write_text('methods = ["grpo"]\nlevel = "3"\n')
+    text = compare_page.page(results, "../results")
+    assert "appo is more accurate than grpo: +0.750" in text
+    assert "![curves](../results/lab/curves.png)" in text
+    assert "**Not run**: appo/SyntheticQA-v0, level 3, 5 seeds, each to 200,000 tokens: grpo." in text
+    assert "7B" in text
+
+
+def test_the_page_of_results_is_what_the_command_writes():
+    """`python -m learners.compare_page docs/results.md`"""
+    wanted = compare_page.page(ROOT / "results", "../results")
+    assert (ROOT / "docs" / "results.md").read_text("utf-8") == wanted
