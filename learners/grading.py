@@ -65,7 +65,7 @@ def grade_all(
 def grade(benchmark: Benchmark, task: Task, episode: Episode) -> Verdict:
     """The verdict on one episode; raises as `grade_all`."""
     has_f1 = benchmark.training_score is score_f1
-    confidence = None if episode.answer is None else stated(episode.transcript[-1])
+    confidence = None if episode.answer is None else stated("".join(episode.transcript[-1:]))
 
     def verdict(
         status: Status,
