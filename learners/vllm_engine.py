@@ -55,7 +55,7 @@ class VllmEngine:
         require_vllm()
         # Its workers would be processes of their own; tensors are handed over in this one.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         from vllm import EngineArgs, LLMEngine
 
