@@ -58,7 +58,7 @@ def compare(config: Config) -> dict[str, str]:
     from learners import compare_plan as plan
     from learners.compare_estimate import estimate
     from learners.compare_jobs import make_start, run_all
-    from learners.compare_report import chosen_rates
+    from learners.compare_material import chosen_rates
     from learners.compare_summary import keep_tasks
     from learners.progress import Narrator
 
@@ -100,7 +100,8 @@ def write_report(config: Config, tasks: dict[str, Any], narrator: "Narrator") ->
     from rich.markdown import Markdown
 
     from learners.checkpoint import write_text
-    from learners.compare_report import collect, report
+    from learners.compare_material import collect
+    from learners.compare_report import report
     from learners.compare_tables import markdown
     from learners.figures_comparison import draw_all
 

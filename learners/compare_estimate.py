@@ -11,8 +11,8 @@ from learners import compare_plan as plan
 from learners.checkpoint import read_metrics
 from learners.compare_config import Config, budget, methods
 from learners.compare_jobs import TOLD, TrialFailed
+from learners.compare_material import chosen_rates
 from learners.compare_plan import Trial
-from learners.compare_report import chosen_rates
 from learners.compare_summary import read_summary, totals
 
 if TYPE_CHECKING:

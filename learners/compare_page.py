@@ -54,7 +54,8 @@ def section(config: Config, results: Path, links: str) -> str:
     """One comparison."""
     import json
 
-    from learners.compare_report import collect, report
+    from learners.compare_material import collect
+    from learners.compare_report import report
     from learners.compare_tables import markdown
 
     folder = results / config.name

@@ -1,19 +1,16 @@
 """What a comparison found: numbers with intervals, and a sentence for each pair of methods."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from learners import compare_statistics as statistics
-from learners.compare_config import Budget, Config, budget, methods, reference
-from learners.compare_plan import Trial, final_trials, start_trials, tuning_trials
+from learners.compare_config import reference
+from learners.compare_material import Material, Summary
 from learners.compare_statistics import Draws, Matrix
-from learners.compare_summary import decoded, read_summary
+from learners.compare_summary import decoded
 from learners.evaluation import Interval
-from learners.run_config import UsageError
 
 PLACES = 41
 """Points of a drawn curve."""
@@ -37,109 +34,6 @@ DIAGNOSTICS = (
     "policy/kl_old",
 )
 """Means over a run's iterations that tell why a method is where it is."""
-Summary = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Material:
-    """The summaries that can be compared, seed by seed."""
-
-    config: Config
-    limit: Budget
-    levels: list[str]
-    """(N,) of the test tasks that count."""
-    seeds: list[int]
-    """Of which every method and the start have a summary."""
-    runs: Mapping[str, Sequence[Summary]]
-    """By label, in the order of `seeds`."""
-    start: Sequence[Summary]
-    scores: dict[str, Matrix]
-    """(S, N) mean score of each task at the end, by label and for `start`."""
-    right: dict[str, Matrix]
-    """(S, N) right answers among the samples."""
-    samples: int
-    missing: list[str]
-    """Titles of what has no summary."""
-    rates: dict[str, float]
-    """Learning rates that were chosen, by label."""
-
-
-def chosen_rates(config: Config) -> dict[str, float] | None:
-    """By label the rate with the best last point of its curve; None while trials are missing.
-
-    Ties go to the smaller rate. Without rates to choose from there is nothing to choose.
-    """
-    marks: dict[str, dict[float, list[float]]] = {}
-    for trial in tuning_trials(config):
-        summary = read_summary(trial.summary)
-        if summary is None or trial.rate is None:
-            return None
-        last = [s for s in decoded(summary["curve"][-1]["scores"]) if s is not None]
-        tried = marks.setdefault(trial.method.label, {})
-        tried.setdefault(trial.rate, []).append(fmean(last) if last else 0.0)
-    return {
-        label: max(sorted(tried), key=lambda rate: fmean(tried[rate]))
-        for label, tried in marks.items()
-    }
-
-
-def collect(config: Config, tasks: Mapping[str, Any]) -> Material | None:
-    """What there is to compare; None where not one seed has all methods.
-
-    Methods of which nothing was run are left out and listed as missing.
-
-    Raises:
-        UsageError: the runs did not all begin with the same weights.
-    """
-    rates = chosen_rates(config)
-    missing = [t.title for t in tuning_trials(config) if read_summary(t.summary) is None]
-    trials = [*start_trials(config), *(final_trials(config, rates) if rates is not None else [])]
-    found = [(trial, read_summary(trial.summary)) for trial in trials]
-    missing += [trial.title for trial, summary in found if summary is None]
-    if rates is None:
-        every = len(methods(config)) * config.seeds
-        missing.append(f"{every} runs that wait for the choice of learning rates")
-    have = [(trial, summary) for trial, summary in found if summary is not None]
-    _refuse_other_weights(have)
-    labels = [m.label for m in methods(config) if any(t.method == m for t, _ in have)]
-    by_seed = {(t.method.label, t.seed): s for t, s in have}
-    needed = [*labels, "start"]
-    seeds = [s for s in range(config.seeds) if all((label, s) in by_seed for label in needed)]
-    if not seeds or not labels:
-        return None
-    groups = {label: [by_seed[label, seed] for seed in seeds] for label in needed}
-    samples = min(s["test"]["samples"] for group in groups.values() for s in group)
-    scores = {k: _matrix(group, "scores") / samples for k, group in groups.items()}
-    right = {k: _matrix(group, "right") for k, group in groups.items()}
-    kept = ~np.isnan(np.concatenate(list(scores.values()))).any(axis=0)
-    return Material(
-        config,
-        budget(config),
-        [x for x, keep in zip(tasks["test"]["levels"], kept, strict=True) if keep],
-        seeds,
-        {label: groups[label] for label in labels},
-        groups["start"],
-        {label: matrix[:, kept] for label, matrix in scores.items()},
-        {label: matrix[:, kept] for label, matrix in right.items()},
-        samples,
-        missing,
-        rates or {},
-    )
-
-
-def _refuse_other_weights(have: Sequence[tuple[Trial, Summary]]) -> None:
-    weights = {summary["weights"] for _, summary in have}
-    if len(weights) > 1:
-        named = ", ".join(sorted(weights))
-        raise UsageError(
-            f"the runs began with different weights ({named}), which nothing can compare: delete "
-            "the summaries of one kind, or give --name another name"
-        )
-
-
-def _matrix(group: Sequence[Summary], name: str) -> Matrix:
-    rows = [decoded(summary["test"][name]) for summary in group]
-    return np.array([[np.nan if x is None else x for x in row] for row in rows], dtype=float)
 
 
 def report(material: Material) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from learners.compare_report import PLACES, THRESHOLDS
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A6D00")
 DASHES = ("-", "--", "-.", ":")
+FEW = 6
+"""Methods up to which each has a band; more would hide one another."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 COSTS = {"flops": "policy FLOPs in training", "tokens": "tokens sampled in training"}
 SUFFIXES = ("png", "svg")
@@ -65,7 +67,8 @@ def drawn(target: Path, draw: Callable[[Axes], None], x: str, y: str) -> list[Pa
     axes.set_ylabel(y)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize="small")
+        named = len(axes.get_legend_handles_labels()[0])
+        axes.legend(frameon=False, fontsize="small", ncols=1 if named <= FEW else 2)
     target.parent.mkdir(parents=True, exist_ok=True)
     files = [target.with_name(f"{target.name}.{suffix}") for suffix in SUFFIXES]
     # Equal numbers make equal files: no date, no random names.
@@ -79,15 +82,16 @@ def style(index: int) -> dict[str, Any]:
     """Colour and dashes of a method, by its place."""
     return {
         "color": COLOURS[index % len(COLOURS)],
-        "linestyle": DASHES[index // 2 % len(DASHES)],
+        "linestyle": DASHES[(index + index // len(COLOURS)) % len(DASHES)],
         "linewidth": 1.6,
     }
 
 
 def curves(axes: Axes, report: Mapping[str, Any]) -> None:
     """Learning curves with their 95 % bands over seeds and tasks."""
+    few = len(report["methods"]) <= FEW
     for index, (label, found) in enumerate(report["methods"].items()):
-        _banded(axes, found["curve"]["places"], found["curve"]["heights"], label, index)
+        _banded(axes, found["curve"]["places"], found["curve"]["heights"], label, index, few)
     axes.set_ylim(bottom=0)
 
 
@@ -95,7 +99,7 @@ def pass_at_k(axes: Axes, methods: Mapping[str, Any]) -> None:
     """pass@k with 95 % intervals."""
     for index, (label, found) in enumerate(methods.items()):
         ks = [int(k) for k in found["pass_at"]]
-        _banded(axes, ks, list(found["pass_at"].values()), label, index)
+        _banded(axes, ks, list(found["pass_at"].values()), label, index, len(methods) <= FEW)
     axes.set_xscale("log", base=2)
     axes.set_xticks(ks, [str(k) for k in ks])
 
@@ -117,7 +121,7 @@ def cost(axes: Axes, methods: Mapping[str, Any], unit: str = "flops") -> None:
 def profiles(axes: Axes, methods: Mapping[str, Any]) -> None:
     """The share of seeds and levels above an accuracy."""
     for index, (label, found) in enumerate(methods.items()):
-        _banded(axes, THRESHOLDS, found["profile"], label, index)
+        _banded(axes, THRESHOLDS, found["profile"], label, index, len(methods) <= FEW)
 
 
 def reward_curves(axes: Axes, rewards: Rewards) -> None:
@@ -131,7 +135,7 @@ def reward_curves(axes: Axes, rewards: Rewards) -> None:
         lines = np.stack([_smooth(run, places) for run in known])
         middle, spread = lines.mean(axis=0), lines.std(axis=0)
         axes.plot(places, middle, label=label, **style(index))
-        if len(known) > 1:
+        if len(known) > 1 and len(rewards) <= FEW:
             colour = COLOURS[index % len(COLOURS)]
             axes.fill_between(
                 places, middle - spread, middle + spread, color=colour, alpha=0.15, linewidth=0
@@ -154,9 +158,10 @@ def _banded(
     heights: Sequence[Mapping[str, float]],
     label: str,
     index: int,
+    band: bool,
 ) -> None:
     axes.plot(places, [h["value"] for h in heights], label=label, **style(index))
-    low, high = ([h[name] for h in heights] for name in ("low", "high"))
-    axes.fill_between(
-        places, low, high, color=COLOURS[index % len(COLOURS)], alpha=0.12, linewidth=0
-    )
+    if band:
+        low, high = ([h[name] for h in heights] for name in ("low", "high"))
+        colour = COLOURS[index % len(COLOURS)]
+        axes.fill_between(places, low, high, color=colour, alpha=0.12, linewidth=0)

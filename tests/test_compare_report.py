@@ -6,12 +6,13 @@ import pytest
 
 from learners import compare_page
 from learners.compare_config import Config
+from learners.compare_material import chosen_rates, collect
 from learners.compare_plan import final_trials, start_trials, tuning_trials
-from learners.compare_report import chosen_rates, collect, report, sentence
+from learners.compare_report import report, sentence
 from learners.compare_summary import VERSION, read_summary
 from learners.compare_tables import markdown
 from learners.evaluation import Interval
-from learners.figures_comparison import draw_all
+from learners.figures_comparison import draw_all, style
 from learners.run_config import UsageError
 from tests.conftest import ROOT
 
@@ -159,6 +160,21 @@ def test_runs_that_began_with_other_weights_are_not_compared(config):
         collect(config, TASKS)
 
 
+def test_answers_that_only_a_judge_can_grade_are_not_compared(config):
+    all_written(config)
+    path = final_trials(config, {})[0].summary
+    summary = json.loads(path.read_text())
+    summary["test"]["not_judged"] = 3
+    path.write_text(json.dumps(summary))
+    with pytest.raises(UsageError, match="3 answers can only be graded by a judge"):
+        collect(config, TASKS)
+
+
+def test_two_methods_never_look_the_same():
+    looks = [(style(i)["color"], style(i)["linestyle"]) for i in range(24)]
+    assert len(set(looks)) == 24
+
+
 def test_a_damaged_summary_is_named(config):
     all_written(config)
     path = final_trials(config, {})[0].summary
@@ -216,7 +232,9 @@ def test_the_page_tells_of_every_spec_and_of_what_was_not_run(config, tmp_path):
     text = compare_page.page(results, "../results")
     assert "appo is more accurate than grpo: +0.750" in text
     assert "![curves](../results/lab/curves.png)" in text
-    assert "**Not run**: appo/SyntheticQA-v0, level 3, 5 seeds, each to 200,000 tokens: grpo." in text
+    assert (
+        "**Not run**: appo/SyntheticQA-v0, level 3, 5 seeds, each to 200,000 tokens: grpo." in text
+    )
     assert "7B" in text
 
 
