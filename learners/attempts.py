@@ -1,6 +1,7 @@
 """A step of the environment, tried again where its machinery fails."""
 
 import time
+from collections.abc import Callable
 
 from benchmarks import GraderUnavailable
 from envs import ToolEnv
@@ -16,7 +17,12 @@ UNAVAILABLE = (ToolUnavailable, GraderUnavailable)
 
 
 def step(
-    env: ToolEnv, text: str, *, pause_s: float, patience_s: float
+    env: ToolEnv,
+    text: str,
+    *,
+    pause_s: float,
+    patience_s: float,
+    again: Callable[[], None] = lambda: None,
 ) -> Outcome | ToolUnavailable | GraderUnavailable:
     """What the environment says to a turn, or the fault that its machinery kept to.
 
@@ -25,9 +31,11 @@ def step(
         text: the turn.
         pause_s: seconds before the second attempt; doubles from attempt to attempt.
         patience_s: seconds for an attempt; one that hangs longer is not made again.
+        again: called before every attempt but the first.
     """
     for attempt in range(ATTEMPTS):
         if attempt:
+            again()
             time.sleep(pause_s * 2 ** (attempt - 1))
         try:
             return within(patience_s, lambda: env.step(text))

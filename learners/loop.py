@@ -14,6 +14,7 @@ from torch import Tensor
 from benchmarks import Task
 from learners.ledger import Ledger
 from learners.losses import mismatch_weights
+from learners.meters import add_since, readings
 from learners.metrics import tree_metrics
 from learners.objective import Reference, objective
 from learners.policy import Policy, PolicyLoss, TokenStats
@@ -52,10 +53,13 @@ class Run:
         self._counts: defaultdict[str, int] = defaultdict(int)
         self._versions: dict[Trajectory, int] = {}
         """Optimiser steps before a trajectory of this iteration was sampled."""
+        self._counted: dict[str, int] | None = None
+        """Counters of sampler and tools when the iteration began."""
 
     def begin(self) -> None:
-        """Start an iteration: its learning rate."""
+        """Start an iteration: its learning rate, what is counted from here on."""
         config = self.config
+        self._counted = readings(self.rollouts)
         share = multiplier(config.schedule, config.warmup, self.iteration, config.iterations)
         self.policy.set_learning_rate(self.policy.learning_rate * share)
         self.note("update/learning_rate", [self.policy.learning_rate * share])
@@ -215,6 +219,9 @@ class Run:
 
     def metrics(self) -> dict[str, float]:
         """What the iteration was like; empties the counters."""
+        if self._counted is not None:
+            add_since(self._counted, self.rollouts)
+            self._counted = None
         self.ledger.inherited(self.trees)
         found = {k: sum(v) / len(v) for k, v in self._notes.items() if v}
         found |= {k: float(v) for k, v in self._counts.items()}

@@ -129,7 +129,13 @@ class Rollouts:
         if action.stop == "length":
             outcome = env.truncate("length", text)
         else:
-            stepped = attempts.step(env, text, pause_s=self.pause_s, patience_s=self.patience_s)
+            stepped = attempts.step(
+                env,
+                text,
+                pause_s=self.pause_s,
+                patience_s=self.patience_s,
+                again=partial(self.ledger.add, "retries"),
+            )
             if isinstance(stepped, UNAVAILABLE):
                 self.ledger.reached(len(trajectory.state.calls), ok=False)
                 trajectory.discarded_tokens += len(rest.token_ids)

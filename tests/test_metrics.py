@@ -24,6 +24,7 @@ ELSEWHERE = {
     "advantage/no_term": "only where all rewards are equal",
     "update/without_rows": "only where nothing is learned",
     "tools/unavailable_after_<calls>": "tests/test_commands.py",
+    "ledger/retries": "tests/test_meters.py",
     "ledger/free_calls": "tests/test_spending.py",
     "ledger/free_calls_<tool>": "tests/test_spending.py",
     "ledger/cost": "tests/test_spending.py",
