@@ -6,7 +6,8 @@ that they are not kept in the clear.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -123,8 +124,9 @@ def write_rollouts(
     tokenizer: "PreTrainedTokenizerBase",
 ) -> None:
     """Write an iteration's trees, whole or not at all; later files, of discarded work, go."""
+    texts: dict[int, str] = {}
     rows = (
-        _row(iteration, index, tree, trajectory, tokenizer)
+        _row(iteration, index, tree, trajectory, partial(_clear, tokenizer, texts))
         for index, tree in enumerate(trees)
         for trajectory in tree.trajectories
     )
@@ -139,12 +141,12 @@ def write_rows(folder: Path, iteration: int, rows: Iterable[dict[str, Any]]) -> 
     target = rollout_file(folder, iteration)
     target.parent.mkdir(parents=True, exist_ok=True)
     table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
-    partial = target.with_name(f".{target.name}")  # whoever reads the folder passes over it
-    with partial.open("wb") as file:
+    unfinished = target.with_name(f".{target.name}")  # whoever reads the folder passes over it
+    with unfinished.open("wb") as file:
         pq.write_table(table, file, compression="zstd", use_dictionary=False)
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(target)
+    unfinished.replace(target)
 
 
 def list_iterations(folder: Path) -> list[int]:
@@ -191,7 +193,7 @@ def _row(
     index: int,
     tree: RolloutTree,
     trajectory: Trajectory,
-    tokenizer: "PreTrainedTokenizerBase",
+    clear: Callable[[RolloutTree, Trajectory], dict[str, Any]],
 ) -> dict[str, Any]:
     parent, state, marks = trajectory.parent, trajectory.state, trajectory.marks
     row: dict[str, Any] = dict.fromkeys(COLUMNS)
@@ -228,15 +230,18 @@ def _row(
         "advantages": _floats(marks.advantages),
         "weights": _floats(marks.weights),
     }
-    return row if tree.task.restricted else row | _clear(tree, trajectory, tokenizer)
+    return row if tree.task.restricted else row | clear(tree, trajectory)
 
 
 def _clear(
-    tree: RolloutTree, trajectory: Trajectory, tokenizer: "PreTrainedTokenizerBase"
+    tokenizer: "PreTrainedTokenizerBase",
+    texts: dict[int, str],
+    tree: RolloutTree,
+    trajectory: Trajectory,
 ) -> dict[str, Any]:
     """What is not written of a restricted task."""
     ids = trajectory.response_ids
-    text, ends = token_ends(ids, tokenizer)
+    text, ends = token_ends(ids, tokenizer, texts)
     return {
         "question": tree.task.question,
         "answers": tree.task.answers,

@@ -11,7 +11,9 @@ BROKEN = "\ufffd"
 
 
 def token_ends(
-    token_ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase"
+    token_ids: Sequence[int],
+    tokenizer: "PreTrainedTokenizerBase",
+    pieces: dict[int, str] | None = None,
 ) -> tuple[str, list[int]]:
     """The text of tokens, and how many of its characters end with each of them.
 
@@ -20,12 +22,15 @@ def token_ends(
     Args:
         token_ids: (T,).
         tokenizer: theirs.
+        pieces: texts of single tokens, known and added to: kept by whoever asks more than once.
 
     Returns:
         Text; (T,) ends, never falling, the last is the text's length.
     """
     text = tokenizer.decode(token_ids, skip_special_tokens=False)
-    pieces = {token: tokenizer.decode([token], skip_special_tokens=False) for token in token_ids}
+    pieces = {} if pieces is None else pieces
+    for token in set(token_ids) - pieces.keys():
+        pieces[token] = tokenizer.decode([token], skip_special_tokens=False)
     ends, end = [], 0
     for token in token_ids:
         end += len(pieces[token])

@@ -102,9 +102,17 @@ function drawText(tree, chosen, mode, scale, choose) {
   ];
 }
 
+function same(one) {
+  return one.parting === one.tokens.length && one.parting === one.source.tokens.length;
+}
+
+function again(one) {
+  if (one.parting === one.shared) return null;
+  return element("span", { class: "facts" }, same(one) ? "the very same" : `the same up to ${one.parting}, then `);
+}
+
 function samePlace(one) {
-  const wholly = one.parting === one.tokens.length && one.parting === one.source.tokens.length;
-  return wholly ? "It sampled the very tokens of its parent again." : `It sampled ${one.parting - one.shared} of its parent’s tokens again; they part at token ${one.parting}.`;
+  return same(one) ? "It sampled the very tokens of its parent again." : `It sampled ${one.parting - one.shared} of its parent’s tokens again; they part at token ${one.parting}.`;
 }
 
 function tailOf(one, at) {
@@ -142,11 +150,11 @@ function strongest(group) {
 function decisionRow(group, chosen, choose) {
   const { source, shared } = group[0];
   const at = (key) => number(source[key] ? source[key][shared] : null);
-  const words = (one) => element("code", {}, visible(wrote(one, shared)) || "(nothing)");
+  const words = (one, from) => element("code", {}, visible(wrote(one, from)) || "(nothing)");
   const score = source.branching ? at("branching") : group[0].score ? number(group[0].score) : "–";
   return element("tr", {},
-    element("td", {}, `${nameOf(source)}, token ${shared}`), element("td", {}, words(source)),
-    element("td", {}, group.map((one) => element("div", {}, words(one), one.parting > shared ? element("span", { class: "facts" }, " the same") : null))),
+    element("td", {}, `${nameOf(source)}, token ${shared}`), element("td", {}, words(source, shared)),
+    element("td", {}, group.map((one) => element("div", {}, again(one), same(one) ? null : words(one, one.parting)))),
     element("td", { class: "n" }, at("entropy")), element("td", { class: "n" }, at("future")), element("td", { class: "n" }, score),
     element("td", { class: `n ${verdict(source.reward).kind}` }, `${verdict(source.reward).mark} ${number(source.reward)}`),
     element("td", {}, group.map((one) => element("button", { class: `pick ${changed(one.gain).kind}${one.index === chosen ? " chosen" : ""}`, "data-pick": one.index, onclick: () => choose(one.index) },

@@ -60,6 +60,11 @@ function lane(one, depth, chosen, x, middle, unit, mode, scale, choose) {
       tool.append(element("title", {}, `${turn.tool || "note"}: ${turn.end - turn.action_end} tokens of result`));
       made.append(tool);
     }
+  if (one.source && one.parting > one.shared && one.parting < one.tokens.length) {
+    const tick = element("rect", { class: "parted", x: x(one.parting) - 1, y: middle - 10, width: 3, height: 20 });
+    tick.append(element("title", {}, `here, at token ${one.parting}, it parts from its parent`));
+    made.append(tick);
+  }
   const leaf = element("text", { class: `leaf ${result.kind}`, x: end + 8, y: middle + 5 }, `${result.mark} ${number(one.reward)}`);
   made.append(leaf);
   if (one.source) made.append(element("text", { class: `gain ${gain.kind}`, x: end + 68, y: middle + 5 }, `${gain.mark} ${gain.kind === "even" ? "no change" : signed(one.gain)}`));

@@ -13,7 +13,8 @@ from learners.replay_trees import stored_trees
 from learners.rollout_files import RolloutFileError, read_rows, write_rollouts
 from learners.session import run_iteration
 from tests.learner_fakes import UNEVEN
-from tests.test_learners import METHODS, quick_if_own, session_of
+from tests.method_fakes import RUNS
+from tests.test_learners import quick_if_own, session_of
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +33,7 @@ def stored(taught, folder, method, iterations=1):
 
 
 def name_of(method):
-    return METHODS[method][0].__name__
+    return RUNS[method][0].__name__
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def test_a_replay_under_the_recorded_settings_is_what_was_recorded(taught, tmp_p
         assert new["reward"] == old["reward"]
         credited += old["advantages"] is not None
     assert credited > 0
-    if METHODS[method][0].__name__ in ("learners.appo", "learners.tree_grpo"):
+    if RUNS[method][0].__name__ in ("learners.appo", "learners.tree_grpo"):
         left = [
             (r["tree"], tuple(r["parent"]), r["position"]) for r in rows if r["parent"] is not None
         ]
