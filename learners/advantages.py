@@ -15,8 +15,8 @@ STD_FLOOR = 1e-6
 def group_normalised(trees: Sequence[RolloutTree]) -> list[Row]:
     """(R - mean) / (std + 1e-6) within each tree, sample deviation, the same for every token.
 
-    A tree of one, or of equal rewards, teaches nothing and gives no row, so that a loss is averaged
-    over the others. The reference implementations average over all.
+    A tree of one, or of equal rewards, teaches nothing: its rows have advantage 0 and count in the
+    mean of a loss, as in the reference implementations.
     """
     return by_group(trees, normalised)
 
@@ -25,28 +25,20 @@ def by_group(
     trees: Sequence[RolloutTree],
     credit: Callable[[Tensor], Tensor],
     reward: Callable[[Trajectory], float] = attrgetter("reward"),
-    *,
-    keep_equals: bool = False,
 ) -> list[Row]:
     """A row for every trajectory, the same advantage for every token.
-
-    Trees whose advantages are all 0 give no rows.
 
     Args:
         trees: each is a group.
         credit: rewards of a group (n,) in float64 -> advantages (n,).
         reward: of a trajectory.
-        keep_equals: give them rows where other trees teach, for a mean over all rollouts.
     """
-    rows, teaches = [], False
+    rows = []
     for tree in trees:
         found = credit(torch.tensor([reward(t) for t in tree.trajectories], dtype=torch.float64))
-        teaches = teaches or bool(found.any())
-        if not keep_equals and not found.any():
-            continue
         for trajectory, advantage in zip(tree.trajectories, found.tolist(), strict=True):
             rows.append(Row(trajectory, torch.full((len(trajectory),), advantage)))
-    return rows if teaches else []
+    return rows
 
 
 def normalised(rewards: Tensor, floor: float = STD_FLOOR) -> Tensor:

@@ -91,7 +91,7 @@ def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
         entropies = [stats[row.trajectory].entropies for row in rows]
         factors = entropy_factors(entropies, masks, config.advantage_weight)
         rows = [Row(t, a * f.float()) for (t, a), f in zip(rows, factors, strict=True)]
-        run.update(rows, token_mean(masks), partial(policy_loss, config=config))
+        run.update_by(rows, token_mean, partial(policy_loss, config=config))
 
 
 def entropy_balanced_trees(tasks: "list[Task]", run: "Run", config: Config) -> list[RolloutTree]:

@@ -127,16 +127,13 @@ def measured(session: "Session", config: Config) -> list[Root]:
 
 def move(run: "Run", trees: "Sequence[RolloutTree]", config: Config) -> None:
     """Updates as GRPO makes them, mini-batch after mini-batch."""
-    import torch
-
     from learners.advantages import group_normalised
     from learners.losses import clipped_policy_loss, sequence_mean
 
     before = run.policy.updates
     for batch in run.minibatches(trees):
         rows = group_normalised(batch)
-        masks = [torch.tensor(row.trajectory.response_mask) for row in rows]
-        run.update(rows, sequence_mean(masks), partial(clipped_policy_loss, config=config))
+        run.update_by(rows, sequence_mean, partial(clipped_policy_loss, config=config))
     if run.policy.updates == before:
         raise UsageError(
             f"all rollouts of {len(trees)} tasks earned the same, so nothing moves the policy; "

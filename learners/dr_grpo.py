@@ -36,7 +36,7 @@ def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
     run.sample_and_update(
         tasks,
         roots=config.rollouts,
-        advantages=partial(by_group, credit=centred, keep_equals=True),
+        advantages=partial(by_group, credit=centred),
         weights=partial(sequence_sum, divisor=config.max_response_tokens),
         loss=partial(policy_loss, config=config),
     )

@@ -67,12 +67,11 @@ def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
 
 
 def two_level(trees: Sequence[RolloutTree], config: Config) -> list[Row]:
-    """A row for every trajectory of the trees where an episode or a turn stands out."""
+    """A row for every trajectory."""
     rows = []
     for tree in trees:
         found = tree_advantages(tree, config)
-        if any(advantage.any() for advantage in found):
-            rows += [Row(t, a) for t, a in zip(tree.trajectories, found, strict=True)]
+        rows += [Row(t, a) for t, a in zip(tree.trajectories, found, strict=True)]
     return rows
 
 

@@ -200,10 +200,21 @@ class Run:
         credited = {row.trajectory: row for row in advantages(kept)}
         for batch in self.minibatches(trees):
             groups = [[credited[t] for t in tree.trajectories if t in credited] for tree in batch]
-            self.count("advantage/dropped_groups", sum(not group for group in groups))
-            rows = [row for group in groups for row in group]
-            masks = [torch.tensor(row.trajectory.response_mask) for row in rows]
-            self.update(rows, weights(masks), loss)
+            dropped = [not any(row.advantages.any() for row in group) for group in groups]
+            self.count("advantage/dropped_groups", sum(dropped))
+            self.update_by([row for group in groups for row in group], weights, loss)
+
+    def update_by(self, rows: Sequence[Row], weights: Weighting, loss: PolicyLoss) -> None:
+        """One update on rows that are weighted together; those without credit need no pass.
+
+        Rows with advantage 0 count in the mean that the weights are, as in the reference
+        implementations. Only a penalty has a gradient on them: without one they are left out then.
+        """
+        masks = [torch.tensor(row.trajectory.response_mask) for row in rows]
+        pairs = list(zip(rows, weights(masks), strict=True))
+        if self.config.kl == 0:
+            pairs = [(row, weight) for row, weight in pairs if row.advantages.any()]
+        self.update([row for row, _ in pairs], [weight for _, weight in pairs], loss)
 
     def draw(self, name: str) -> random.Random:
         """A generator of this run's seed and iteration, for choices that are not tokens."""

@@ -51,7 +51,8 @@ METRICS = {
     "sampling/generations": "batches of prompts sampled (DAPO)",
     "sampling/equal_groups": "prompts left out, all rewards were equal (DAPO)",
     "sampling/surplus_groups": "prompts left out, there were enough (DAPO)",
-    "advantage/dropped_groups": "prompts without a row, whose rollouts teach nothing",
+    "advantage/dropped_groups": "prompts whose rollouts all have advantage 0; only --kl gives them "
+    "a gradient",
     "advantage/no_term": "trajectories without credit: both groups had equal rewards (APPO)",
     "advantage/base": "mean of eq. 6 (APPO)",
     "advantage/clipped": "share of its terms that were clipped (APPO)",

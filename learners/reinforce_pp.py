@@ -53,7 +53,7 @@ def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
 
 
 def batch_normalised(trees: Sequence[RolloutTree], config: Config) -> list[Row]:
-    """A row for every trajectory, by the statistics of all; none when all tokens earn the same."""
+    """A row for every trajectory, by the statistics of all; 0 when all tokens earn the same."""
     trajectories, returns = [], []
     for tree in trees:
         mean = sum(t.reward for t in tree.trajectories) / len(tree.trajectories)
@@ -66,8 +66,6 @@ def batch_normalised(trees: Sequence[RolloutTree], config: Config) -> list[Row]:
             trajectories.append(trajectory)
     masks = [torch.tensor(t.response_mask) for t in trajectories]
     advantages = whitened(returns, masks)
-    if not any(a.any() for a in advantages):
-        return []
     return [Row(t, a.float()) for t, a in zip(trajectories, advantages, strict=True)]
 
 

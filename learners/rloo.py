@@ -36,7 +36,7 @@ def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
     run.sample_and_update(
         tasks,
         roots=config.rollouts,
-        advantages=partial(by_group, credit=leave_one_out, keep_equals=True),
+        advantages=partial(by_group, credit=leave_one_out),
         weights=sequence_sum,
         loss=policy_loss,
     )

@@ -113,7 +113,7 @@ def steps(trajectories: Sequence[Trajectory]) -> list[BranchPoint]:
 def two_level(
     trees: Sequence[RolloutTree], keep: int | None, draw: Callable[[RolloutTree], random.Random]
 ) -> list[Row]:
-    """A row for every kept leaf of the prompts where leaves differ.
+    """A row for every kept leaf.
 
     Args:
         trees: of a prompt each; its M trees are those of its roots.
@@ -125,8 +125,6 @@ def two_level(
         kept = [pruned(leaves(tree, root), keep, draw(tree)) for root in tree.roots]
         earned = [torch.tensor([t.reward for t in group], dtype=torch.float64) for group in kept]
         found = leaf_advantages(earned)
-        if not found.any():
-            continue
         for trajectory, advantage in zip(chain(*kept), found.tolist(), strict=True):
             rows.append(Row(trajectory, torch.full((len(trajectory),), advantage)))
     return rows

@@ -82,9 +82,9 @@ CREDIT = {
     "aepo": (aware, token_mean),
     "tree_grpo": (partial(tree_grpo.two_level, keep=None, draw=id), token_mean),
     "gigpo": (partial(gigpo.two_level, config=gigpo.Config()), token_mean),
-    "rloo": (partial(by_group, credit=leave_one_out, keep_equals=True), sequence_sum),
+    "rloo": (partial(by_group, credit=leave_one_out), sequence_sum),
     "dr_grpo": (
-        partial(by_group, credit=centred, keep_equals=True),
+        partial(by_group, credit=centred),
         partial(sequence_sum, divisor=64),
     ),
     "gspo": (group_normalised, sequence_mean),
@@ -193,6 +193,9 @@ class Credited(Notes):
 
     def token_stats(self, trajectories):
         return {t: stats_of(t, entropies=[0.1 * i for i in range(len(t))]) for t in trajectories}
+
+    def update_by(self, rows, weights, loss):
+        self.update(rows, weights([torch.tensor(r.trajectory.response_mask) for r in rows]), loss)
 
     def update(self, rows, weights, loss):
         self.updates.append(SimpleNamespace(rows=rows, weights=weights, loss=loss))

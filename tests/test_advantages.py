@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 
 from learners import appo
 from learners.advantages import group_normalised
+from learners.loop import Run
+from learners.losses import token_mean
 from tests.tree_fakes import Notes, grow, new_tree, stats_of, tree_with
 
 REWARDS = st.lists(st.sampled_from([-1.0, 0.0, 0.25, 1.0, 1.1]), min_size=1, max_size=6)
@@ -43,18 +46,35 @@ def test_all_tokens_of_a_rollout_get_the_same():
 
 @pytest.mark.parametrize("rewards", [[1.0], [0.7, 0.7, 0.7], [0.1 + 0.2] * 5])
 def test_a_group_of_one_or_of_equals_teaches_nothing(rewards):
-    assert group_normalised([tree_with(rewards)]) == []
+    rows = group_normalised([tree_with(rewards)])
+    assert len(rows) == len(rewards)
+    assert first_tokens(rows) == [0] * len(rewards)
 
 
 def test_without_trees_there_are_no_rows():
     assert group_normalised([]) == []
 
 
+@pytest.mark.parametrize(("kl", "passed"), [(0.0, 2), (0.1, 4)])
+def test_rows_without_credit_count_in_the_mean_and_cost_no_pass(kl, passed):
+    """Four rollouts of a token each, two of equal rewards: every token weighs 1/4."""
+    updates = []
+    run = SimpleNamespace(
+        config=SimpleNamespace(kl=kl), update=lambda *given: updates.append(given)
+    )
+    trees = [tree_with([1, 0]), tree_with([5, 5])]
+    Run.update_by(run, group_normalised(trees), token_mean, None)
+    ((rows, weights, _),) = updates
+    assert [row.trajectory for row in rows] == [*trees[0].roots, *trees[1].roots][:passed]
+    lengths = [len(row.trajectory) for row in rows]
+    assert [w.tolist() for w in weights] == [[1 / (4 * n)] * n for n in lengths]
+
+
 def test_groups_do_not_mix():
     trees = [tree_with([1, 0]), tree_with([5, 5]), tree_with([10, 0])]
     rows = group_normalised(trees)
-    assert first_tokens(rows) == pytest.approx([0.7071, -0.7071] * 2, rel=1e-3)
-    assert [r.trajectory for r in rows] == [*trees[0].roots, *trees[2].roots]
+    assert first_tokens(rows) == pytest.approx([0.7071, -0.7071, 0, 0, 0.7071, -0.7071], rel=1e-3)
+    assert [r.trajectory for r in rows] == [root for tree in trees for root in tree.roots]
 
 
 @given(REWARDS, st.sampled_from([-3.0, 0.5, 100.0]))
@@ -68,7 +88,7 @@ def test_a_constant_added_to_a_group_changes_nothing(rewards, constant):
 def test_a_group_equals_its_definition(rewards):
     rows = group_normalised([tree_with(rewards)])
     if len(set(rewards)) < 2:
-        assert rows == []
+        assert first_tokens(rows) == [0] * len(rewards)
         return
     mean, deviation = statistics.mean(rewards), statistics.stdev(rewards)
     slow = [(r - mean) / (deviation + 1e-6) for r in rewards]

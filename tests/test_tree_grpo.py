@@ -88,11 +88,12 @@ def test_a_leaf_alone_in_its_tree_is_compared_with_its_prompt_only():
     assert found.tolist() == pytest.approx([0.5**0.5, -(0.5**0.5)], rel=1e-5)
 
 
-def test_all_tokens_of_a_leaf_get_the_same_and_equal_leaves_give_no_row():
+def test_all_tokens_of_a_leaf_get_the_same_and_equal_leaves_get_nothing():
     tree = new_tree()
     root = grow(tree, (3, 2), (1, 0), reward=1.0)
     fork_after(tree, root, 1, (2, 0))
-    long, short = two_level([tree, tree_with([0.7] * 3)], None, id)
+    long, short, *equal = two_level([tree, tree_with([0.7] * 3)], None, id)
+    assert [row.advantages.tolist() for row in equal] == [[0, 0]] * 3
     assert long.advantages.tolist() == [long.advantages[0].item()] * 6
     assert float(long.advantages[0]) == pytest.approx(2 * 0.5**0.5, rel=1e-5)
     assert len(short.advantages) == 7
