@@ -54,6 +54,9 @@ soak: setup
 perf: setup
 	$(BIN)/python -m tests.perf.step
 	$(BIN)/python -m tests.perf.iteration
+	$(BIN)/python -m tests.perf.overlap
+	$(BIN)/python -m tests.perf.sampling
+	$(BIN)/python -m tests.perf.scaling
 	$(BIN)/python -m tests.perf.sandbox
 	$(BIN)/python -m tests.perf.search speed --skip-rank-bm25
 
