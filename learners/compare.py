@@ -69,7 +69,7 @@ def compare(config: Config) -> dict[str, str]:
         return {}
     tasks = keep_tasks(config)
     if unfinished(first) or unfinished(plan.final_trials(config, chosen_rates(config) or {})):
-        make_start(start_command(config), config.model, plan.runs_folder(config), narrator.say)
+        make_start(start_command(config), config, plan.runs_folder(config), narrator.say)
     failed = run_all(first, tasks, config.jobs, narrator.say)
     rates = chosen_rates(config)
     if rates is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from learners import compare_plan as plan
 from learners.checkpoint import read_metrics
 from learners.compare_config import Config, budget, methods
-from learners.compare_jobs import TOLD, TrialFailed
+from learners.compare_jobs import TOLD, TrialFailed, start_is_there
 from learners.compare_material import chosen_rates
 from learners.compare_plan import Trial
 from learners.compare_summary import read_summary, totals
@@ -43,6 +43,11 @@ def estimate(config: Config, narrator: "Narrator") -> str:
         return f"{opening}\nnothing is left to run"
     known = [t for t in map(timing, every) if t is not None]
     source = f"{len(known)} runs of this comparison"
+    if not known and not start_is_there(config):
+        return (
+            f"{opening}\nhow long that takes is timed on {config.model}, which is not there: the "
+            "command without --dry-run makes it where --start says how, or learners.sft does"
+        )
     if not known:
         source = f"one iteration of {final[0].method.label}"
         with narrator.status(f"timing {source}"):

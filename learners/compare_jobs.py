@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from learners.compare_config import Config
 from learners.compare_plan import Trial
 from learners.compare_summary import read_summary, write_summary
 from learners.run_config import UsageError
@@ -118,8 +119,16 @@ def _described(trial: Trial) -> str:
     )
 
 
+def start_is_there(config: Config) -> bool:
+    """Whether the model that all runs begin with can be read; a name may be on a hub."""
+    place = Path(config.model)
+    if config.start:
+        return (place / "summary.json").exists()
+    return place.exists() or not config.model.startswith(("runs/", "/", "."))
+
+
 def make_start(
-    command: Sequence[str], model: str, folder: Path, say: Callable[[str], None]
+    command: Sequence[str], config: Config, folder: Path, say: Callable[[str], None]
 ) -> None:
     """Cold-start the model that all runs begin with, unless it is there.
 
@@ -127,13 +136,12 @@ def make_start(
         UsageError: it is not there, and nothing says how it is made.
         TrialFailed: making it failed.
     """
-    place = Path(model)
-    if command:
-        if not (place / "summary.json").exists():
-            say(f"making {model}")
-            Children().run(command, folder / "logs" / "start.log")
-    elif not place.exists() and model.startswith(("runs/", "/", ".")):
+    if start_is_there(config):
+        return
+    if not command:
         raise UsageError(
-            f"--model {model}: there is no such folder; make it with learners.sft, or say how with "
-            "--start '<arguments of learners.sft>'"
+            f"--model {config.model}: there is no such folder; make it with learners.sft, or say "
+            "how with --start"
         )
+    say(f"making {config.model}")
+    Children().run(command, folder / "logs" / "start.log")
