@@ -274,6 +274,7 @@ def three(most=6):
     return [Request((61, 70 + n), (), most, str(n), 0, 0.0) for n in range(3)]
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_is_started_again_and_every_request_is_answered(server_of):
     """It kills itself at the second request, before it has read the third."""
     loaded = load_model("tiny")
@@ -283,6 +284,7 @@ def test_a_process_that_ends_is_started_again_and_every_request_is_answered(serv
     assert (server.restarts, lives.read_text()) == (1, "xx")
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_between_rollouts_is_started_again(server_of):
     loaded = load_model("tiny")
     server, lives = server_of(loaded, "lives")
@@ -292,6 +294,7 @@ def test_a_process_that_is_killed_between_rollouts_is_started_again(server_of):
     assert (server.restarts, lives.read_text()) == (1, "xx")
 
 
+@pytest.mark.slow
 def test_a_process_that_always_ends_stops_the_run_with_its_last_words(server_of):
     server, lives = server_of(load_model("tiny"), "dies")
     with pytest.raises(RunStopped, match=r"ended 3 times.*\n(.*\n)*no memory left\n.*resumes"):
@@ -299,6 +302,7 @@ def test_a_process_that_always_ends_stops_the_run_with_its_last_words(server_of)
     assert lives.read_text() == "x" * ENDS
 
 
+@pytest.mark.slow
 def test_a_process_gets_new_weights_before_the_next_token(server_of):
     loaded = load_model("tiny")
     server, lives = server_of(loaded, "lives")
@@ -313,6 +317,7 @@ def test_a_process_gets_new_weights_before_the_next_token(server_of):
     assert lives.read_text() == "x"
 
 
+@pytest.mark.slow
 def test_a_process_ends_with_the_run(server_of):
     server, _ = server_of(load_model("tiny"), "lives")
     serve(server, *three())
