@@ -252,8 +252,8 @@ def run_iteration(
     return metrics
 
 
-def record(session: Session, metrics: dict[str, Any]) -> None:
-    """Write an iteration's metrics and rollouts, then its checkpoint; advance."""
+def record(session: Session, metrics: dict[str, Any], last: bool) -> None:
+    """Write an iteration's metrics and rollouts, then its checkpoint if due or last; advance."""
     from learners.checkpoint import save_checkpoint
     from learners.rollout_files import write_rollouts
 
@@ -264,7 +264,6 @@ def record(session: Session, metrics: dict[str, Any]) -> None:
         lines.flush()
         os.fsync(lines.fileno())
     run.iteration += 1
-    last = run.iteration >= run.config.iterations
     if run.iteration % run.config.checkpoint_every == 0 or last:
         state = {"lost": run.lost, "spent": dict(run.ledger.spending.totals())}
         save_checkpoint(session.folder, run.iteration, run.policy, state)

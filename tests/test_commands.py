@@ -87,6 +87,11 @@ def test_a_command_without_its_error_shows_no_traceback():
     )
 
 
+def test_more_initial_rollouts_than_rollouts_are_refused(capsys, tmp_path):
+    said = refused(capsys, f"--rollouts 4 --initial-rollouts 5 --out {tmp_path}/run")
+    assert "--initial-rollouts 5 is more than --rollouts 4" in said
+
+
 def test_an_unknown_environment_names_the_nearest(capsys, tmp_path):
     said = refused(capsys, f"--env appo/SyntheticQ-v0 --out {tmp_path}/run")
     assert "Did you mean: `SyntheticQA`?" in said

@@ -69,6 +69,14 @@ def test_a_run_that_was_stopped_early_stays_stopped(taught, tmp_path):
     assert len(lines_of(tmp_path)) == 3
 
 
+def test_a_run_that_stops_early_keeps_its_last_weights(taught, tmp_path):
+    """Between two checkpoints: the third iteration is the last one, and what is evaluated after."""
+    stop = ("--eval-every", "1", "--patience", "2", "--max-response-tokens", "8")
+    main("learners.grpo", arguments(taught, tmp_path, 9, *stop, "--checkpoint-every", "5"))
+    assert len(lines_of(tmp_path)) == 3
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["000003"]
+
+
 def test_patience_without_validation_is_refused(capsys, tmp_path):
     said = refused(capsys, f"--patience 2 --out {tmp_path}/run")
     assert "--patience 2 counts evaluations on validation tasks; give --eval-every" in said

@@ -60,7 +60,7 @@ def main() -> None:
             total["iteration"] += metrics["seconds/iteration"]
             total["tokens"] += metrics["ledger/sampled_tokens"]
             with one.run.ledger.phase("record"):
-                record(one, metrics)
+                record(one, metrics, last=False)
             total["record"] += one.run.ledger.take()["seconds/record"]
     whole = total["iteration"]
     rest = whole - sum(total[name] for name in PHASES)
