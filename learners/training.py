@@ -3,7 +3,7 @@
 import importlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from itertools import pairwise
@@ -108,18 +108,14 @@ def _iterate(
             opened(run.config.log, folder, asdict(run.config), kept) as show,
             narrator.bar("iteration", iterations, run.iteration, every=1) as advance,
         ):
-            ended = over(run.config, run.iteration, lines) or stopped_early(run.config, lines)
-            while not ended:
+            while not (over(run.config, run.iteration, lines) or stopped_early(run.config, lines)):
                 metrics = {"iteration": run.iteration, **run_iteration(session, iteration)}
                 faults = [t.unavailable for t in run.trees if t.unavailable is not None]
                 what = f"trees of iteration {run.iteration + 1}"
                 stop_where_tools_fail(run.config, what, faults, len(run.trees))
                 metrics |= validate(session, [*lines, metrics], narrator)
+                record(session, metrics)
                 lines.append(metrics)
-                ended = over(run.config, run.iteration + 1, lines) or stopped_early(
-                    run.config, lines
-                )
-                record(session, metrics, last=ended)
                 show(metrics)
                 advance(described(metrics))
         evaluate_once(session, "after", narrator)
@@ -155,5 +151,17 @@ def described(metrics: dict[str, Any]) -> str:
         f"{metrics.get('stop/answered', 0):.2f}  "
         + (f"validation {metrics['validation/score']:.3f}  " if validated else "")
         + f"calls {metrics.get('response/tool_calls', 0):.1f}  "
-        f"{metrics['seconds/iteration']:.1f} s"
+        + read(metrics)
+        + f"{metrics['seconds/iteration']:.1f} s"
     )
+
+
+def read(metrics: Mapping[str, Any]) -> str:
+    """How much of its tokens an iteration read to score and update, and whether as trees."""
+    rows = metrics.get("ledger/scored_tokens", 0) + metrics.get("ledger/updated_tokens", 0)
+    if not rows or "update/trees" not in metrics:
+        return ""
+    share = metrics["ledger/computed_tokens"] / rows
+    trees = metrics["update/trees"]
+    how = {1.0: "as trees", 0.0: "as padded rows"}.get(trees, f"{trees:.0%} of steps as trees")
+    return f"read {share:.0%} of tokens, {how}  "

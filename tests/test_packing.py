@@ -15,6 +15,7 @@ from learners.losses import clipped_surrogate
 from learners.models import load_model
 from learners.packing import laid_out, packed, packing_of
 from learners.policy import Policy
+from learners.training import read
 from learners.tree import Completion, Row, Trajectory, Turn
 
 STATE = EnvState("Toy", "1", "train", "a")
@@ -313,3 +314,18 @@ def test_smollm2_learns_the_same_from_trees_in_float32():
     difference = torch.cat([found[n].flatten() - expected[n].flatten() for n in expected])
     assert difference.norm() / whole.norm() < 1e-4
     assert (tree.work.computed_tokens, tree.work.row_tokens) == (30 + 20 + 8 + 5, 4 * 30 + 46)
+
+
+@pytest.mark.parametrize(
+    ("trees", "expected"),
+    [
+        (1.0, "read 40% of tokens, as trees  "),
+        (0.0, "read 40% of tokens, as padded rows  "),
+        (0.25, "read 40% of tokens, 25% of steps as trees  "),
+    ],
+)
+def test_the_log_says_how_rows_were_read(trees, expected):
+    """Of 300 + 700 tokens 400 were computed."""
+    line = {"ledger/scored_tokens": 300, "ledger/updated_tokens": 700, "update/trees": trees}
+    assert read({**line, "ledger/computed_tokens": 400}) == expected
+    assert read({}) == ""
