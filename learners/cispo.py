@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from learners.advantages import group_normalised
 from learners.losses import token_log_ratio, token_mean
+from learners.objective import note_capped
 from learners.run_config import RunConfig
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from benchmarks import Task
     from learners.batch import Batch
     from learners.loop import Run
+    from learners.objective import Note
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,19 @@ def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
         roots=config.rollouts,
         advantages=group_normalised,
         weights=token_mean,
-        loss=partial(policy_loss, config=config),
+        loss=partial(policy_loss, config=config, note=run.note),
     )
 
 
-def policy_loss(logprobs: "Tensor", batch: "Batch", config: Config) -> "Tensor":
-    """Weighted log-likelihood of a micro-batch; its value is no surrogate's."""
+def policy_loss(
+    logprobs: "Tensor", batch: "Batch", config: Config, note: "Note | None" = None
+) -> "Tensor":
+    """Weighted log-likelihood of a micro-batch; its value is no surrogate's.
+
+    `note` takes the share of tokens whose weight is clipped, whatever the sign of A.
+    """
+    if note is not None:
+        note_capped(note, logprobs, batch, config.ratio_cap)
     log_ratio = token_log_ratio(logprobs.detach(), batch.old_logprobs)
     importance = log_ratio.exp().clamp(max=config.ratio_cap)
     loss = -importance * batch.advantages * logprobs

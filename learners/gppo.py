@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from learners.advantages import group_normalised
 from learners.losses import preserving_surrogate, token_mean
+from learners.objective import note_bounded
 from learners.run_config import RunConfig
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from benchmarks import Task
     from learners.batch import Batch
     from learners.loop import Run
+    from learners.objective import Note
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,16 @@ def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
         roots=config.rollouts,
         advantages=group_normalised,
         weights=token_mean,
-        loss=partial(policy_loss, config=config),
+        loss=partial(policy_loss, config=config, note=run.note),
     )
 
 
-def policy_loss(logprobs: "Tensor", batch: "Batch", config: Config) -> "Tensor":
-    """The gradient-preserving surrogate of a micro-batch."""
+def policy_loss(
+    logprobs: "Tensor", batch: "Batch", config: Config, note: "Note | None" = None
+) -> "Tensor":
+    """The gradient-preserving surrogate of a micro-batch; `note` takes what it clips."""
+    if note is not None:
+        note_bounded(note, logprobs, batch, 1 - config.clip_low, 1 + config.clip_high)
     clips = (config.clip_low, config.clip_high, config.dual_clip)
     loss = preserving_surrogate(logprobs, batch.old_logprobs, batch.advantages, *clips)
     return (loss * batch.weights).sum()

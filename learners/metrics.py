@@ -58,6 +58,10 @@ METRICS = {
     "advantage/clipped": "share of its terms that were clipped (APPO)",
     "loss/clip_low_fraction": "share of trained tokens with A < 0 that a clip leaves no gradient",
     "loss/clip_high_fraction": "the same with A > 0",
+    "loss/bounded_low_fraction": "share with A < 0 and a ratio below its clip; the gradient is the "
+    "bound's (GPPO)",
+    "loss/bounded_high_fraction": "the same with A > 0 and above (GPPO)",
+    "loss/capped_fraction": "share whose weight the cap on the ratio decides (CISPO)",
     "loss/clip_fraction": "share of trained tokens where the clip decides (APPO, published code)",
     "loss/dual_clip_fraction": "share where the dual clip decides (APPO, published code)",
     "loss/dropped_rows": "share of rows left out for it (APPO, published code)",

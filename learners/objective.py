@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from learners.losses import kl_k1, kl_k2, kl_k3
+from learners.losses import kl_k1, kl_k2, kl_k3, token_log_ratio
 from learners.run_config import Estimator, RunConfig
 from learners.tree import Trajectory
 
@@ -124,3 +124,28 @@ def _take_down(
     sign = batch.advantages[trained].sign()
     note("loss/clip_low_fraction", (still & (sign < 0)).double().tolist())
     note("loss/clip_high_fraction", (still & (sign > 0)).double().tolist())
+
+
+def note_bounded(note: Note, logprobs: Tensor, batch: "Batch", low: float, high: float) -> None:
+    """Take down the tokens whose ratio is beyond a clip that leaves them a gradient (GPPO).
+
+    Args:
+        note: takes, per trained token, whether A < 0 and the ratio is below `low`, or A > 0 and it
+            is above `high`.
+        logprobs: (B, T).
+        batch: has the rest.
+        low: 1 - eps.
+        high: 1 + eps.
+    """
+    trained = batch.response_mask & (batch.weights != 0)
+    ratio = token_log_ratio(logprobs.detach(), batch.old_logprobs)[trained].exp()
+    sign = batch.advantages[trained].sign()
+    note("loss/bounded_low_fraction", ((ratio < low) & (sign < 0)).double().tolist())
+    note("loss/bounded_high_fraction", ((ratio > high) & (sign > 0)).double().tolist())
+
+
+def note_capped(note: Note, logprobs: Tensor, batch: "Batch", cap: float) -> None:
+    """Take down, per trained token, whether its ratio is above the cap of its weight (CISPO)."""
+    trained = batch.response_mask & (batch.weights != 0)
+    ratio = token_log_ratio(logprobs.detach(), batch.old_logprobs)[trained].exp()
+    note("loss/capped_fraction", (ratio > cap).double().tolist())

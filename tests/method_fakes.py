@@ -161,6 +161,9 @@ class Composed:
     def count(self, name, amount):
         pass
 
+    def note(self, name, values):
+        pass
+
     def sample_and_update(self, tasks, *, roots, **parts):
         self.credit_and_update(self.trees, **parts)
 

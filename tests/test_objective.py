@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from learners import appo
+from learners import appo, cispo, gppo
 from learners.losses import clipped_policy_loss, token_mean
 from learners.models import load_model
 from learners.objective import FrozenPolicy, divergence, objective
@@ -211,3 +211,24 @@ def test_rows_sampled_before_the_last_step_are_counted_as_stale(monkeypatch, tau
     aged = sum(step * size for step, size in enumerate(sizes))
     assert metrics["update/staleness"] == pytest.approx(aged / sum(sizes))
     assert metrics["update/stale_rows"] == pytest.approx(sum(sizes[1:]) / sum(sizes))
+
+
+RATIOS = [[math.log(r) for r in (0.5, 2.0, 6.0, 0.5, 6.0, 1.0)]]
+SIGNS = [-1.0, 1.0, -1.0, 1.0, 1.0, 1.0]
+
+
+def taken_down(module):
+    """What a loss notes of ratios 0.5, 2 and 6 with A = -1, 1, -1; 0.5, 6 and 1 with A = 1."""
+    notes = Notes()
+    batch = batch_of([0.0] * 6, SIGNS)
+    module.policy_loss(torch.tensor(RATIOS), batch, module.Config(), note=notes.note)
+    return notes.notes
+
+
+def test_gppo_tells_what_its_clips_bound_and_cispo_what_its_cap_does():
+    """GPPO: 0.8 below where A < 0, 1.28 above where A > 0. CISPO: above 5, whatever A is."""
+    assert taken_down(gppo) == {
+        "loss/bounded_low_fraction": [1, 0, 0, 0, 0, 0],
+        "loss/bounded_high_fraction": [0, 1, 0, 0, 1, 0],
+    }
+    assert taken_down(cispo) == {"loss/capped_fraction": [0, 0, 1, 0, 1, 0]}
