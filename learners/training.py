@@ -108,14 +108,18 @@ def _iterate(
             opened(run.config.log, folder, asdict(run.config), kept) as show,
             narrator.bar("iteration", iterations, run.iteration, every=1) as advance,
         ):
-            while not (over(run.config, run.iteration, lines) or stopped_early(run.config, lines)):
+            ended = over(run.config, run.iteration, lines) or stopped_early(run.config, lines)
+            while not ended:
                 metrics = {"iteration": run.iteration, **run_iteration(session, iteration)}
                 faults = [t.unavailable for t in run.trees if t.unavailable is not None]
                 what = f"trees of iteration {run.iteration + 1}"
                 stop_where_tools_fail(run.config, what, faults, len(run.trees))
                 metrics |= validate(session, [*lines, metrics], narrator)
-                record(session, metrics)
                 lines.append(metrics)
+                ended = over(run.config, run.iteration + 1, lines) or stopped_early(
+                    run.config, lines
+                )
+                record(session, metrics, last=ended)
                 show(metrics)
                 advance(described(metrics))
         evaluate_once(session, "after", narrator)
