@@ -2,6 +2,7 @@
 
 const state = { iteration: 0, tree: 0, chosen: 0, mode: "entropy", sort: "decisions", query: "", order: [], open: false };
 let run = null, scale = null, pinned = null;
+let waiting = null, reading = false;  // live: trees not shown yet, because somebody reads others
 
 const KEYS = [["j, k", "next, previous task"], ["n, p", "next, previous trajectory"], ["[, ]", "previous, next branch"], ["u", "the branch's parent"],
   ["1 to 5", "colour by entropy, future value, score, advantage, nothing"], ["f", "unfold or fold all tools"], ["d", "dark or light"], ["/", "search tasks"], ["?", "these keys"]];
@@ -34,10 +35,11 @@ function telling(one) {
 }
 
 function rescale() { scale = iteration() && state.mode !== "plain" ? scaleOf(iteration().trees, state.mode) : null; }
-function chooseTree(index) { state.tree = index; state.chosen = telling(tree()); renderList(); renderDetail(); document.getElementById("detail").scrollTop = 0; }
+function chooseTree(index) { reading = true; state.tree = index; state.chosen = telling(tree()); renderList(); renderDetail(); document.getElementById("detail").scrollTop = 0; }
 function choose(index) {
   const lane = document.activeElement && document.activeElement.closest(".lane");
   state.chosen = index;
+  reading = true;
   renderDetail();
   const again = lane && document.querySelector(`.lane[data-index="${index}"]`);
   if (again) again.focus();
@@ -62,7 +64,8 @@ function renderHeader() {
 
 function progress() {
   const told = run.planned ? `${run.done} of ${run.planned} iterations` : `${run.done} iterations`;
-  return element("span", { class: "facts", id: "done" }, told + (run.live ? " · live" : ""));
+  const newer = waiting && element("button", { id: "newer", onclick: () => { const data = waiting; waiting = null; reading = false; take(data); } }, `show iteration ${waiting.iterations[0].number}`);
+  return [element("span", { class: "facts", id: "done" }, told + (run.live ? " · live" : "")), newer];
 }
 
 function curve(points) {
@@ -193,13 +196,14 @@ function moveTree(step) {
 }
 
 async function ask() {
-  // A live page: new trees are taken when there are some; what is looked at stays until then.
+  // A live page: new trees are shown at once, unless somebody has chosen what to read.
   try {
-    const known = run && run.iterations.length ? run.iterations[run.iterations.length - 1].number : -1;
+    const newest = waiting || run;
+    const known = newest && newest.iterations.length ? newest.iterations[0].number : -1;
     const data = await (await fetch(`data.json?known=${known}`)).json();
     data.live = true;
-    if (!run || data.iterations.length) take(data);
-    else { Object.assign(run, { done: data.done, curves: data.curves, totals: data.totals, live: true }); renderHeader(); renderLedger(); }
+    if (!run || (data.iterations.length && !reading)) take(data);
+    else { if (data.iterations.length) waiting = data; Object.assign(run, { done: data.done, curves: data.curves, totals: data.totals, live: true }); renderHeader(); renderLedger(); }
   } catch (error) {
     replace("progress", element("span", { class: "absent" }, `no answer from the server: ${error.message}`));
   }

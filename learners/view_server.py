@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+from learners.checkpoint import read_metrics
 from learners.rollout_files import RolloutFileError, list_iterations
 from learners.view_data import page_data
 
@@ -110,8 +111,9 @@ def latest(folder: Path, known: int, limit: int) -> dict[str, object]:
     Raises:
         RolloutFileError: there is no run yet.
     """
+    told = {int(line["iteration"]) for line in read_metrics(folder)}  # written after its trees
     try:
-        newest = list_iterations(folder)[-1]
+        newest = max((n for n in list_iterations(folder) if n in told), default=known)
     except RolloutFileError:
         newest = known
     return page_data(folder, () if newest == known else (newest,), limit)

@@ -14,7 +14,7 @@ from learners.models import load_model
 from learners.rollout_files import RolloutFileError, write_rollouts
 from learners.view import SCRIPTS, Options, escaped, main, page, policy, write_page
 from learners.view_data import page_data
-from learners.view_server import make_server
+from learners.view_server import latest, make_server
 from tests.view_fakes import HOSTILE, write_run
 
 
@@ -187,6 +187,14 @@ def test_a_live_page_is_told_of_trees_that_it_does_not_know(run_folder):
         assert old["iterations"] == []
         assert old["done"] == 2
         assert len(old["curves"]["reward/mean"]) == 2
+
+
+def test_trees_whose_metrics_are_not_written_yet_wait_for_them(tmp_path):
+    write_run(tmp_path, iterations=2)
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().splitlines(keepends=True)[0])
+    assert latest(tmp_path, -1, 10**6)["iterations"][0]["number"] == 0
+    assert latest(tmp_path, 0, 10**6)["iterations"] == []
 
 
 def test_a_server_answers_nothing_else(run_folder, tmp_path):

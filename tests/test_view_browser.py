@@ -262,6 +262,14 @@ def test_a_live_page_shows_new_trees_and_progress(tab, tmp_path):
         write_iteration(tmp_path, 1)
         tab.wait_for_selector("#done:text('2 of 3 iterations · live')", timeout=60_000)
         assert tab.inner_text("[aria-label=Iteration] option:checked") == "iteration 1"
+        tab.keyboard.press("j")  # somebody reads: what is shown stays
+        write_iteration(tmp_path, 2)
+        tab.wait_for_selector("#newer", timeout=60_000)
+        assert tab.inner_text("#newer") == "show iteration 2"
+        assert tab.inner_text("h1") == HOSTILE
+        tab.click("#newer")
+        assert tab.inner_text("[aria-label=Iteration] option:checked") == "iteration 2"
+        assert tab.locator("#newer").count() == 0
         tab.goto("about:blank")
     finally:
         server.shutdown()
