@@ -4,16 +4,20 @@ A row holds a question and what was said about it, with `<search>`, `<python>`, 
 `<answer>` in the text (the form of ARPO-SFT-54K), in one of three spellings:
 
 - instruction, input, output: the question is `input`, or `instruction` where that is empty;
-- conversations of {from, value}, messages of {role, content}: the first user message is the
-  question; tools speak inside `<result>` or as messages of their own (tool, observation).
+- conversations of {from, value} (that of the published rows), messages of {role, content}: the
+  first user message is the question; tools speak inside `<result>` or as messages of their own
+  (tool, observation).
 
-A system message is replaced by the environment's instructions. Every piece between two results must
+A system message or field is replaced by the environment's instructions; a program whose line breaks
+were written as two characters gets real ones. Every piece between two results must
 be one turn of an episode: one call, and the answer last. Results are as written, no tool is run;
 they are encoded as a rollout's observations are, and nothing of them is trained on.
 """
 
+import ast
 import json
 import re
+import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.sources import HubTable, fetch_from_hub, local_rows, question_id, question_key
 from envs import EnvState
-from envs.tags import Answer, observation, parse, stop_tags
+from envs.tags import Answer, ToolCall, observation, parse, stop_tags
 from learners.run_config import UsageError
 from learners.tree import Completion, Trajectory, Turn
 
@@ -107,7 +111,7 @@ def transcript(row: Mapping[str, Any], tools: Sequence[str]) -> Transcript:
     turns: list[tuple[str, str | None]] = []
     for own, text in said:
         if own:
-            turns.append((text.replace("\x08oxed", "\\boxed").strip(), None))
+            turns.append((_program(text.replace("\x08oxed", "\\boxed").strip(), tools), None))
         elif not turns or turns[-1][1] is not None:
             raise Unusable("a result before a call")
         else:
@@ -156,6 +160,28 @@ def _pieces(text: str) -> Iterator[tuple[bool, str]]:
     for place, piece in enumerate(RESULT.split(text)):
         if place % 2 or piece.strip():
             yield place % 2 == 0, piece
+
+
+def _program(text: str, tools: Sequence[str]) -> str:
+    """A turn; the one-line program in it with real line breaks, where only that makes it one."""
+    action = parse(text, tools)
+    if not isinstance(action, ToolCall) or action.tool != "python" or "\n" in action.argument:
+        return text
+    real = action.argument.replace("\\n", "\n")
+    if _is_program(action.argument) or not _is_program(real):
+        return text
+    return text.replace(action.argument, real)
+
+
+def _is_program(text: str) -> bool:
+    """Whether Python reads it; nothing is run."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            ast.parse(text)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return False
+    return True
 
 
 def _until_tag(text: str, tools: Sequence[str]) -> str:

@@ -31,6 +31,24 @@ SPELLINGS = {
             {"from": "gpt", "value": WHOLE},
         ]
     },
+    "as published": {
+        "system": "You are a helpful assistant that can search and run Python.",
+        "conversations": [
+            {"from": "human", "value": QUESTION},
+            {"from": "gpt", "value": WHOLE},
+        ],
+    },
+    "published, a message a result": {
+        "system": "",
+        "conversations": [
+            {"from": "human", "value": QUESTION},
+            {"from": "gpt", "value": CALL},
+            {"from": "human", "value": "<result>\nfound\n</result>"},
+            {"from": "gpt", "value": COMPUTE},
+            {"from": "human", "value": "<result> found </result>"},
+            {"from": "gpt", "value": ANSWER},
+        ],
+    },
     "messages of tools": {
         "messages": [
             {"role": "user", "content": QUESTION},
@@ -62,6 +80,27 @@ def test_every_spelling_of_a_row_is_the_same_episode(spelling):
 def test_the_backspace_of_the_published_rows_is_a_box():
     row = SPELLINGS["alpaca"] | {"output": ANSWER.replace("\\boxed", "\x08oxed")}
     assert transcripts.transcript(row, TOOLS).turns == ((ANSWER, None),)
+
+
+@pytest.mark.parametrize(
+    ("code", "read"),
+    [
+        (r"x = 1\nprint(x)", "x = 1\nprint(x)"),
+        (r"print('a\nb')", r"print('a\nb')"),  # a program as it is
+        (r"no program\neither way", r"no program\neither way"),
+        ("x = 1\nprint('a\\nb')", "x = 1\nprint('a\\nb')"),
+    ],
+)
+def test_a_program_written_on_one_line_gets_its_line_breaks(code, read):
+    said = f"<think>x</think><python>{code}</python><result>1</result>{ANSWER}"
+    row = SPELLINGS["as published"] | {
+        "conversations": [
+            {"from": "human", "value": QUESTION},
+            {"from": "gpt", "value": said},
+        ]
+    }
+    turns = transcripts.transcript(row, TOOLS).turns
+    assert turns[0] == (f"<think>x</think><python>{read}</python>", "1")
 
 
 def test_what_follows_a_closing_tag_is_never_said():
@@ -133,7 +172,7 @@ def test_files_are_read_and_what_is_left_out_is_counted_by_reason(tmp_path, toke
     bad = SPELLINGS["alpaca"] | {"output": CALL}
     path = written(tmp_path, [*SPELLINGS.values(), bad, bad], name)
     found = transcripts.read(path, rollouts_of(tokenizer))
-    assert len(found.trajectories) == 4
+    assert len(found.trajectories) == len(SPELLINGS)
     assert found.left_out == {"an answer before the end, or none there": 2}
     assert len(transcripts.read(path, rollouts_of(tokenizer), limit=3).trajectories) == 3
 
