@@ -54,6 +54,9 @@ soak: setup
 perf: setup
 	$(BIN)/python -m tests.perf.step
 	$(BIN)/python -m tests.perf.iteration
+	$(BIN)/python -m tests.perf.startup
+	$(BIN)/python -m tests.perf.update
+	$(BIN)/python -m tests.perf.branching
 	$(BIN)/python -m tests.perf.overlap
 	$(BIN)/python -m tests.perf.sampling
 	$(BIN)/python -m tests.perf.scaling
