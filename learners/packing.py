@@ -7,6 +7,7 @@ Rows that share nothing are a forest of single paths: packing without padding.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Literal, NamedTuple
 
 import torch
@@ -75,39 +76,46 @@ def laid_out(rows: Sequence[Row], tokens: int, packs: Packs) -> Work:
         tokens: most of a part: those of its tree, or of its padded rows.
         packs: see Packs.
     """
-    lengths = [len(row.trajectory.prompt_ids) + len(row.trajectory) for row in rows]
+    lengths = [_length(row) for row in rows]
+    padded = list(microbatches(rows, tokens))
+    cost = sum(len(group) * max(map(_length, group)) for group in padded)
     if packs != "never" and rows:
-        trees = [Part(group, packing_of(group)) for group in _tree_groups(rows, tokens)]
-        packings = [part.packing for part in trees if part.packing is not None]
-        computed = sum(len(packing.token_ids) for packing in packings)
-        calls = sum(len(packing.layout.spans) for packing in packings)
-        if packs == "always" or computed + ROW_COST * calls < _padded(rows, tokens):
+        groups = list(_tree_groups(rows, tokens))
+        computed = sum(group.tokens for group in groups)
+        if packs == "always" or computed + ROW_COST * len(rows) < cost:
+            trees = [Part(group.rows, packing_of(group.rows)) for group in groups]
             return Work(trees, sum(lengths), computed, trees=True)
-    plain = [Part(group, None) for group in microbatches(rows, tokens)]
-    return Work(plain, sum(lengths), _padded(rows, tokens), trees=False)
+    return Work([Part(group, None) for group in padded], sum(lengths), cost, trees=False)
 
 
-def _padded(rows: Sequence[Row], tokens: int) -> int:
-    """Tokens of the rows' micro-batches, padding included."""
-    groups = microbatches(rows, tokens)
-    return sum(len(group) * len(token_ids(group[0].trajectory)) for group in groups)
+def _length(row: Row) -> int:
+    return len(row.trajectory.prompt_ids) + len(row.trajectory)
 
 
-def _tree_groups(rows: Sequence[Row], tokens: int) -> Iterator[list[Row]]:
+class _Group(NamedTuple):
+    """Rows of one tree."""
+
+    rows: list[Row]
+    tokens: int
+    """Of the tree."""
+
+
+def _tree_groups(rows: Sequence[Row], tokens: int) -> Iterator[_Group]:
     """Rows that share the most side by side; a token that rows of a group share counts once."""
     group: list[Row] = []
-    last, size = torch.empty(0, dtype=torch.long), 0
+    last: tuple[int, ...] = ()
+    size = 0
     of = sorted(((token_ids(row.trajectory), row) for row in rows), key=lambda pair: pair[0])
     for ids, row in of:
-        this = torch.tensor(ids)
-        own = len(this) - _shared(last, this)
+        pairs = zip(last, ids, strict=False)
+        own = len(ids) - sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         if group and size + own > tokens:
-            yield group
-            group, size, own = [], 0, len(this)
+            yield _Group(group, size)
+            group, size, own = [], 0, len(ids)
         group.append(row)
-        last, size = this, size + own
+        last, size = ids, size + own
     if group:
-        yield group
+        yield _Group(group, size)
 
 
 def token_ids(trajectory: Trajectory) -> tuple[int, ...]:

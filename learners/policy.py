@@ -195,11 +195,14 @@ class Policy:
 
         transformers does so only in layers that train; what is inside them stays without dropout.
         """
+        if not self.gradient_checkpointing:
+            yield
+            return
         from transformers.modeling_layers import GradientCheckpointingLayer
 
         layers = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
         for layer in layers:
-            layer.training = self.gradient_checkpointing
+            layer.training = True
         try:
             yield
         finally:
