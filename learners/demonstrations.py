@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from benchmarks import Demonstration
 from envs.tags import render
 from learners.attempts import ATTEMPTS
+from learners.encoding import encode
 from learners.rollout import Rollouts
 from learners.transcripts import Reading, Unusable
 from learners.tree import Completion, Trajectory
@@ -58,7 +59,7 @@ def _played(rollouts: Rollouts, demonstration: Demonstration) -> Trajectory:
     tree = rollouts.tree(demonstration.task)
     trajectory = tree.root()
     for step in demonstration.steps:
-        ids = tuple(rollouts.tokenizer.encode(render(step), add_special_tokens=False))
+        ids = encode(rollouts.tokenizer, render(step))
         if trajectory.done:
             raise Unusable(_ended(trajectory))
         if len(trajectory) + len(ids) > rollouts.max_response_tokens:

@@ -14,6 +14,7 @@ from benchmarks import Task
 from envs import ToolEnv
 from learners import attempts
 from learners.attempts import UNAVAILABLE
+from learners.encoding import encode, encode_prompt
 from learners.ledger import Ledger
 from learners.overlap import Overlap
 from learners.sampler import Request, Sampler
@@ -62,10 +63,7 @@ class Rollouts:
             {"role": "system", "content": instructions},
             {"role": "user", "content": question},
         ]
-        ids = self.tokenizer.apply_chat_template(
-            messages, tokenize=True, add_generation_prompt=True, return_dict=False
-        )
-        return tuple(ids)
+        return encode_prompt(self.tokenizer, messages)
 
     def run(self, trees: Sequence[RolloutTree], key: str, after_turn: Hook | None = None) -> None:
         """Bring every unfinished trajectory of the trees to its end.
@@ -173,13 +171,7 @@ class Rollouts:
 
     def observed(self, observation: str, room: int) -> tuple[int, ...] | None:
         """An observation's ids, its middle cut to leave room for an answer; None if it cannot."""
-        ids = tuple(
-            self.tokenizer.encode(
-                observation,
-                add_special_tokens=False,
-                split_special_tokens=True,  # a tool that prints an end token has not ended a turn
-            )
-        )
+        ids = encode(self.tokenizer, observation, trusted=False)
         most = room - min(RESERVED_TOKENS, self.max_response_tokens // 4)
         if len(ids) <= most:
             return ids
