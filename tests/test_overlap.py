@@ -91,7 +91,8 @@ def test_a_slow_tool_holds_nobody_but_its_own_trajectory(tokenizer):
     rollouts.run([tree], "0")
     assert tool.waited is True
     assert [t.reward for t in tree.roots] == [1.0, 1.0]
-    assert rollouts.sampler.said == ["a/0", "a/1", "a/1", "a/1", "a/0"]
+    assert rollouts.sampler.said[:3] == ["a/0", "a/1", "a/1"]
+    assert sorted(rollouts.sampler.said[3:]) == ["a/0", "a/1"]  # each as its tool is done
 
 
 def test_a_hung_tool_costs_its_tree_and_no_other(tokenizer):

@@ -26,10 +26,10 @@ from tests.fakes import EchoTool
 from tools import MemoryRetriever, SearchTool
 
 DIGESTS = {
-    "train": "e4cade5dcaf6",
+    "train": "938c7ee55f8b",
     "validation": "8a974c1dfbeb",
     "test": "b76530e1aaac",
-    "demonstrations": "cca82cb510c5",
+    "demonstrations": "1593e4f7f308",
 }
 """First 12 hex digits of the sha256 of a split's questions, answers and passages, and of turns."""
 

@@ -8,6 +8,7 @@ from benchmarks import Task
 from envs import ToolEnv
 from learners.mixture import TaskMixture
 from learners.rollout import Rollouts
+from learners.rollout_files import read_rows
 from learners.run_config import RunConfig, UsageError
 from learners.task_order import check, served
 from learners.training import main
@@ -152,10 +153,10 @@ def test_a_run_on_two_environments_trains_and_evaluates_on_both(taught, tmp_path
         f"--rollouts 2 --iterations 1 --max-response-tokens 60 --eval-tasks 2 --threads 1 "
         f"--out {tmp_path}".split(),
     )
-    rollouts = (tmp_path / "rollouts" / "000000.jsonl").read_text().splitlines()
+    rollouts = read_rows(tmp_path, 0)
     evaluated = json.loads((tmp_path / "evaluation-after.json").read_text())["tasks"]
     assert [row["task"].partition(":")[0] for row in evaluated] == ["SyntheticQA", "GSM8K"]
-    names = Counter(json.loads(line)["task"].partition(":")[0] for line in rollouts)
+    names = Counter(row["task"].partition(":")[0] for row in rollouts)
     assert names.keys() <= {"SyntheticQA", "GSM8K"}
     assert names["GSM8K"] > 0
     assert "on appo/SyntheticQA-v0 appo/GSM8K-v0" in capsys.readouterr().out.replace("\n", " ")
