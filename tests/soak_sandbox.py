@@ -53,6 +53,7 @@ class Tally:
     kills: int = 0
     hubs: int = 0
     hit: int = 0
+    unknown: int = 0
     trees: int = 0
     sample: list[Known] = field(default_factory=list)
 
@@ -94,8 +95,15 @@ def draw(seed: int, count: int) -> int:
     return value
 
 
+NO_CODE = "[stopped: the Python process ended. "
+
+
 class Hit(Exception):
     """The killer met a running cell; it must have left no trace."""
+
+
+class HitUnknown(Hit):
+    """A cell ended, nobody knows how: its code was lost with the process. No cell here does so."""
 
 
 def run(tool: PythonTool, state: PythonState, cell: str) -> tuple[PythonState, str]:
@@ -104,6 +112,9 @@ def run(tool: PythonTool, state: PythonState, cell: str) -> tuple[PythonState, s
     if "(signal 9)" in result.text:
         assert following == state, "a killed cell left a trace"
         raise Hit
+    if NO_CODE in result.text:
+        assert following == state, "a killed cell left a trace"
+        raise HitUnknown
     return following, result.text
 
 
@@ -155,9 +166,10 @@ def session(tool: PythonTool, number: int, span: Span, end: float) -> None:
                     tree.append(following)
                 if span.share() >= end:
                     break
-        except Hit:
+        except Hit as hit:
             with tally.lock:
                 tally.hit += 1
+                tally.unknown += isinstance(hit, HitUnknown)
         except Exception as error:
             with tally.lock:
                 tally.wrong.append(f"{type(error).__name__}: {error}"[:300])
@@ -282,8 +294,9 @@ def main() -> int:
     killer = threading.Thread(target=disturb, args=(tool, span, every, done))
     if every:
         killer.start()
-    # The first third warms up: what is loaded once, or kept for reuse, is no leak.
-    run_sessions(tool, arguments.sessions, span, 1 / 3)
+    # The first half warms up: what is loaded once, or kept for reuse, is no leak. The last hub
+    # that is killed makes room for one that is cold, a quarter of the way.
+    run_sessions(tool, arguments.sessions, span, 1 / 2)
     before = settle(tool)
     print(f"after {tally.cells} cells:", shown(before), flush=True)
     run_sessions(tool, arguments.sessions, span, 1.0)
@@ -299,7 +312,7 @@ def main() -> int:
     print(
         f"{arguments.sessions} sessions, {tally.trees} trees; cells stopped by a limit or dead:"
         f" {tally.stopped}; kills from outside: {tally.kills} processes, of which ran a cell:"
-        f" {tally.hit}; {tally.hubs} hubs"
+        f" {tally.hit} ({tally.unknown} without a signal); {tally.hubs} hubs"
     )
     print(f"wrong or failed: {len(tally.wrong)}", *tally.wrong[:10], sep="\n  ")
     print(f"replayed afresh: {len(tally.sample)}, of which otherwise: {disagree}")

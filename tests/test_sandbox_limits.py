@@ -208,7 +208,7 @@ def test_a_sandbox_that_serves_nobody_is_no_fault_of_a_state(monkeypatch):
     monkeypatch.setattr(Scripted, "open", lambda *_arguments: Reply(None, (), "gone"))
     tool = PythonTool("local", sandboxes=1)
     state = (tool.initial_state(ToolContext())[0], (("1", python._digest("")),))
-    with pytest.raises(ToolUnavailable, match="6 times in a row"):
+    with pytest.raises(ToolUnavailable, match="10 times in a row"):
         tool.run(state, "x")
 
 

@@ -83,7 +83,7 @@ def test_a_cell_whose_sandbox_is_lost_again_and_again_is_not_the_models_mistake(
     try:
         state = begin(made, 0)
         killer.start()
-        with pytest.raises(ToolUnavailable, match="could not be run, 6 times in a row"):
+        with pytest.raises(ToolUnavailable, match="could not be run, 10 times in a row"):
             made.run(state, "import time; time.sleep(5)")
     finally:
         over.set()

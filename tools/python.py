@@ -30,7 +30,7 @@ PythonState = tuple[tuple[int, tuple[tuple[str, str], ...]], tuple[tuple[str, st
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)
 """Seconds between attempts to open a sandbox that was there before."""
-ATTEMPTS = 6
+ATTEMPTS = 10
 """Sandboxes tried for one call before the tool counts as unavailable."""
 
 
@@ -98,7 +98,7 @@ class PythonTool:
                 if reply.why not in ("gone", "broken", "fault", "lost"):
                     return self._result(sandbox, state, argument, reply, begun)
                 why = f"the process of the state is gone ({reply.why})"
-                time.sleep(0.1 + 0.1 * attempt)
+                time.sleep(min(0.1 + 0.1 * attempt, 0.5))
                 if reply.why == "lost":
                     continue
                 if attempt:
