@@ -90,7 +90,7 @@ class PythonTool:
         begun = time.perf_counter()
         if len(argument) > LONGEST_CELL:
             return state, ToolResult(too_long(argument), False, time.perf_counter() - begun)
-        closings, own_faults = self._closings, 0
+        closings, own_faults, outside = self._closings, 0, False
         for attempt in range(ATTEMPTS):
             sandbox = self._opened() if attempt == 0 else self._reopened()
             try:
@@ -100,6 +100,7 @@ class PythonTool:
                 why = f"the process of the state is gone ({reply.why})"
                 time.sleep(min(0.1 + 0.1 * attempt, 0.5))
                 if reply.why == "lost":
+                    outside = True
                     continue
                 if attempt:
                     self._drop(sandbox, state)
@@ -109,11 +110,11 @@ class PythonTool:
                 if own_faults > 2:
                     raise SandboxLost("it starts no processes any more")
             except SandboxLost as error:
-                why = str(error)
+                why, outside = str(error), True
                 self._discard(sandbox, why)
                 if self._closings != closings:
                     raise ToolUnavailable("the tool was closed during the call") from None
-        if why.endswith("(gone)") and self._healthy(self._opened(), state):
+        if not outside and self._healthy(self._opened(), state):
             # Killed from outside so many times in a row? It ends itself, where nobody sees it.
             return state, ToolResult(BROKEN, False, time.perf_counter() - begun)
         raise ToolUnavailable(f"Python could not be run, {ATTEMPTS} times in a row: {why}")
