@@ -161,11 +161,11 @@ def described(metrics: dict[str, Any]) -> str:
 
 
 def read(metrics: Mapping[str, Any]) -> str:
-    """How much of its tokens an iteration read to score and update, and whether as trees."""
+    """How much of its rows' tokens an iteration read to score and update, and whether as trees."""
     rows = metrics.get("ledger/scored_tokens", 0) + metrics.get("ledger/updated_tokens", 0)
     if not rows or "update/trees" not in metrics:
         return ""
     share = metrics["ledger/computed_tokens"] / rows
     trees = metrics["update/trees"]
-    how = {1.0: "as trees", 0.0: "as padded rows"}.get(trees, f"{trees:.0%} of steps as trees")
-    return f"read {share:.0%} of tokens, {how}  "
+    how = {1.0: "trees", 0.0: "padded"}.get(trees, f"{trees:.0%} trees")
+    return f"read {share:.0%}, {how}  "

@@ -319,9 +319,9 @@ def test_smollm2_learns_the_same_from_trees_in_float32():
 @pytest.mark.parametrize(
     ("trees", "expected"),
     [
-        (1.0, "read 40% of tokens, as trees  "),
-        (0.0, "read 40% of tokens, as padded rows  "),
-        (0.25, "read 40% of tokens, 25% of steps as trees  "),
+        (1.0, "read 40%, trees  "),
+        (0.0, "read 40%, padded  "),
+        (0.25, "read 40%, 25% trees  "),
     ],
 )
 def test_the_log_says_how_rows_were_read(trees, expected):
