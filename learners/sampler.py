@@ -114,6 +114,20 @@ class _Row:
     """Tokens that the next forward pass reads."""
 
 
+def servable(request: Request) -> Request:
+    """The request, unless it is none.
+
+    Raises:
+        ValueError: there is nothing to continue from, or no token may be sampled.
+    """
+    if not request.prefix_ids or request.max_tokens < 1:
+        raise ValueError(
+            f"a request needs a prefix and room for a token, not {len(request.prefix_ids)} "
+            f"prefix tokens and max_tokens={request.max_tokens}"
+        )
+    return request
+
+
 class TransformersSampler:
     """Samples with the policy's own model; finished rows leave the batch at once.
 
@@ -152,12 +166,7 @@ class TransformersSampler:
         Raises:
             ValueError: there is nothing to continue from, or no token may be sampled.
         """
-        if not request.prefix_ids or request.max_tokens < 1:
-            raise ValueError(
-                f"a request needs a prefix and room for a token, not {len(request.prefix_ids)} "
-                f"prefix tokens and max_tokens={request.max_tokens}"
-            )
-        self._waiting.append(request)
+        self._waiting.append(servable(request))
 
     def sync(self) -> None:
         """Take the model's weights as they are now; keys and values of the old ones are dropped."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from torch import Tensor
 
-from learners.sampler import Request
+from learners.sampler import Request, servable
 from learners.tree import Completion
 from learners.turn_end import TurnEnd
 
@@ -188,20 +188,6 @@ class VllmSampler:
             request.temperature,
             sorted(self._end.end_ids),
         )
-
-
-def servable(request: Request) -> Request:
-    """The request, unless it is none.
-
-    Raises:
-        ValueError: there is nothing to continue from, or no token may be sampled.
-    """
-    if not request.prefix_ids or request.max_tokens < 1:
-        raise ValueError(
-            f"a request needs a prefix and room for a token, not {len(request.prefix_ids)} "
-            f"prefix tokens and max_tokens={request.max_tokens}"
-        )
-    return request
 
 
 def seed(key: str, position: int) -> int:

@@ -25,10 +25,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 import torch
 
-from learners.sampler import Request
+from learners.sampler import Request, servable
 from learners.spending import RunStopped
 from learners.tree import Completion
-from learners.vllm_sampler import servable
 
 if TYPE_CHECKING:
     from learners.vllm_sampler import VllmSampler
