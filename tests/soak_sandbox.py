@@ -53,7 +53,6 @@ class Tally:
     kills: int = 0
     hubs: int = 0
     hit: int = 0
-    unknown: int = 0
     trees: int = 0
     sample: list[Known] = field(default_factory=list)
 
@@ -95,15 +94,8 @@ def draw(seed: int, count: int) -> int:
     return value
 
 
-NO_CODE = "[stopped: the Python process ended. "
-
-
 class Hit(Exception):
     """The killer met a running cell; it must have left no trace."""
-
-
-class HitUnknown(Hit):
-    """A cell ended, nobody knows how: its code was lost with the process. No cell here does so."""
 
 
 def run(tool: PythonTool, state: PythonState, cell: str) -> tuple[PythonState, str]:
@@ -112,9 +104,6 @@ def run(tool: PythonTool, state: PythonState, cell: str) -> tuple[PythonState, s
     if "(signal 9)" in result.text:
         assert following == state, "a killed cell left a trace"
         raise Hit
-    if NO_CODE in result.text:
-        assert following == state, "a killed cell left a trace"
-        raise HitUnknown
     return following, result.text
 
 
@@ -166,10 +155,9 @@ def session(tool: PythonTool, number: int, span: Span, end: float) -> None:
                     tree.append(following)
                 if span.share() >= end:
                     break
-        except Hit as hit:
+        except Hit:
             with tally.lock:
                 tally.hit += 1
-                tally.unknown += isinstance(hit, HitUnknown)
         except Exception as error:
             with tally.lock:
                 tally.wrong.append(f"{type(error).__name__}: {error}"[:300])
@@ -312,7 +300,7 @@ def main() -> int:
     print(
         f"{arguments.sessions} sessions, {tally.trees} trees; cells stopped by a limit or dead:"
         f" {tally.stopped}; kills from outside: {tally.kills} processes, of which ran a cell:"
-        f" {tally.hit} ({tally.unknown} without a signal); {tally.hubs} hubs"
+        f" {tally.hit}; {tally.hubs} hubs"
     )
     print(f"wrong or failed: {len(tally.wrong)}", *tally.wrong[:10], sep="\n  ")
     print(f"replayed afresh: {len(tally.sample)}, of which otherwise: {disagree}")
