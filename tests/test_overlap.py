@@ -36,12 +36,16 @@ class JoiningSampler(ScriptedSampler):
     def __init__(self, tokenizer, turns):
         super().__init__(tokenizer, turns)
         self.said = []
+        self.then = {}
+        """What to do once so many turns were asked for."""
 
     def completed(self):
         while self._waiting:
             request = self._waiting.pop(0)
             path = request.key.split("/", 2)[2]
             self.said.append(path)
+            if len(self.said) in self.then:
+                self.then[len(self.said)]()
             yield request, self.completion(request, self._turns[path].pop(0))
 
 
@@ -80,19 +84,19 @@ def grown(rollouts, tasks=TASKS[:1], roots=1):
 
 
 def test_a_slow_tool_holds_nobody_but_its_own_trajectory(tokenizer):
-    """Root 0's first call answers only after root 1 has made two: in lockstep it never would."""
-    tool = WaitingTool("slow", open_after=2)
+    """Root 0's first call answers only once root 1 answers: in lockstep it never would."""
+    tool = WaitingTool("slow", open_after=99)
     said = {
         "a/0": [call("search", "slow"), answer("2")],
         "a/1": [call("search", "fox"), call("search", "hen"), answer("2")],
     }
     rollouts = overlapping(tokenizer, said, tool)
+    rollouts.sampler.then[4] = tool.opened.set
     (tree,) = grown(rollouts, roots=2)
     rollouts.run([tree], "0")
     assert tool.waited is True
     assert [t.reward for t in tree.roots] == [1.0, 1.0]
-    assert rollouts.sampler.said[:3] == ["a/0", "a/1", "a/1"]
-    assert sorted(rollouts.sampler.said[3:]) == ["a/0", "a/1"]  # each as its tool is done
+    assert rollouts.sampler.said == ["a/0", "a/1", "a/1", "a/1", "a/0"]
 
 
 def test_a_hung_tool_costs_its_tree_and_no_other(tokenizer):
