@@ -18,17 +18,15 @@ import argparse
 import io
 import random
 import statistics
-import time
-from collections.abc import Callable
 from contextlib import nullcontext, redirect_stderr
+from functools import partial
 from unittest.mock import patch
 
 import torch
 
 from learners.models import LoadedModel, load_model
 from learners.sampler import Request, TransformersSampler
-
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+from tests.perf.clocks import in_turn, measuring_parser, seconds_of, spread
 
 
 def branch_requests(arguments: argparse.Namespace, vocabulary: int) -> list[Request]:
@@ -52,9 +50,9 @@ def served(sampler: TransformersSampler, requests: list[Request]) -> None:
 
 
 def once(
-    loaded: LoadedModel, requests: list[Request], way: str, clock: Callable[[], float]
-) -> tuple[float, int]:
-    """Seconds and prefix tokens of all branches."""
+    loaded: LoadedModel, requests: list[Request], clock: str, tokens: dict[str, int], way: str
+) -> float:
+    """Seconds of all branches; their prefix tokens go into `tokens`."""
     # No tag ends a turn: all ways sample equally many tokens.
     rows = 1 if way == "a prefix at a time" else len(requests)
     sampler = TransformersSampler(*loaded, ("\0",), rows=rows)
@@ -64,32 +62,30 @@ def once(
     apart = way in ("a prefix at a time", "a padded batch")
     read = sampler.prefilled_tokens
     with patch("learners.sampler.read_together", lambda *_: None) if apart else nullcontext():
-        begun = clock()
-        if way == "a prefix at a time":
-            for branch in branches:
-                sampler.sync()  # what the branch before left behind is forgotten
-                served(sampler, [branch])
-        else:
-            served(sampler, branches)
-    return clock() - begun, sampler.prefilled_tokens - read
+        taken = seconds_of(lambda: branch_out(sampler, branches, way), clock)
+    tokens[way] = sampler.prefilled_tokens - read
+    return taken
+
+
+def branch_out(sampler: TransformersSampler, branches: list[Request], way: str) -> None:
+    if way != "a prefix at a time":
+        served(sampler, branches)
+        return
+    for branch in branches:
+        sampler.sync()  # what the branch before left behind is forgotten
+        served(sampler, [branch])
 
 
 WAYS = ("a prefix at a time", "a padded batch", "ours, new weights", "ours, trunk known")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = measuring_parser(__doc__)
     parser.add_argument("--model", default="tiny", help="what --model of a run takes")
     parser.add_argument("--trunk", type=int, default=512, help="tokens")
     parser.add_argument("--branches", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=1, help="sampled by each branch")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--bfloat16", action="store_true")
-    parser.add_argument(
-        "--clock", choices=CLOCKS, default="wall", help="cpu: where others use the machine too"
-    )
-    parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     with redirect_stderr(io.StringIO()):  # a bar of progress
@@ -97,13 +93,9 @@ def main() -> None:
     if arguments.bfloat16:
         loaded.model.to(torch.bfloat16)
     requests = branch_requests(arguments, loaded.model.config.vocab_size)
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     tokens: dict[str, int] = {}
-    for number in range(arguments.rounds + 1):
-        for way in WAYS:
-            taken, tokens[way] = once(loaded, requests, way, CLOCKS[arguments.clock])
-            if number:  # the first round warms up
-                seconds[way].append(taken)
+    measured = partial(once, loaded, requests, arguments.clock, tokens)
+    seconds = in_turn({way: partial(measured, way) for way in WAYS}, arguments.rounds)
     lengths = [len(branch.prefix_ids) for branch in requests[1:]]
     perfect = {
         "ours, new weights": max(lengths) - 1 + len(lengths),
@@ -122,11 +114,10 @@ def main() -> None:
     for way in WAYS:
         best = perfect.get(way)
         of = "" if best is None else f"{(sum(lengths) - tokens[way]) / (sum(lengths) - best):.0%}"
-        spread = f"{min(seconds[way]):.3f}-{max(seconds[way]):.3f}"
         median = statistics.median(seconds[way])
         print(
-            f"{way:20}{tokens[way]:14}{best or '':>9}{of:>7}{median:9.3f}{spread:>16}"
-            f"{first / median:8.1f}"
+            f"{way:20}{tokens[way]:14}{best or '':>9}{of:>7}{median:9.3f}"
+            f"{spread(seconds[way]):>16}{first / median:8.1f}"
         )
 
 

@@ -12,9 +12,8 @@ import argparse
 import io
 import random
 import statistics
-import time
-from collections.abc import Callable
 from contextlib import nullcontext, redirect_stderr
+from functools import partial
 from unittest.mock import patch
 
 import torch
@@ -24,10 +23,11 @@ from learners.models import LoadedModel, load_model
 from learners.policy import Policy
 from learners.tree import Completion, Row, Trajectory, Turn
 from tests.learner_fakes import likelihood
+from tests.perf.clocks import in_turn, measuring_parser, seconds_of, spread
 
 STATE = EnvState("Toy", "1", "train", "a")
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-WAYS = {"padded rows": "never", "packed, nothing shared": "always", "ours: tree": "auto"}
+PACKED = "packed, nothing shared"
+WAYS = {"padded rows": "never", PACKED: "always", "ours: tree": "auto"}
 
 
 def tree_rows(arguments: argparse.Namespace, vocabulary: int) -> list[Row]:
@@ -56,14 +56,12 @@ def tree_rows(arguments: argparse.Namespace, vocabulary: int) -> list[Row]:
     return rows
 
 
-def once(policy: Policy, rows: list[Row], clock: Callable[[], float], *, shared: bool) -> float:
+def once(policy: Policy, rows: list[Row], clock: str, *, shared: bool) -> float:
     """Seconds of an update."""
     weights = [torch.full((len(row.trajectory),), 1 / len(rows)) for row in rows]
     nothing = patch("learners.packing._shared", lambda one, other: 0)
     with nullcontext() if shared else nothing:
-        begun = clock()
-        policy.update(rows, weights, likelihood)
-    return clock() - begun
+        return seconds_of(lambda: policy.update(rows, weights, likelihood), clock)
 
 
 def policies(loaded: LoadedModel, arguments: argparse.Namespace) -> dict[str, Policy]:
@@ -81,33 +79,26 @@ def policies(loaded: LoadedModel, arguments: argparse.Namespace) -> dict[str, Po
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = measuring_parser(__doc__)
     parser.add_argument("--model", default="tiny", help="what --model of a run takes")
     parser.add_argument("--prompt", type=int, default=128, help="tokens")
     parser.add_argument("--response", type=int, default=128, help="tokens, at most")
     parser.add_argument("--shortest", type=int, help="response; as long as the longest by default")
     parser.add_argument("--roots", type=int, default=4)
     parser.add_argument("--branches", type=int, default=3, help="of each root")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--microbatch-tokens", type=int, default=4096)
     parser.add_argument("--autocast", action="store_true")
-    parser.add_argument(
-        "--clock", choices=CLOCKS, default="wall", help="cpu: where others use the machine too"
-    )
-    parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     with redirect_stderr(io.StringIO()):  # a bar of progress
         loaded = load_model(arguments.model)
     rows = tree_rows(arguments, loaded.model.config.vocab_size)
-    ways, clock = policies(loaded, arguments), CLOCKS[arguments.clock]
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
-    for number in range(arguments.rounds + 1):
-        for way, policy in ways.items():
-            taken = once(policy, rows, clock, shared=way != "packed, nothing shared")
-            if number:  # the first round warms up
-                seconds[way].append(taken)
+    ways = policies(loaded, arguments)
+    measured = {
+        way: partial(once, policy, rows, arguments.clock, shared=way != PACKED)
+        for way, policy in ways.items()
+    }
+    seconds = in_turn(measured, arguments.rounds)
     ours = ways["ours: tree"].work
     bound = ours.row_tokens / len(
         {
@@ -125,11 +116,13 @@ def main() -> None:
     )
     print(f"{'':24}{'tokens':>8}{'seconds':>9}{'spread':>16}{'x padded':>10}{'of bound':>10}")
     for way, median in medians.items():
-        spread = f"{min(seconds[way]):.3f}-{max(seconds[way]):.3f}"
         ratio = medians["padded rows"] / median
-        tokens = ways[way].work.computed_tokens
-        print(f"{way:24}{tokens:8}{median:9.3f}{spread:>16}{ratio:10.2f}{ratio / bound:10.0%}")
-    best = medians["packed, nothing shared"] / medians["ours: tree"]
+        tokens = ways[way].work.computed_tokens if way != PACKED else ours.row_tokens
+        print(
+            f"{way:24}{tokens:8}{median:9.3f}{spread(seconds[way]):>16}"
+            f"{ratio:10.2f}{ratio / bound:10.0%}"
+        )
+    best = medians[PACKED] / medians["ours: tree"]
     print(f"ours beside packing without sharing: {best:.2f} times, {best / bound:.0%} of the bound")
 
 
