@@ -5,12 +5,14 @@ What a row means is not known here; `datasets` and `pyarrow` are imported only w
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 Row = Mapping[str, object]
+log = logging.getLogger(__name__)
 
 
 class DataUnavailable(RuntimeError):
@@ -24,7 +26,8 @@ class HubTable:
     path: str
     """owner/name on the hub."""
     revision: str
-    """A commit, so that the rows cannot change under a published number."""
+    """A commit, so that the rows cannot change under a published number; a branch where none is
+    stated anywhere: its commit is then said when it is read."""
     split: str
     configs: tuple[str | None, ...] = (None,)
     """Read one after the other; None is the only configuration."""
@@ -41,6 +44,8 @@ class HubTable:
         return f"https://huggingface.co/datasets/{self.path}"
 
 
+_COMMIT = 40
+"""Hex digits of a commit."""
 _BUILDERS = {"jsonl": "json", "csv": "csv", "parquet": "parquet"}
 
 Fetch = Callable[[HubTable], Iterable[Row]]
@@ -56,13 +61,16 @@ class HubRows(Protocol):
 
 
 def fetch_from_hub(
-    table: HubTable, load_dataset: Callable[..., HubRows] | None = None
+    table: HubTable,
+    load_dataset: Callable[..., HubRows] | None = None,
+    commit_of: Callable[[HubTable], str] | None = None,
 ) -> Iterator[Row]:
     """The rows of a hub table, through `datasets` and its cache.
 
     Args:
-        table: what to read.
+        table: what to read; a branch is read at the commit it is at now, which is logged.
         load_dataset: `datasets.load_dataset`, unless a test brings its own.
+        commit_of: asks the hub which commit a table's branch is at; the same.
 
     Raises:
         DataUnavailable: not reachable, not found, or gated and not accepted.
@@ -71,7 +79,8 @@ def fetch_from_hub(
         import datasets
 
         load_dataset = datasets.load_dataset
-
+    if len(table.revision) != _COMMIT:
+        table = _at_a_commit(table, commit_of or _commit_on_hub)
     for config in table.configs:
         try:
             if table.data_files is None:
@@ -83,6 +92,24 @@ def fetch_from_hub(
         except _failures() as error:
             raise DataUnavailable(hub_failure(table, error)) from error
         yield from rows.remove_columns([c for c in table.drop if c in rows.column_names])
+
+
+def _at_a_commit(table: HubTable, commit_of: Callable[[HubTable], str]) -> HubTable:
+    """The table at the commit that its branch is at now; as it is where the hub does not say."""
+    said = "%s is not pinned: read at %s of its branch %s; say so beside a number"
+    try:
+        commit = commit_of(table)
+    except _failures() as error:
+        log.warning(said, table.path, f"an unknown commit ({type(error).__name__})", table.revision)
+        return table
+    log.warning(said, table.path, f"commit {commit}", table.revision)
+    return replace(table, revision=commit)
+
+
+def _commit_on_hub(table: HubTable) -> str:
+    from huggingface_hub import HfApi
+
+    return str(HfApi().dataset_info(table.path, revision=table.revision).sha)
 
 
 def _failures() -> tuple[type[Exception], ...]:

@@ -10,6 +10,7 @@ from benchmarks.catalog import EVALUATED
 from benchmarks.sources import HubTable, fetch_from_hub, hub_failure
 
 THIRTEEN = [name for name in BENCHMARKS if name != "SyntheticQA"]
+COMMIT = "c0ffee" * 6 + "c0ff"
 WHO = "Who founded the mill of Oldtown?"
 
 
@@ -57,14 +58,33 @@ def test_a_table_is_asked_for_at_its_revision_and_without_what_it_drops():
         asked.append((where, how))
         return HubRows([{"question": WHO, "answer": "Ada", "context": "long"}])
 
-    whole = HubTable("o/n", "c0ffee", "test", configs=("a", "b"), drop=("context", "image"))
+    whole = HubTable("o/n", COMMIT, "test", configs=("a", "b"), drop=("context", "image"))
     assert list(fetch_from_hub(whole, load_dataset)) == [{"question": WHO, "answer": "Ada"}] * 2
-    assert asked == [(("o/n", c), {"split": "test", "revision": "c0ffee"}) for c in "ab"]
+    assert asked == [(("o/n", c), {"split": "test", "revision": COMMIT}) for c in "ab"]
     asked.clear()
-    one = HubTable("o/n", "c0ffee", "train", data_files="x/dev.jsonl")
+    one = HubTable("o/n", COMMIT, "train", data_files="x/dev.jsonl")
     assert len(list(fetch_from_hub(one, load_dataset))) == 1
-    file = "hf://datasets/o/n@c0ffee/x/dev.jsonl"
+    file = f"hf://datasets/o/n@{COMMIT}/x/dev.jsonl"
     assert asked == [(("json",), {"data_files": file, "split": "train"})]
+
+
+@pytest.mark.parametrize("reached", [True, False])
+def test_a_branch_is_read_at_its_commit_and_the_commit_is_said(caplog, reached):
+    asked = []
+
+    def load_dataset(*where, revision, **how):
+        asked.append(revision)
+        return HubRows([])
+
+    def commit_of(table):
+        if not reached:
+            raise ConnectionError("no route")
+        return COMMIT
+
+    list(fetch_from_hub(EVALUATED["WebWalker"].hub, load_dataset, commit_of))
+    assert asked == [COMMIT if reached else "main"]
+    read_at = f"commit {COMMIT}" if reached else "an unknown commit (ConnectionError)"
+    assert f"callanwu/WebWalkerQA is not pinned: read at {read_at} of its branch" in caplog.text
 
 
 def test_a_failure_of_the_hub_is_data_unavailable():

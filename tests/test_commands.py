@@ -306,6 +306,6 @@ def test_an_error_of_the_hubs_http_library_is_data_unavailable():
     def load_dataset(*where, **how):
         raise HfHubHTTPError.__bases__[0]("no route to host")
 
-    table = HubTable("o/n", "c0ffee", "train", gated=True)
+    table = HubTable("o/n", "c0ffee" * 6 + "c0ff", "train", gated=True)
     with pytest.raises(DataUnavailable, match=r"no route to host.*accept its terms.*HF_TOKEN"):
         list(fetch_from_hub(table, load_dataset))
