@@ -97,7 +97,7 @@ def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
 def entropy_balanced_trees(tasks: "list[Task]", run: "Run", config: Config) -> list[RolloutTree]:
     """Finished trees of n trajectories."""
     vocabulary = len(run.rollouts.tokenizer)
-    first = 1 if config.pre_monitoring else min(config.initial_rollouts, config.rollouts)
+    first = 1 if config.pre_monitoring else config.initial_rollouts
     trees = run.new_trees(tasks, roots=first)
     draws = {tree: run.draw(tree.name) for tree in trees}
     growing = dict.fromkeys(trees, 0)

@@ -89,7 +89,7 @@ def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
 
         appo_reference.iteration(tasks, run, config)
         return
-    trees = run.new_trees(tasks, roots=min(config.initial_rollouts, config.rollouts))
+    trees = run.new_trees(tasks, roots=config.initial_rollouts)
     run.rollout(trees)  # by the old policy
     run.remember_old_logprobs([root for tree in usable(trees) for root in tree.roots])
     before, noise = run.policy.updates, 0.0
@@ -124,9 +124,7 @@ def grow(
         stats: of the roots; those of branches are added where they are needed.
         noise: see `branch_points`.
     """
-    sizes = placement.layer_sizes(
-        min(config.initial_rollouts, config.rollouts), config.rollouts, config.layers
-    )
+    sizes = placement.layer_sizes(config.initial_rollouts, config.rollouts, config.layers)
     for layer, size in enumerate(sizes):
         for tree in usable(trees):
             draw = run.draw(f"{tree.name}/{layer}" if layer else tree.name)

@@ -60,14 +60,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import tyro
 
     arguments = sys.argv[1:] if arguments is None else arguments
-    config = tyro.cli(
-        Config,
-        args=arguments,
-        default=Config.at("laptop"),
-        prog="python -m learners.branching_variance",
-        description=(__doc__ or "").split("\n\n")[0],
-    )
     with explained("learners.branching_variance", arguments):
+        config = tyro.cli(
+            Config,
+            args=arguments,
+            default=Config.at("laptop"),
+            prog="python -m learners.branching_variance",
+            description=(__doc__ or "").split("\n\n")[0],
+        )
         roots = measure(config)
         report(roots, asdict(config), Path(config.out) if config.out else None)
 

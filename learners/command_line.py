@@ -24,6 +24,8 @@ def explained(
         again = f" The {resumable} is resumable: {command}" if resumable else ""
         print(f"\nStopped.{again}", file=sys.stderr)  # noqa: T201
         sys.exit(130)
+    except SystemExit:  # after --help: no need to look the errors up, which imports much
+        raise
     except expected_errors() as error:
         print(f"\n{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(2)

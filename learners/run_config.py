@@ -151,6 +151,20 @@ class RunConfig:
     checkpoint_every: int = 1
     """Iterations between checkpoints; what a kill discards is at most this much."""
 
+    def __post_init__(self) -> None:
+        """Refuse more initial rollouts than rollouts, of methods that have both.
+
+        Raises:
+            UsageError: there are more.
+        """
+        given = vars(self)
+        rollouts, initial = given.get("rollouts"), given.get("initial_rollouts")
+        if rollouts is not None and initial is not None and initial > rollouts:
+            raise UsageError(
+                f"--initial-rollouts {initial} is more than --rollouts {rollouts}, which counts "
+                "them and the branches of a prompt; give at most as many"
+            )
+
     @classmethod
     def at(cls, scale: Scale) -> Self:
         """The defaults of a scale."""

@@ -1,6 +1,5 @@
 """What a run's config asks for, refused before anything is opened; and its environments."""
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from learners.run_config import RunConfig, UsageError
@@ -18,8 +17,7 @@ def refuse(config: RunConfig) -> None:
         UsageError: one is not.
     """
     refuse_budget(config)
-    prices, given = dict(config.prices), asdict(config)
-    rollouts, initial = given.get("rollouts", 1), given.get("initial_rollouts", 1)
+    prices = dict(config.prices)
     wrong = (
         (
             config.temperature <= 0,
@@ -33,11 +31,6 @@ def refuse(config: RunConfig) -> None:
             "iterations; expected 0 to 1",
         ),
         (config.kl < 0, f"--kl {config.kl:g} is below 0"),
-        (
-            initial > rollouts,
-            f"--initial-rollouts {initial} is more than --rollouts {rollouts}, which counts them "
-            "and the branches of a prompt; give at most as many",
-        ),
         (config.lora_rank < 0, f"--lora-rank {config.lora_rank} is below 0; 0 trains all weights"),
         (
             config.patience is not None and (config.eval_every == 0 or config.patience < 1),

@@ -38,14 +38,14 @@ def main(method: str, arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     module = importlib.import_module(method)
     scale = _scale(arguments)
-    config = tyro.cli(
-        module.Config,
-        args=arguments,
-        default=module.Config.at(scale),
-        prog=f"python -m {method}",
-        description=(module.__doc__ or "").split("\n\n")[0],
-    )
     with explained(method, arguments, "run"):
+        config = tyro.cli(
+            module.Config,
+            args=arguments,
+            default=module.Config.at(scale),
+            prog=f"python -m {method}",
+            description=(module.__doc__ or "").split("\n\n")[0],
+        )
         train(method, config)
 
 

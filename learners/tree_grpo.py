@@ -58,7 +58,7 @@ class Config(RunConfig):
 
 def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
     """One training step."""
-    trees = run.new_trees(tasks, roots=min(config.initial_rollouts, config.rollouts))
+    trees = run.new_trees(tasks, roots=config.initial_rollouts)
     draws = {tree: run.draw(tree.name) for tree in trees}
     run.rollout(trees)
     for number in range(config.expansions):

@@ -15,9 +15,10 @@ from learners.ledger import Ledger
 from learners.loop import Run
 from learners.losses import mismatch_weights
 from learners.policy import UpdateMetrics
+from learners.run_config import UsageError
 from learners.tree import Completion, Row, Turn
 from tests.conftest import ROOT
-from tests.method_fakes import METHODS, loss_of
+from tests.method_fakes import METHODS, RUNS, loss_of
 from tests.tree_fakes import START, TASK, Notes, new_tree, tree_with
 
 every_method = pytest.mark.parametrize("method", METHODS)
@@ -108,6 +109,20 @@ def test_every_field_of_a_rival_says_where_its_default_is_from(name):
     for field, said in zip(fields[::2], fields[1::2], strict=True):
         assert isinstance(field, ast.AnnAssign)
         assert re.search(r"\[[^\]]{4,}\]$", said.value.value), field.target.id
+
+
+BRANCHING = [m for m, fields in dict(RUNS.values()).items() if "initial_rollouts" in fields]
+
+
+@pytest.mark.parametrize("module", BRANCHING)
+def test_more_initial_rollouts_than_rollouts_are_refused_wherever_a_config_is_made(module):
+    """As on the command line; as many are a tree without branches."""
+    said = "--initial-rollouts 5 is more than --rollouts 4, which counts them and the branches"
+    with pytest.raises(UsageError, match=said):
+        module.Config(rollouts=4, initial_rollouts=5)
+    even = module.Config(rollouts=4, initial_rollouts=4)
+    with pytest.raises(UsageError, match="--initial-rollouts 4 is more than --rollouts 3"):
+        replace(even, rollouts=3)
 
 
 @every_method

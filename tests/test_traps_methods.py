@@ -185,7 +185,7 @@ def test_trap_31_a_threshold_is_called_one():
 
 def test_trap_31_a_pause_ends_the_penalty():
     tree = tree_with([1.0])
-    assert aepo.grow(tree, aepo.Config(rollouts=1), 10, None, growing=5) == 0
+    assert aepo.grow(tree, aepo.Config(rollouts=1, initial_rollouts=1), 10, None, growing=5) == 0
 
 
 def test_trap_33_dapo_looks_at_rewards_before_the_penalty():

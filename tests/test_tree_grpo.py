@@ -55,7 +55,10 @@ def test_rollouts_belong_to_the_tree_they_left_wherever_they_left_it():
     ],
 )
 def test_the_budget_is_filled_exactly(rollouts, roots, expansions, expected):
-    tree, config = new_tree(), tree_grpo.Config(rollouts=rollouts, expansions=expansions)
+    tree, config = (
+        new_tree(),
+        tree_grpo.Config(rollouts=rollouts, initial_rollouts=roots, expansions=expansions),
+    )
     for _ in range(roots):
         grow(tree, (3, 2), (1, 0))
     for number in range(expansions):
