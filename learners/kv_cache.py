@@ -52,9 +52,10 @@ class RowCache:
             self._layers.append((empty, empty.clone()))
         self._reserve(layer_idx)
         kept = self._layers[layer_idx]
-        index = self.positions[:, None, :, None].expand_as(keys)
+        # Not scatter_: for bfloat16 on a CPU it copies the whole store to float32 and back.
+        lines = torch.arange(len(keys), device=keys.device)[:, None]
         for store, new in zip(kept, (keys, values), strict=True):
-            store[self.rows].scatter_(2, index, new)
+            store[self.rows][lines, :, self.positions] = new.transpose(1, 2)
         seen = (self.rows, slice(None), slice(0, self.span))
         return kept[0][seen], kept[1][seen]
 
