@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Set
 
 from tools import repl_usage as usage
 from tools.repl_jobs import Job, Live
@@ -38,6 +39,7 @@ class Patrol:
         self.chasing_since = 0.0
         self.queue: list[Live] = []
         self.dying: dict[int, float] = {}
+        self.swept: dict[int, float] = {}
         self.blamed: collections.OrderedDict[int, None] = collections.OrderedDict()
         self.own_disk = own_disk
         self.look_at_disk = 0.0
@@ -47,6 +49,7 @@ class Patrol:
         self.sweep(states, running)
         unborn = {live.parent.handle for live in running.values() if live.parent and not live.pid}
         self.dying = {pid: until for pid, until in self.dying.items() if until > now}
+        self.swept = {pid: until for pid, until in self.swept.items() if until > now}
         guilty = self._inspect(now, states, running)
         return guilty + [live for live in self._too_many(states) if live.handle not in unborn]
 
@@ -84,7 +87,12 @@ class Patrol:
 
     def how_it_ended(self, live: Live, job: Job) -> tuple[str, int | None]:
         """Why a running cell's process ended, and its exit code."""
-        if job.current is None and live.parent is not None and live.parent.dying():
+        if live.parent is not None and live.parent.dying():
+            # Until it is heard of, the child of a dead state looks like a stray, and is swept.
+            if job.current is None or live.pid in self.dying:
+                return "gone", None
+        if live.pid in self.swept:
+            # Its parent was killed before it had said its name: the hub took it for a stranger.
             return "gone", None
         code = usage.exit_code(live.pid) if live.pid else None
         return ("crash" if job.current is not None else "fault"), code
@@ -139,23 +147,29 @@ class Patrol:
     def sweep(self, states: States, running: States) -> None:
         """Kill and reap what came to the hub and is no state; Ended if it cannot be caught."""
         known = _pids(states) | _pids(running) | {self.first}
-        for _round in range(20):
-            found = [pid for pid in usage.children(os.getpid()) if pid not in known]
-            # What was killed already only takes its time to die, on a busy machine for seconds.
-            new = [pid for pid in found if pid not in self.dying]
-            alive = [pid for pid in new if usage.fields(pid)[:1] not in ([], ["Z"])]
-            for pid in found:
-                self.dying.setdefault(pid, time.monotonic() + 10)
-                usage.end_family(pid, itself=True, keep=known)
-                with contextlib.suppress(OSError):
-                    os.waitpid(pid, os.WNOHANG)
+        for attempt in range(20):
+            with usage.still(self.first if attempt > 1 else 0):
+                alive = self._end_strays(known)
             if not alive:
                 self.chasing_since = 0.0
                 return
-            self.strays += len(alive)
+            self.strays += alive
         self.chasing_since = self.chasing_since or time.monotonic()
         if time.monotonic() - self.chasing_since > GIVE_UP:
             raise Ended("processes that cannot be caught")
+
+    def _end_strays(self, known: Set[int]) -> int:
+        """Kill and reap what hangs on the hub and is not `known`; how many were alive."""
+        found = [pid for pid in usage.children(os.getpid()) if pid not in known]
+        # What was killed already only takes its time to die, on a busy machine for seconds.
+        new = [pid for pid in found if pid not in self.dying]
+        alive = [pid for pid in new if usage.fields(pid)[:1] not in ([], ["Z"])]
+        for pid in found:
+            self.dying.setdefault(pid, time.monotonic() + 10)
+            usage.end_family(pid, itself=True, keep=known)
+            with contextlib.suppress(OSError):
+                os.waitpid(pid, os.WNOHANG)
+        return len(alive)
 
 
 def _pids(states: States) -> set[int]:
