@@ -19,6 +19,13 @@ ALLOW, REFUSE, PRETEND, ABSENT = 0x7FFF0000, 0x50001, 0x50000, 0x50000 | errno.E
 KILL = 0x80000000
 NAMESPACES = 0x7E020000
 """Flags of clone(2) that make namespaces."""
+CLONE_THREAD = 0x10000
+PLAIN = 0x013041FF
+"""Flags of clone(2) that fork, vfork and posix_spawn use, and the signal at the child's end.
+
+Others would make a child of somebody else, or be refused by the kernel only after sandlock has
+counted the process that never comes to be.
+"""
 CLONE3 = 435
 """The same on every machine; it hides its flags from filters, and libc falls back to clone."""
 
@@ -156,11 +163,13 @@ def program(machine: str, signals: bool = True) -> bytes | None:
         ]
     steps += [] if signals else _owner_steps(column)
     steps += [
-        _step(equal, 0, 3, clone),
+        _step(equal, 0, 4, clone),
         _step(load, 0, 0, 16),
-        _step(any_bit, 0, 1, NAMESPACES),
-        _step(give, 0, 0, REFUSE),
+        _step(any_bit, 3, 0, NAMESPACES),
+        _step(any_bit, 1, 0, CLONE_THREAD),
+        _step(any_bit, 1, 0, 0xFFFFFFFF & ~PLAIN),
         _step(give, 0, 0, ALLOW),
+        _step(give, 0, 0, REFUSE),
     ]
     return b"".join(steps)
 

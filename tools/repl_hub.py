@@ -185,7 +185,7 @@ class Hub:
                 self._shed_threads(live, job)
                 return
         elif operation == "sweep" and job.current is not None:
-            count = usage.end_family(live.pid, itself=False)
+            count = usage.end_family(live.pid, itself=False, group=self.patrol.first)
             self.wires.send(live, {"op": "swept", "count": count})
             return
         elif operation != "born" or job.current is not None:
@@ -251,7 +251,7 @@ class Hub:
         assert live.job is not None
         job = live.job
         if live.pid:
-            usage.end_family(live.pid, itself=False)
+            usage.end_family(live.pid, itself=False, group=self.patrol.first)
         live.kill()
         if job.output_open:
             job.output.read()

@@ -10,6 +10,8 @@ import ctypes
 import os
 import resource
 import struct
+from collections.abc import Callable
+from time import monotonic, sleep
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -112,6 +114,22 @@ def fork() -> int:
     if pid < 0:
         raise OSError(ctypes.get_errno(), "fork refused")
     return pid
+
+
+PATIENCE = 2.0
+"""Seconds for which a fork that finds no room for a process is tried again."""
+
+
+def persist(fork: Callable[[], int]) -> int:
+    """Fork; where there is no room for a process just now, again a little later."""
+    until = monotonic() + PATIENCE
+    while True:
+        try:
+            return fork()
+        except BlockingIOError:
+            if monotonic() > until:
+                raise
+            sleep(0.02)
 
 
 def collapse(ranges: list[list[int]]) -> None:

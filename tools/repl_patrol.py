@@ -87,10 +87,8 @@ class Patrol:
 
     def how_it_ended(self, live: Live, job: Job) -> tuple[str, int | None]:
         """Why a running cell's process ended, and its exit code."""
-        if live.parent is not None and live.parent.dying():
-            # Until it is heard of, the child of a dead state looks like a stray, and is swept.
-            if job.current is None or live.pid in self.dying:
-                return "gone", None
+        if job.current is None and live.parent is not None and live.parent.dying():
+            return "gone", None
         if live.pid in self.swept:
             # Its parent was killed before it had said its name: the hub took it for a stranger.
             return "gone", None
@@ -166,6 +164,7 @@ class Patrol:
         alive = [pid for pid in new if usage.fields(pid)[:1] not in ([], ["Z"])]
         for pid in found:
             self.dying.setdefault(pid, time.monotonic() + 10)
+            self.swept[pid] = self.dying[pid]
             usage.end_family(pid, itself=True, keep=known)
             with contextlib.suppress(OSError):
                 os.waitpid(pid, os.WNOHANG)

@@ -67,13 +67,17 @@ def excess(states: States, running: States, limits: dict[str, float]) -> Excess:
         for kind in KINDS:
             most = limits["session_" + kind]
             if sum(live.held[kind] for live in members) > most:
-                found = _make_way(members, kind, most)
+                found = _make_way(members, kind, most, "session_" + kind)
                 if found is not None:
                     return found
+    everyone = [live for members in sessions.values() for live in members]
+    if sum(live.held["processes"] for live in everyone) > limits["all_processes"]:
+        found = _make_way(everyone, "processes", limits["all_processes"], "all_processes")
+        return found or Excess([], None, "")
     return Excess([], None, "")
 
 
-def _make_way(members: list[Live], kind: str, most: float) -> Excess | None:
+def _make_way(members: list[Live], kind: str, most: float, reason: str) -> Excess | None:
     cells = [live for live in members if live.job is not None and live.pid]
     if kind == "memory":
         # A look at a cell counts shared pages in full; now it is worth counting them once.
@@ -92,4 +96,4 @@ def _make_way(members: list[Live], kind: str, most: float) -> Excess | None:
     if chosen or total <= most:
         return Excess(chosen, None, "") if chosen else None
     largest = max(cells, key=lambda live: live.held[kind], default=None)
-    return Excess([], largest, "session_" + kind)
+    return Excess([], largest, reason)

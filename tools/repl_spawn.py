@@ -14,7 +14,11 @@ def launch(settings: Message, channel: socket.socket) -> tuple[int, Callable[[],
     """Run the interpreter with `channel` as its descriptor 0; its process id and how to end it."""
     command: list[str] = [sys.executable, "-s", "-c", settings["boot"]]
     process = subprocess.Popen(
-        command, stdin=channel.fileno(), env=settings["env"], cwd=settings["folder"]
+        command,
+        stdin=channel.fileno(),
+        env=settings["env"],
+        cwd=settings["folder"],
+        start_new_session=True,
     )
 
     def end() -> None:

@@ -8,24 +8,21 @@ owns the process it runs in.
 from __future__ import annotations
 
 import base64
-import fcntl
 import gc
 import json
 import os
 import random
 import resource
-import select
-import shutil
 import signal
 import socket
-import stat
 import struct
 import sys
 import threading
-from typing import Any, BinaryIO
+from typing import Any
 
 from tools import repl_kernel as kernel
 from tools.repl_cell import Prompt, note
+from tools.repl_files import copy_folder, create, regular_files, reopen
 from tools.repl_filter import filter_system_calls
 
 Message = dict[str, Any]
@@ -72,6 +69,7 @@ class State:
         self.dead: list[int] = []
         self.has_files = False
         self.alone = True
+        self.mask: set[int] = set()
         files = settings["open_files"]
         self.cell_files, self.own_files = (files, files + 32), (files + 32, files + 32)
 
@@ -101,9 +99,9 @@ class State:
         """Become two: the parent stays as it is, the child takes the channel that came."""
         numbers = random.getstate()
         try:
-            parent = (kernel.fork() if self.alone else os.fork()) != 0
+            parent = kernel.persist(kernel.fork if self.alone else os.fork) != 0
         except OSError:
-            # No room for a process just now: the hub sees the channel closed, this state lives on.
+            # Still no room for a process: the hub sees the channel closed, this state lives on.
             parent = True
         if parent:
             for fd in fds:
@@ -158,7 +156,10 @@ class State:
         resource.setrlimit(resource.RLIMIT_NOFILE, self.cell_files)
         if self.missing:
             note(f"{self.missing} file(s) of the work folder could not be carried over")
+        signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
         status = self.prompt.run(message["cell"])
+        # A frozen state hears of no signal: what the cell set up for one would change the state.
+        self.mask = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
         resource.setrlimit(resource.RLIMIT_NOFILE, self.own_files)
         threads = self._settle()
         kernel.adopt_orphans(False)
@@ -199,64 +200,6 @@ def reap(flags: int) -> bool:
     return True
 
 
-def copy_folder(source: str, target: str) -> int:
-    """Copy a folder without the folders of other states; how many entries could not be."""
-    missing = 0
-    try:
-        entries = list(os.scandir(source))
-    except OSError:
-        return 1
-    for entry in entries:
-        if entry.name.startswith(".~"):
-            continue
-        new = os.path.join(target, entry.name)
-        try:
-            if entry.is_symlink():
-                os.symlink(os.readlink(entry.path), new)
-            elif entry.is_dir():
-                os.mkdir(new)
-                missing += copy_folder(entry.path, new)
-            elif entry.is_file():
-                mode = stat.S_IMODE(entry.stat().st_mode)
-                with open(entry.path, "rb") as old, create(new, mode) as copy:
-                    shutil.copyfileobj(old, copy)
-        except (OSError, RecursionError):
-            missing += 1
-    return missing
-
-
-def create(path: str, mode: int) -> BinaryIO:
-    """A new file; no process in here can change its mode later."""
-    return open(path, "xb", opener=lambda path, flags: os.open(path, flags, mode))
-
-
-def regular_files(most: int) -> list[int]:
-    """Descriptors above the standard three that are open on ordinary files."""
-    poller = select.poll()
-    for fd in range(3, most):
-        poller.register(fd, 0)
-    closed = {fd for fd, event in poller.poll(0) if event & select.POLLNVAL}
-    there = [fd for fd in range(3, most) if fd not in closed]
-    return [fd for fd in there if stat.S_ISREG(os.fstat(fd).st_mode)]
-
-
-def reopen(fds: list[int], old: str, new: str) -> None:
-    """Point open files at this state's own copies, with positions that siblings do not share."""
-    for fd in fds:
-        try:
-            path = os.readlink(f"/proc/self/fd/{fd}")
-            if path.startswith(old + "/"):
-                path = new + path[len(old) :]
-            flags = fcntl.fcntl(fd, fcntl.F_GETFL) & ~(os.O_CREAT | os.O_TRUNC | os.O_EXCL)
-            position = os.lseek(fd, 0, os.SEEK_CUR)
-            fresh = os.open(path, flags | os.O_CLOEXEC)
-            os.lseek(fresh, position, os.SEEK_SET)
-            os.dup2(fresh, fd, inheritable=False)
-            os.close(fresh)
-        except OSError:
-            continue
-
-
 def warm(modules: list[str]) -> list[str]:
     """Import what cells are likely to use, touch what is slow the first time; what was there."""
     found = []
@@ -275,6 +218,11 @@ def warm(modules: list[str]) -> list[str]:
     return found
 
 
+def _look(path: str) -> None:
+    """Look at a file, with what no cell can replace."""
+    kernel.LIBC.access(path.encode(), os.F_OK)
+
+
 def main(settings: Message) -> None:
     """Be the first process: warmed, limited, never running a cell itself."""
     channel = Channel(os.dup(0))
@@ -287,6 +235,8 @@ def main(settings: Message) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "tools"]:
         del sys.modules[name]
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    # sandlock learns of a process by its first look at a file, and only then of its end.
+    os.register_at_fork(after_in_child=lambda: _look(os.devnull))
     filtered = filter_system_calls(state.walls.abi >= 6 and settings["signals"])
     gc.collect()
     gc.freeze()

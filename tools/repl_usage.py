@@ -9,11 +9,13 @@ import contextlib
 import os
 import signal
 import stat
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from typing import NamedTuple
 
 TICK = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
+FEW = 8
+"""Processes that are ended one by one."""
 
 
 class Usage(NamedTuple):
@@ -70,12 +72,32 @@ def dying(pid: int) -> bool:
     return len(values) < 50 or values[0] in "ZX" or values[49] != "0"
 
 
-def end_family(pid: int, itself: bool, keep: Set[int] = frozenset()) -> int:
+@contextlib.contextmanager
+def still(group: int) -> Iterator[None]:
+    """Stop a whole process group meanwhile, at one stroke, forks under way included; 0: nothing."""
+    if group:
+        with contextlib.suppress(OSError):
+            os.killpg(group, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        if group:
+            with contextlib.suppress(OSError):
+                os.killpg(group, signal.SIGCONT)
+
+
+def end_family(pid: int, itself: bool, keep: Set[int] = frozenset(), group: int = 0) -> int:
     """Kill the descendants of `pid`, and `pid` if asked; how many descendants.
 
-    Each is stopped before its children are read, so that none is missed. `keep` are states that
+    Each is stopped before its children are read, so that none is missed; many fork faster than
+    they are stopped one by one, so that all of the `group` is held still. `keep` are states that
     hang on a dying one: they live on.
     """
+    with still(group if len(family(pid, FEW)) > FEW else 0):
+        return _end_all(pid, itself, keep)
+
+
+def _end_all(pid: int, itself: bool, keep: Set[int]) -> int:
     found: list[int] = []
     for _round in range(50):
         known = len(found)

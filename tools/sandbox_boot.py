@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from tools.sandbox import Limits
 
-INSIDE = ("repl_kernel", "repl_filter", "repl_cell", "repl_state")
+INSIDE = ("repl_kernel", "repl_filter", "repl_cell", "repl_files", "repl_state")
 """Modules of the processes that run cells."""
 HUB = (
     *("repl_kernel", "repl_usage", "repl_link", "repl_remove", "repl_jobs", "repl_session"),

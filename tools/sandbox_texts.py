@@ -41,6 +41,8 @@ def stopped(status: str, code: int | None, limits: Limits) -> str:
         f" {limits.session_disk >> 20} MiB of files, this cell most of it",
         "session_processes": "all branches of this session together had more than"
         f" {limits.session_processes} processes, this cell most of them",
+        "all_processes": "all sessions of this sandbox together had more than"
+        f" {limits.all_processes} processes, this cell most of them",
     }
     how = "" if code is None else f" (signal {-code})" if code < 0 else f" (exit code {code})"
     reason = reasons.get(status, f"the Python process ended{how}")
