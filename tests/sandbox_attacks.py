@@ -52,6 +52,10 @@ EXHAUSTION = [
         + "libc.prctl(36, 0, 0, 0, 0)\nif os.fork() == 0:\n    while True:\n        if os.fork(): os._exit(0)\n",
         "",
     ),
+    refused(
+        "clones that cannot be, to use up the places of all",
+        "tried('clone', lambda: all(sys_call(56, 0x800, 0, 0, 0, 0) == -1 for i in range(3000)) - 1)\n",
+    ),
     Attack(
         "memory bomb of one process",
         "x = []\nwhile True: x.append(bytearray(1 << 20))",

@@ -145,9 +145,10 @@ class Patrol:
     def sweep(self, states: States, running: States) -> None:
         """Kill and reap what came to the hub and is no state; Ended if it cannot be caught."""
         known = _pids(states) | _pids(running) | {self.first}
-        for attempt in range(20):
-            with usage.still(self.first if attempt > 1 else 0):
-                alive = self._end_strays(known)
+        for _round in range(20):
+            alive = len(self._alive(self._strays(known)))
+            with usage.still(self.first if alive else 0):
+                self._end_strays(known)
             if not alive:
                 self.chasing_since = 0.0
                 return
@@ -156,19 +157,22 @@ class Patrol:
         if time.monotonic() - self.chasing_since > GIVE_UP:
             raise Ended("processes that cannot be caught")
 
-    def _end_strays(self, known: Set[int]) -> int:
-        """Kill and reap what hangs on the hub and is not `known`; how many were alive."""
-        found = [pid for pid in usage.children(os.getpid()) if pid not in known]
+    def _strays(self, known: Set[int]) -> list[int]:
+        return [pid for pid in usage.children(os.getpid()) if pid not in known]
+
+    def _alive(self, found: list[int]) -> list[int]:
         # What was killed already only takes its time to die, on a busy machine for seconds.
         new = [pid for pid in found if pid not in self.dying]
-        alive = [pid for pid in new if usage.fields(pid)[:1] not in ([], ["Z"])]
-        for pid in found:
+        return [pid for pid in new if usage.fields(pid)[:1] not in ([], ["Z"])]
+
+    def _end_strays(self, known: Set[int]) -> None:
+        """Kill and reap what hangs on the hub and is not `known`."""
+        for pid in self._strays(known):
             self.dying.setdefault(pid, time.monotonic() + 10)
             self.swept[pid] = self.dying[pid]
             usage.end_family(pid, itself=True, keep=known)
             with contextlib.suppress(OSError):
                 os.waitpid(pid, os.WNOHANG)
-        return len(alive)
 
 
 def _pids(states: States) -> set[int]:

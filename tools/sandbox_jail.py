@@ -13,7 +13,7 @@ import sandlock
 
 from tools.repl_link import Message
 
-ROOM = 3
+ROOM = 2
 """Times the processes of a sandbox that sandlock lets start.
 
 Its count never gives back the place of a process that is killed before its first look at a file,
