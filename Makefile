@@ -50,7 +50,8 @@ test-vllm: .venv-vllm/.installed
 soak: setup
 	$(BIN)/python -m tests.soak_sandbox
 
-# Side by side measurements; what they need beyond `make setup` they name.
+# Side by side measurements; what they need beyond `make setup` they name. What needs environments of
+# its own is left out unless given: make perf TRL_PYTHON=folder/bin/python PEERS=folder
 perf: setup
 	$(BIN)/python -m tests.perf.step
 	$(BIN)/python -m tests.perf.iteration
@@ -60,6 +61,8 @@ perf: setup
 	$(BIN)/python -m tests.perf.overlap
 	$(BIN)/python -m tests.perf.sampling
 	$(BIN)/python -m tests.perf.scaling
+	$(BIN)/python -m tests.perf.trl $(if $(TRL_PYTHON),--trl-python $(TRL_PYTHON))
+	$(BIN)/python -m tests.perf.environments $(if $(PEERS),--peers $(PEERS))
 	$(BIN)/python -m tests.perf.sandbox
 	$(BIN)/python -m tests.perf.search speed --skip-rank-bm25
 
