@@ -42,7 +42,7 @@ class Run:
         self.policy = policy
         self.rollouts = rollouts
         self.reference = reference
-        """Needed where `config.kl` is not 0."""
+        """Needed where `config.has_reference`."""
         self.ledger: Ledger = rollouts.ledger
         self.iteration = 0
         self.trees: list[RolloutTree] = []
@@ -120,7 +120,8 @@ class Run:
             self.count("update/without_rows", 1)
             return
         config = self.config
-        self._refer([row.trajectory for row in rows])
+        if config.kl != 0:
+            self.refer([row.trajectory for row in rows])
         for (trajectory, advantages), weight in zip(rows, weights, strict=True):
             trajectory.marks.advantages, trajectory.marks.weights = advantages, weight
         ages = [self._age(row.trajectory) for row in rows]
@@ -146,12 +147,12 @@ class Run:
         ]
         self.ledger.add("trained_tokens", sum(trained))
 
-    def _refer(self, trajectories: Sequence[Trajectory]) -> None:
-        """Keep what the reference thinks of trajectories, where it counts."""
-        if self.config.kl == 0:
+    def refer(self, trajectories: Sequence[Trajectory]) -> None:
+        """Keep what the reference thinks of trajectories, each asked for once."""
+        fresh = [t for t in trajectories if t.reference_logprobs is None]
+        if not fresh:
             return
         assert self.reference is not None, "a run with kl needs its reference"
-        fresh = [t for t in trajectories if t.reference_logprobs is None]
         with self.ledger.phase("score"):
             found = self.reference.logprobs(fresh)
         for trajectory, logprobs in zip(fresh, found, strict=True):

@@ -16,6 +16,8 @@ METRICS = {
     "reward/min": "smallest reward of an initial rollout",
     "reward/max": "largest",
     "reward/term_<name>": "a part of the reward, mean over initial rollouts",
+    "reward/kl_penalty": "what --kl-reward takes off the reward of a rollout, mean (REINFORCE++, "
+    "RLOO)",
     "stop/<how>": "share of initial rollouts that ended so: answered, malformed, tool_limit, "
     "turn_limit, length",
     "response/tokens": "sampled and observed tokens per initial rollout",
@@ -30,7 +32,8 @@ METRICS = {
     "policy/sampler_gap": "mean absolute difference, sampler's to policy's log-probabilities",
     "policy/sampler_correction": "mean weight of a trained token with --sampler-correction",
     "policy/kl_old": "k3 estimate of KL(old || current) per trained token",
-    "policy/kl_reference": "estimate of KL(current || reference) per trained token, with --kl",
+    "policy/kl_reference": "estimate of KL(current || reference) per trained token, with --kl or "
+    "--kl-reward",
     "branch/branches": "branches of all prompts",
     "branch/reward_mean": "their mean reward",
     "branch/position": "where they left their parent (0 start, 1 end)",

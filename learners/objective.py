@@ -30,7 +30,8 @@ class FrozenPolicy:
     """The model that the run started from, beside the one in training."""
 
     def __init__(self, policy: "Policy") -> None:
-        """Score by a policy that nothing updates."""
+        """Score by a policy that nothing updates from here on."""
+        policy.model.requires_grad_(False)
         self._policy = policy
 
     def logprobs(self, trajectories: Sequence[Trajectory]) -> list[Tensor]:
@@ -39,17 +40,16 @@ class FrozenPolicy:
 
 
 def reference_of(config: RunConfig, policy: "Policy") -> Reference | None:
-    """The model that a run started from, where its loss has a penalty for leaving it."""
+    """The model that a run started from, where its loss or reward has a penalty for leaving it."""
     from learners.lora import WithoutAdapters
     from learners.models import load_model
     from learners.policy import Policy
 
-    if config.kl == 0:
+    if not config.has_reference:
         return None
     if config.lora_rank:
         return WithoutAdapters(policy)
     loaded = load_model(config.model, seed=config.seed)
-    loaded.model.requires_grad_(False)
     if torch.cuda.is_available():
         loaded.model.to("cuda")
     return FrozenPolicy(
@@ -103,7 +103,8 @@ def objective(
         if batch.reference_logprobs is not None:
             penalty = divergence(logprobs, batch.reference_logprobs, estimator)
             note("policy/kl_reference", penalty.detach()[trained].tolist())
-            value = value + coefficient * (penalty * batch.weights).sum()
+            if coefficient:
+                value = value + coefficient * (penalty * batch.weights).sum()
         return value
 
     return whole

@@ -2,8 +2,9 @@
 
 A_t = (G_t - mean) / sqrt(var + 1e-8) over all sampled tokens of the iteration, not of a prompt;
 G_t is the discounted reward, `--baseline group` first takes the mean of the prompt's rollouts off
-it; the clipped surrogate, averaged over all tokens. The variant's KL term, in the loss, is
-`--kl 0.001 --kl-estimator k2`; REINFORCE++'s own, k1 in the reward, is left out.
+it; the clipped surrogate, averaged over all tokens. REINFORCE++'s KL term, k1 in the reward of each
+token, is `--kl-reward`; the variant's, in the loss, is `--kl 0.001 --kl-estimator k2`. With both
+`--baseline group` and `--kl-reward` the mean is that of rewards without the term [OpenRLHF].
 """
 
 from collections.abc import Sequence
@@ -13,9 +14,9 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from learners.kl_reward import KlRewardConfig, penalty, with_reference
 from learners.losses import clipped_policy_loss as policy_loss
 from learners.losses import suffix_sum, token_mean
-from learners.run_config import RunConfig
 from learners.tree import RolloutTree, Row
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Config(RunConfig):
+class Config(KlRewardConfig):
     """REINFORCE++'s own fields."""
 
     rollouts: int = 16
@@ -46,7 +47,7 @@ def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
     run.sample_and_update(
         tasks,
         roots=config.rollouts,
-        advantages=partial(batch_normalised, config=config),
+        advantages=with_reference(partial(batch_normalised, config=config), run, config.kl_reward),
         weights=token_mean,
         loss=partial(policy_loss, config=config),
     )
@@ -54,19 +55,24 @@ def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
 
 def batch_normalised(trees: Sequence[RolloutTree], config: Config) -> list[Row]:
     """A row for every trajectory, by the statistics of all; 0 when all tokens earn the same."""
-    trajectories, returns = [], []
-    for tree in trees:
-        mean = sum(t.reward for t in tree.trajectories) / len(tree.trajectories)
-        alone = config.baseline == "none" or len(tree.trajectories) == 1
-        for trajectory in tree.trajectories:
-            mask = torch.tensor(trajectory.response_mask)
-            earned = torch.zeros(len(mask), dtype=torch.float64)
-            earned[mask.nonzero()[-1]] = trajectory.reward - (0.0 if alone else mean)
-            returns.append(rewards_to_go(earned, mask, config.discount))
-            trajectories.append(trajectory)
+    trajectories = [t for tree in trees for t in tree.trajectories]
+    returns = [found for tree in trees for found in returns_of(tree, config)]
     masks = [torch.tensor(t.response_mask) for t in trajectories]
     advantages = whitened(returns, masks)
     return [Row(t, a.float()) for t, a in zip(trajectories, advantages, strict=True)]
+
+
+def returns_of(tree: RolloutTree, config: Config) -> "list[Tensor]":
+    """Per trajectory (T,) the return G_t of its sampled tokens; 0 on observations."""
+    mean = sum(t.reward for t in tree.trajectories) / len(tree.trajectories)
+    alone = config.baseline == "none" or len(tree.trajectories) == 1
+    returns = []
+    for trajectory in tree.trajectories:
+        mask = torch.tensor(trajectory.response_mask)
+        earned = 0.0 - penalty(trajectory, config.kl_reward)
+        earned[mask.nonzero()[-1]] += trajectory.reward - (0.0 if alone else mean)
+        returns.append(rewards_to_go(earned, mask, config.discount))
+    return returns
 
 
 def rewards_to_go(rewards: "Tensor", mask: "Tensor", discount: float) -> "Tensor":

@@ -101,6 +101,19 @@ class StoredRun(Run):
     def remember_old_logprobs(self, trajectories: Sequence[Trajectory]) -> None:
         """They are stored."""
 
+    def refer(self, trajectories: Sequence[Trajectory]) -> None:
+        """What the reference thought is stored.
+
+        Raises:
+            RolloutFileError: the run had no reference.
+        """
+        for trajectory in trajectories:
+            if trajectory.reference_logprobs is None:
+                raise RolloutFileError(
+                    f"trajectory {trajectory.path} has no log-probabilities of the reference: the "
+                    "run had neither --kl nor --kl-reward; it cannot be replayed with one"
+                )
+
     def token_stats(self, trajectories: Sequence[Trajectory]) -> dict[Trajectory, TokenStats]:
         """What the policy thought of them then.
 

@@ -3,8 +3,8 @@
 A_i = R_i - mean of the prompt's other rewards, the same for all tokens of a rollout; the loss is
 -A log pi, summed over the tokens of each rollout and averaged over rollouts: no ratio, no clip. A
 rollout with tool results is one sequence: what the policy sampled in all of its turns. The paper's
-KL term is in the reward (k1) and left out; `--kl` has one in the loss. With several mini-batches an
-iteration the later ones are off-policy, uncorrected, as in the paper.
+KL term, k1 summed over the rollout and taken off R_i, is `--kl-reward`; `--kl` has one in the loss.
+With several mini-batches an iteration the later ones are off-policy, uncorrected, as in the paper.
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from learners.advantages import by_group, leave_one_out
+from learners.kl_reward import KlRewardConfig, penalised, with_reference
 from learners.losses import sequence_sum
-from learners.run_config import RunConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Config(RunConfig):
+class Config(KlRewardConfig):
     """RLOO's own fields."""
 
     rollouts: int = 16
@@ -33,10 +33,12 @@ class Config(RunConfig):
 
 def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
     """One training step."""
+    reward = partial(penalised, coefficient=config.kl_reward)
+    credit = partial(by_group, credit=leave_one_out, reward=reward)
     run.sample_and_update(
         tasks,
         roots=config.rollouts,
-        advantages=partial(by_group, credit=leave_one_out),
+        advantages=with_reference(credit, run, config.kl_reward),
         weights=sequence_sum,
         loss=policy_loss,
     )

@@ -82,7 +82,7 @@ COLUMNS = {
     "old_logprobs": Column(FLOATS, "(T,) nats, by the policy before the step's first update"),
     "logprobs": Column(FLOATS, "(T,) nats, by the newest scoring pass; null without one"),
     "entropies": Column(FLOATS, "(T,) nats, of the same pass"),
-    "reference_logprobs": Column(FLOATS, "(T,) nats, by the reference; null without --kl"),
+    "reference_logprobs": Column(FLOATS, "(T,) nats, by the reference; null without one"),
     "future_values": Column(FLOATS, "(T,) Omega of APPO; null where it is undefined"),
     "branch_scores": Column(FLOATS, "(T,) branching score; null where it is undefined"),
     "advantages": Column(FLOATS, "(T,) credit; null where the method gave none"),

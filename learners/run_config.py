@@ -165,6 +165,11 @@ class RunConfig:
                 "them and the branches of a prompt; give at most as many"
             )
 
+    @property
+    def has_reference(self) -> bool:
+        """Whether the model that the run started from is asked for its log-probabilities."""
+        return self.kl != 0
+
     @classmethod
     def at(cls, scale: Scale) -> Self:
         """The defaults of a scale."""

@@ -18,6 +18,7 @@ ELSEWHERE = {
     "validation/score": "tests/test_validation.py",
     "validation/reward": "tests/test_validation.py",
     "policy/kl_reference": "tests/test_objective.py",
+    "reward/kl_penalty": "tests/test_kl_reward.py",
     "policy/sampler_correction": "tests/test_rivals.py",
     "branch/initial_rollouts": "only where a probe decides",
     "branch/from_prompt": "only in the published code's profile",

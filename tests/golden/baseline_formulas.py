@@ -8,6 +8,7 @@ import torch
 
 from learners import arpo, cispo, dapo, gigpo, gppo, gspo, reinforce_pp, rloo, tree_grpo
 from learners.advantages import centred, leave_one_out, normalised
+from learners.kl_reward import k1_penalty
 from learners.losses import (
     clipped_surrogate,
     kl_k1,
@@ -78,13 +79,23 @@ def policy_loss_of(case):
     return partial(surrogate, case=case)
 
 
+def earned(case):
+    """Rewards of tokens, less their divergence where the case has it there."""
+    i, p = case.inputs, case.params
+    rewards = i["token_level_rewards"]
+    if not p.get("kl_placement", "loss").startswith(("reward", "sequence reward")):
+        return rewards
+    both = i["old_log_prob"], i["ref_log_prob"]
+    if case.trl:  # it counts what the tools said
+        return rewards - k1_penalty(*both, i["completion_mask"].bool(), p["beta"])
+    rewards = rewards - k1_penalty(*both, case.mask, p["kl_coef"])
+    case.close(rewards, case.outputs["token_level_rewards_after_kl"])
+    return rewards
+
+
 def credit_agrees(case, credit):
     """Of groups of two and more; a group of one teaches nothing here."""
-    rewards = case.outputs.get("token_level_rewards_after_kl", case.inputs["token_level_rewards"])
-    if case.trl and case.file == "rloo":
-        gap = case.inputs["old_log_prob"] - case.inputs["ref_log_prob"]
-        gap = gap * case.inputs["completion_mask"]  # TRL counts what the tools said
-        rewards = rewards - case.params["beta"] * gap
+    rewards = earned(case)
     expected = case.outputs["advantages"]
     for group in case.groups:
         found = credit(rewards.sum(-1)[group])
@@ -152,8 +163,7 @@ def rloo_agrees(case):
 
 def reinforce_pp_agrees(case):
     """Advantages to 1e-7: the code adds 1e-8 to the number of tokens."""
-    o, mask = case.outputs, case.mask
-    rewards = o.get("token_level_rewards_after_kl", case.inputs["token_level_rewards"])
+    o, mask, rewards = case.outputs, case.mask, earned(case)
     if case.params["variant"].endswith("baseline"):
         totals = rewards.sum(-1)
         for group in (group for group in case.groups if len(group) > 1):
