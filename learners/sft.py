@@ -4,6 +4,8 @@ A benchmark's scripted episodes are played through its environment, with real to
 says becomes ids by the same two encode calls as a rollout, segment by segment. The loss is on
 actions only, closing tags included; `</answer>` ends a turn, so no end token follows it. A model
 with new weights (`--model tiny`) also learns to predict prompts and results: it has never read.
+A batch is packed, each demonstration on its own and what they share read once, where that is less
+work than padding (`learners.packing`); the log says how many of its tokens were read, and how.
 """
 
 import json
@@ -21,6 +23,7 @@ from learners.run_config import RunConfig
 
 if TYPE_CHECKING:
     from envs import ToolEnv
+    from learners.packing import Work
     from learners.policy import Policy
     from learners.progress import Narrator
     from learners.session import Session
@@ -198,9 +201,10 @@ def fine_tune(
                     f"the gradient of update {done + 1} is not finite with --learning-rate "
                     f"{config.learning_rate:g}; try a smaller one"
                 )
+            read = _read(policy.work)
             watch.over(policy)
             told = f"  held out {watch.losses[-1]:.3f}" if watch.losses else ""
-            advance(f"loss {sum(losses[-50:]) / len(losses[-50:]):.3f}{told}")
+            advance(f"loss {sum(losses[-50:]) / len(losses[-50:]):.3f}{told}  {read}")
             if policy.updates % max(1, len(batches) // 4) == 0 or policy.updates == len(batches):
                 save_checkpoint(session.folder, policy.updates, policy, {"lost": []})
     watch.restore_best(policy)
@@ -227,6 +231,12 @@ def _update(
         everything=observation_weight > 0,
     )
     return done.loss
+
+
+def _read(work: "Work") -> str:
+    """How many of a batch's tokens were computed, padding included, and how it was laid out."""
+    how = "packed" if work.trees else "padded"
+    return f"read {work.computed_tokens / max(1, work.row_tokens):.0%}, {how}"
 
 
 def _schedule(progress: float) -> float:

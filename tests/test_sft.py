@@ -1,6 +1,7 @@
 """The cold start: demonstrations become what rollouts would have made; actions alone train."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -215,4 +216,6 @@ def test_a_cold_start_writes_a_model_and_goes_on_where_it_was(tmp_path, capsys):
     assert (folder / "model" / "model.safetensors").stat().st_mtime_ns == written
     loaded = load_model(str(folder))
     assert loaded.model.num_parameters() == load_model("tiny").model.num_parameters()
-    assert "playing 4 demonstrations" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "playing 4 demonstrations" in said
+    assert re.search(r"fine-tuning 1/1 +loss [\d.]+ +read \d+%, (packed|padded)", said)
