@@ -3,19 +3,23 @@
     python -m tests.perf.sampling                      the usual loop and ours
     .venv-vllm/bin/python -m tests.perf.sampling       vLLM too, where it is installed
 
-Episodes of several turns; after each turn so many tokens of a tool's answer follow. Every turn has
-a length of its own, drawn once and the same for all, and no other end. The usual loop pads the
-prefixes of a round on the left, generates until its longest turn is over, and reads everything
-again in the next. All sample SmolLM2 at temperature 1 in one process, in turn. The targets: ours at
-least 3 times the usual loop, and at least 0.8 of vLLM.
+Episodes of several turns, in groups with one prompt each; after each turn so many tokens of a
+tool's answer follow. Every turn has a length of its own, drawn once and the same for all, and no
+other end. The usual loop pads the prefixes of a round on the left, generates until its longest turn
+is over, and reads everything again in the next. All sample SmolLM2 at temperature 1 in one process,
+in turn. Beside the rates stands what each computes: tokens read and tokens decoded, padding and
+finished rows included, and the least that any sampler can. The targets: ours at least 3 times the
+usual loop, and at least 0.8 of vLLM.
 """
 
 import argparse
 import importlib.util
+import io
 import random
 import statistics
-import time
 from collections.abc import Callable
+from contextlib import redirect_stderr
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -24,6 +28,7 @@ from learners.models import LoadedModel, load_model
 from learners.run_config import RunConfig
 from learners.sampler import Request, Sampler, TransformersSampler
 from learners.samplers import open_sampler
+from tests.perf.clocks import in_turn, measuring_parser, ratio, seconds_of, spread
 
 
 class Workload(NamedTuple):
@@ -37,7 +42,29 @@ class Workload(NamedTuple):
 
     @property
     def tokens(self) -> int:
+        """To sample."""
         return sum(map(sum, self.lengths))
+
+    @property
+    def calls(self) -> int:
+        return sum(len(turns) - 1 for turns in self.lengths)
+
+    @property
+    def least_read(self) -> int:
+        """Every prompt once, and what tools answered."""
+        return sum(map(len, set(self.prompts))) + self.calls * len(self.observed)
+
+    @property
+    def usual_work(self) -> tuple[int, int]:
+        """Tokens that the usual loop reads and decodes."""
+        read = decoded = 0
+        after = list(map(len, self.prompts))
+        for turn in range(len(self.lengths[0])):
+            most = [lengths[turn] for lengths in self.lengths]
+            read += max(after) * len(after)
+            decoded += max(most) * len(most)
+            after = [a + b + len(self.observed) for a, b in zip(after, most, strict=True)]
+        return read, decoded
 
 
 def workload(given: argparse.Namespace) -> Workload:
@@ -47,8 +74,9 @@ def workload(given: argparse.Namespace) -> Workload:
         return tuple(draw.randrange(100, 40_000) for _ in range(count))
 
     low, high = given.tokens // 2, given.tokens * 3 // 2
+    prompts = [ids(given.prompt) for _ in range(-(-given.episodes // given.group))]
     return Workload(
-        [ids(given.prompt)] * given.episodes,
+        [prompts[n // given.group] for n in range(given.episodes)],
         [[draw.randint(low, high) for _ in range(given.turns)] for _ in range(given.episodes)],
         ids(given.observed),
     )
@@ -107,47 +135,53 @@ def without_ends(loaded: LoadedModel) -> None:
     loaded.tokenizer.eos_token = None
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--episodes", type=int, default=32)
-    parser.add_argument("--turns", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=40, help="of a turn, in the mean")
-    parser.add_argument("--observed", type=int, default=60)
-    parser.add_argument("--prompt", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--without", nargs="*", default=[], help="of: usual ours vllm")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    work = workload(given)
-    plain, loaded = load_model("smollm2"), load_model("smollm2")
+def ways_of(given: argparse.Namespace, work: Workload) -> dict[str, Callable[[], object]]:
+    with redirect_stderr(io.StringIO()):  # a bar of progress
+        plain, loaded = load_model("smollm2"), load_model("smollm2")
     plain.model.set_attn_implementation("sdpa")  # as transformers has it
     for one in (plain, loaded):
         one.model.to(torch.bfloat16)
         without_ends(one)
-    ways: dict[str, Callable[[], None]] = {
+    ways: dict[str, Callable[[], object]] = {
         "usual": lambda: usual(plain, work),
         "ours": lambda: play(TransformersSampler(*loaded, (), rows=given.episodes), work),
     }
-    if importlib.util.find_spec("vllm") is not None and "vllm" not in given.without:
+    if importlib.util.find_spec("vllm") is None:
+        print("vLLM is not installed here: `make .venv-vllm/.installed`, .venv-vllm/bin/python")
+    elif "vllm" not in given.without:
         config = RunConfig(sampler="vllm", autocast=True, sampler_rows=given.episodes)
         engine = open_sampler(config, loaded, ())
         ways["vllm"] = lambda: play(engine, work)
-    rates: dict[str, list[float]] = {name: [] for name in ways if name not in given.without}
-    print(f"{given.episodes} episodes of {given.turns} turns, {work.tokens} tokens, bfloat16")
-    for _ in range(given.rounds):
-        for name, found in rates.items():
-            start = time.perf_counter()
-            ways[name]()
-            found.append(work.tokens / (time.perf_counter() - start))
-    for name, found in rates.items():
-        spread = f"{min(found):.0f} to {max(found):.0f}"
-        print(f"{name:6} {statistics.median(found):6.0f} tokens/s ({spread})")
+    return {name: way for name, way in ways.items() if name not in given.without}
+
+
+def main() -> None:
+    parser = measuring_parser(__doc__, rounds=2)
+    parser.add_argument("--episodes", type=int, default=32)
+    parser.add_argument("--group", type=int, default=8, help="episodes of one prompt")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=12, help="of a turn, in the mean")
+    parser.add_argument("--observed", type=int, default=24)
+    parser.add_argument("--prompt", type=int, default=64)
+    parser.add_argument("--without", nargs="*", default=[], help="of: usual ours vllm")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    work = workload(given)
+    ways = ways_of(given, work)
+    print(
+        f"{given.episodes} episodes of {given.turns} turns, {work.tokens} tokens to sample, "
+        f"bfloat16, {given.threads} threads, {given.clock} time"
+    )
+    print(f"usual: {work.usual_work[0]} tokens read, {work.usual_work[1]} decoded")
+    print(f"least: {work.least_read} tokens read, {work.tokens} decoded")
+    measured = {name: partial(seconds_of, way, given.clock) for name, way in ways.items()}
+    seconds = in_turn(measured, given.rounds, warm_up=False)
+    for name, found in seconds.items():
+        rates = [work.tokens / each for each in found]
+        print(f"{name:6} {statistics.median(rates):6.1f} tokens/s ({spread(rates, 1)})")
     for over, target in (("usual", 3.0), ("vllm", 0.8)):
-        if over in rates and "ours" in rates:
-            ratios = [a / b for a, b in zip(rates["ours"], rates[over], strict=True)]
-            print(f"ours over {over}: {statistics.median(ratios):.2f}; target {target}")
+        if over in seconds and "ours" in seconds:
+            print(f"ours over {over}: {ratio(seconds[over], seconds['ours'])}; target {target}")
 
 
 if __name__ == "__main__":
