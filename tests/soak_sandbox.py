@@ -271,6 +271,12 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--at-most", type=float, default=0.0, help="minutes of patience; 0: all")
     parser.add_argument("--sessions", type=int, default=64)
     parser.add_argument("--kill-every", type=float, default=1.0, help="seconds; 0 never")
+    parser.add_argument(
+        "--growth",
+        type=float,
+        default=2.0,
+        help="per cent more memory that the second half may use",
+    )
     return parser.parse_args()
 
 
@@ -305,7 +311,9 @@ def main() -> int:
     print(f"wrong or failed: {len(tally.wrong)}", *tally.wrong[:10], sep="\n  ")
     print(f"replayed afresh: {len(tally.sample)}, of which otherwise: {disagree}")
     print(f"processes left after close: {len(left)}; counters: {status}")
-    leaks = [name for name, value in after.items() if value > before[name] * most(name)]
+    leaks = [
+        name for name, value in after.items() if value > before[name] * most(name, arguments.growth)
+    ]
     print("grown:", leaks or "nothing")
     untrue = tally.hit > tally.kills
     return int(bool(tally.wrong or disagree or left or leaks or untrue))
@@ -315,9 +323,9 @@ def shown(found: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in found.items())
 
 
-def most(name: str) -> float:
-    """How much of its former value a measure may have: memory two per cent more, others as was."""
-    return 1.02 if "MiB" in name else 1.0
+def most(name: str, growth: float) -> float:
+    """How much of its former value a measure may have: memory some per cent more, others as was."""
+    return 1.0 + growth / 100 if "MiB" in name else 1.0
 
 
 if __name__ == "__main__":
