@@ -4,6 +4,7 @@
 are there. No number in it is typed by hand.
 """
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -79,13 +80,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Write the page to the file named, or to the standard output."""
     from learners.command_line import explained
 
+    parser = argparse.ArgumentParser(prog=f"python -m {METHOD}", description=__doc__)
+    parser.add_argument("target", nargs="?", type=Path, help="the page; none: to the output")
     arguments = sys.argv[1:] if arguments is None else arguments
     with explained(METHOD, arguments):
-        results = Path(RESULTS)
-        if not arguments:
+        results, target = Path(RESULTS), parser.parse_args(arguments).target
+        if target is None:
             sys.stdout.write(page(results, RESULTS))
             return
-        target = Path(arguments[0])
         links = Path(os.path.relpath(results, target.parent)).as_posix()
         target.write_text(page(results, links), "utf-8")
 
