@@ -1,13 +1,15 @@
 """Where the rows of each evaluated set live, and which field holds the question.
 
-Revisions are commits of the public data sets. `main` stands where no commit is known to us: such a
-set can change under a published number; say so beside it.
+Revisions are commits of the public data sets. Where only a commit of the hub's converted copy is
+stated anywhere (of its branch refs/convert/parquet), or none, the rows that were seen are the pin:
+a copy or a branch that holds others is refused.
 """
 
 import base64
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from benchmarks import known_rows
 from benchmarks.sources import DataUnavailable, HubTable, Row, text_field
 
 FLASHRAG = "RUC-NLPIR/FlashRAG_datasets"
@@ -80,7 +82,17 @@ EVALUATED: dict[str, Evaluated] = {
             configs=SUBJECTS,
         ),
     ),
-    "WebWalker": Evaluated("webwalker", HubTable("callanwu/WebWalkerQA", "main", "main")),
+    "WebWalker": Evaluated(
+        "webwalker",
+        HubTable(
+            "callanwu/WebWalkerQA",
+            "96c160cc4408b8b7aa61df528054d4c28acfae74",
+            "train",
+            data_files="default/main/0000.parquet",
+            pin=known_rows.WEBWALKER,
+            instead=HubTable("callanwu/WebWalkerQA", "main", "main"),
+        ),
+    ),
     "HotpotQA": Evaluated(
         "hotpotqa",
         HubTable(
@@ -158,8 +170,19 @@ GSM8K_TRAIN = HubTable(
     "openai/gsm8k", "cc7b047b6e5bb11b4f1af84efc572db110a51b3c", "train", configs=("main",)
 )
 REASONING_TRAIN = HubTable(
-    "dongguanting/ARPO-RL-Reasoning-10K", "main", "train", data_files="train_10k.parquet"
+    "dongguanting/ARPO-RL-Reasoning-10K",
+    "main",
+    "train",
+    data_files="train_10k.parquet",
+    pin=known_rows.REASONING,
 )
 DEEP_SEARCH_TRAIN = HubTable(
-    "dongguanting/ARPO-RL-DeepSearch-1K", "main", "train", data_files="hard_search.parquet"
+    "dongguanting/ARPO-RL-DeepSearch-1K",
+    "a2ae7e31cd6fecee7457c8dc34e75a5fc5504762",
+    "train",
+    data_files="default/train/0000.parquet",
+    pin=known_rows.DEEP_SEARCH,
+    instead=HubTable(
+        "dongguanting/ARPO-RL-DeepSearch-1K", "main", "train", data_files="hard_search.parquet"
+    ),
 )

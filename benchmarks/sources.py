@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from benchmarks.pins import Pin
+
 Row = Mapping[str, object]
 log = logging.getLogger(__name__)
 
@@ -27,7 +29,7 @@ class HubTable:
     """owner/name on the hub."""
     revision: str
     """A commit, so that the rows cannot change under a published number; a branch where none is
-    stated anywhere: its commit is then said when it is read."""
+    stated anywhere: its rows then have a pin, and its commit is said when it is read."""
     split: str
     configs: tuple[str | None, ...] = (None,)
     """Read one after the other; None is the only configuration."""
@@ -37,6 +39,10 @@ class HubTable:
     """Columns left unread: pictures that would have to be decoded."""
     gated: bool = False
     """True where the owner asks every reader to accept terms."""
+    pin: Pin | None = None
+    """What its rows must be, where the revision alone does not say it."""
+    instead: "HubTable | None" = None
+    """Read where this one cannot be had or holds other rows; the same pin decides."""
 
     @property
     def page(self) -> str:
@@ -73,14 +79,37 @@ def fetch_from_hub(
         commit_of: asks the hub which commit a table's branch is at; the same.
 
     Raises:
-        DataUnavailable: not reachable, not found, or gated and not accepted.
+        DataUnavailable: not reachable, not found, gated and not accepted, or not the rows that the
+            table is known by.
     """
     if load_dataset is None:
         import datasets
 
         load_dataset = datasets.load_dataset
+    commit_of = commit_of or _commit_on_hub
+    if table.pin is None:
+        yield from _read(table, load_dataset, commit_of)
+        return
+    faults = []
+    for place in filter(None, (table, table.instead)):
+        try:
+            rows = list(_read(place, load_dataset, commit_of))
+            difference = table.pin.difference(rows)
+        except DataUnavailable as error:
+            faults.append(str(error))
+            continue
+        if not difference:
+            yield from rows
+            return
+        faults.append(changed(place, difference))
+    raise DataUnavailable("\n".join(faults))
+
+
+def _read(
+    table: HubTable, load_dataset: Callable[..., HubRows], commit_of: Callable[[HubTable], str]
+) -> Iterator[Row]:
     if len(table.revision) != _COMMIT:
-        table = _at_a_commit(table, commit_of or _commit_on_hub)
+        table = _at_a_commit(table, commit_of)
     for config in table.configs:
         try:
             if table.data_files is None:
@@ -94,9 +123,18 @@ def fetch_from_hub(
         yield from rows.remove_columns([c for c in table.drop if c in rows.column_names])
 
 
+def changed(table: HubTable, difference: str) -> str:
+    """What to tell someone whose rows are not those that a table is known by."""
+    return (
+        f"{table.path} (split {table.split}, revision {table.revision[:12]}) does not hold the "
+        f"rows that it is known by: {difference}. Numbers on them cannot be put beside others. "
+        "Read local files, layout in the README: --data-dir FOLDER."
+    )
+
+
 def _at_a_commit(table: HubTable, commit_of: Callable[[HubTable], str]) -> HubTable:
     """The table at the commit that its branch is at now; as it is where the hub does not say."""
-    said = "%s is not pinned: read at %s of its branch %s; say so beside a number"
+    said = "%s is known by its rows, not by a commit: read at %s of its branch %s"
     try:
         commit = commit_of(table)
     except _failures() as error:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import BENCHMARKS
-from benchmarks.sources import question_key
+from benchmarks.catalog import DEEP_SEARCH_TRAIN, EVALUATED, REASONING_TRAIN
+from benchmarks.sources import local_rows, question_key
 from tests import needs
 
 ROOT = Path(__file__).parents[1]
@@ -83,6 +84,19 @@ def test_training_and_validation_share_no_question_with_any_evaluated_set(name):
     assert len(validation) >= 90
     assert train.isdisjoint(validation)
     assert (train | validation).isdisjoint(evaluated)
+
+
+@pytest.mark.parametrize(
+    ("table", "stem"),
+    [
+        (EVALUATED["WebWalker"].hub, "benchmarks/webwalker/test"),
+        (REASONING_TRAIN, "train/train_10k"),
+        (DEEP_SEARCH_TRAIN, "train/hard_search_1k"),
+    ],
+)
+def test_the_rows_a_table_is_known_by_are_those_at_hand(table, stem):
+    rows = list(local_rows(DATA, stem))
+    assert table.pin.difference(rows) in ("", f"{len(rows):,} rows, not {table.pin.rows:,}")
 
 
 @pytest.mark.parametrize("name", ["GAIA", "HLE", "xbench-DeepSearch"])

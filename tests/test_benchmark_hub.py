@@ -1,13 +1,16 @@
 """Reading the public data sets: what is asked for, and what is said when it cannot be had."""
 
+import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from benchmarks import BENCHMARKS, DataUnavailable
-from benchmarks.catalog import EVALUATED
-from benchmarks.sources import HubTable, fetch_from_hub, hub_failure
+from benchmarks.catalog import DEEP_SEARCH_TRAIN, EVALUATED, GSM8K_TRAIN, REASONING_TRAIN
+from benchmarks.pins import Pin, row_digest
+from benchmarks.sources import HubTable, fetch_from_hub, hub_failure, text_field
 
 THIRTEEN = [name for name in BENCHMARKS if name != "SyntheticQA"]
 COMMIT = "c0ffee" * 6 + "c0ff"
@@ -27,7 +30,7 @@ def test_a_gated_set_says_which_page_to_accept_and_where_the_token_goes(name):
 def test_the_hub_is_read_at_the_pinned_revision_through_datasets(tmp_path):
     for name in THIRTEEN:
         table = EVALUATED[name].hub
-        assert len(table.revision) == 40 or name == "WebWalker", name
+        assert re.fullmatch("[0-9a-f]{40}", table.revision), name
     code = (
         "from benchmarks import BENCHMARKS, DataUnavailable\n"
         "try:\n    BENCHMARKS['GSM8K'].load('test', None)\n"
@@ -68,23 +71,89 @@ def test_a_table_is_asked_for_at_its_revision_and_without_what_it_drops():
     assert asked == [(("json",), {"data_files": file, "split": "train"})]
 
 
-@pytest.mark.parametrize("reached", [True, False])
-def test_a_branch_is_read_at_its_commit_and_the_commit_is_said(caplog, reached):
+def test_what_is_read_is_a_commit_or_rows_that_were_seen():
+    tables = [EVALUATED[name].hub for name in THIRTEEN]
+    tables += [GSM8K_TRAIN, REASONING_TRAIN, DEEP_SEARCH_TRAIN]
+    for table in tables:
+        for place in filter(None, (table, table.instead)):
+            assert len(place.revision) == 40 or table.pin is not None, place.path
+
+
+QUESTIONS = ("Who?", "When?", "Where?", "Why?")
+SEEN = [{"question": question, "answer": f"A{i}"} for i, question in enumerate(QUESTIONS)]
+
+
+def pinned(known=(0, 2, 3)):
+    """A table of four rows of which three were seen; where its branch is read instead."""
+    digests = "".join(row_digest(SEEN[i]["question"], SEEN[i]["answer"]) for i in known)
+    pin = Pin(4, digests, lambda row: (text_field(row, "question"), text_field(row, "answer")))
+    branch = HubTable("o/n", "main", "test")
+    return replace(branch, revision=COMMIT, pin=pin, instead=branch)
+
+
+def hub_of(**rows):
+    """A hub that holds rows at revisions, `main` being at the commit NEWER; and what is asked."""
     asked = []
 
     def load_dataset(*where, revision, **how):
         asked.append(revision)
-        return HubRows([])
+        if revision not in rows:
+            raise FileNotFoundError(f"no revision {revision}")
+        return HubRows(rows[revision])
 
+    return asked, load_dataset
+
+
+NEWER = "decade" * 6 + "deca"
+
+
+def test_a_branch_is_read_at_its_commit_and_the_commit_is_said(caplog):
+    asked, load_dataset = hub_of(**{NEWER: SEEN})
+    table = replace(pinned(), revision="main")
+    assert list(fetch_from_hub(table, load_dataset, lambda table: NEWER)) == SEEN
+    assert asked == [NEWER]
+    assert f"o/n is known by its rows, not by a commit: read at commit {NEWER}" in caplog.text
+
+
+def test_a_branch_whose_commit_the_hub_does_not_say_is_known_by_its_rows_all_the_same(caplog):
     def commit_of(table):
-        if not reached:
-            raise ConnectionError("no route")
-        return COMMIT
+        raise ConnectionError("no route")
 
-    list(fetch_from_hub(EVALUATED["WebWalker"].hub, load_dataset, commit_of))
-    assert asked == [COMMIT if reached else "main"]
-    read_at = f"commit {COMMIT}" if reached else "an unknown commit (ConnectionError)"
-    assert f"callanwu/WebWalkerQA is not pinned: read at {read_at} of its branch" in caplog.text
+    _, load_dataset = hub_of(main=SEEN)
+    table = replace(pinned(), revision="main")
+    assert list(fetch_from_hub(table, load_dataset, commit_of)) == SEEN
+    assert "read at an unknown commit (ConnectionError) of its branch main" in caplog.text
+
+
+def test_the_branch_is_read_where_the_pinned_copy_is_gone_or_is_another_one():
+    asked, load_dataset = hub_of(**{NEWER: SEEN})
+    assert list(fetch_from_hub(pinned(), load_dataset, lambda table: NEWER)) == SEEN
+    assert asked == [COMMIT, NEWER]
+    _, load_dataset = hub_of(**{COMMIT: [{"text": "a page"}], NEWER: SEEN})
+    assert list(fetch_from_hub(pinned(), load_dataset, lambda table: NEWER)) == SEEN
+    asked, load_dataset = hub_of(**{COMMIT: SEEN, NEWER: []})
+    assert list(fetch_from_hub(pinned(), load_dataset, lambda table: NEWER)) == SEEN
+    assert asked == [COMMIT]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (SEEN[:3], "3 rows, not 4; 1 of 3 known rows are not there"),
+        ([SEEN[0], {"question": "What?", "answer": "new"}, *SEEN[2:]], ""),
+        ([SEEN[0], SEEN[1], SEEN[2] | {"answer": "mended"}, SEEN[3]], "1 of 3 known rows"),
+        ([SEEN[3], SEEN[1], SEEN[2], SEEN[0]], "rows in another order"),
+    ],
+)
+def test_rows_that_are_not_those_that_were_seen_are_refused(rows, said):
+    """The second row was never seen: that it changed does not show."""
+    _, load_dataset = hub_of(**{NEWER: rows})
+    read = fetch_from_hub(pinned(), load_dataset, lambda table: NEWER)
+    if not said:
+        assert list(read) == rows
+        return
+    with pytest.raises(DataUnavailable, match=rf"(?s)no revision.*{said}.*--data-dir"):
+        list(read)
 
 
 def test_a_failure_of_the_hub_is_data_unavailable():

@@ -16,7 +16,7 @@ DIGESTS = {
     "appo/MATH500-v0": "7aacc8d51172",
     "appo/GSM8K-v0": "6797c670278a",
     "appo/MATH-v0": "a618934927ea",
-    "appo/WebWalker-v0": "81cd7609d56d",
+    "appo/WebWalker-v0": "c88e56a0df74",
     "appo/HotpotQA-v0": "2e99dac0e1bf",
     "appo/2WikiMultihopQA-v0": "b10394c2456b",
     "appo/MuSiQue-v0": "545df629e06b",
