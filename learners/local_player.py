@@ -1,7 +1,14 @@
-"""A model in this process as the player of an evaluation: the very rollouts that training makes."""
+"""A model in this process as the player of an evaluation: the very rollouts that training makes.
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+Rows of one forward pass are padded to the longest of them and attend over its length, so tasks of
+like length are played together, and long ones in fewer rows at a time.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from statistics import median_low
+from typing import NamedTuple
 
 from envs import ToolEnv
 from learners.episodes import Episode, Job, ended
@@ -14,6 +21,43 @@ CHUNK = 256
 """Episodes under way together; many more would fill the memory with trees."""
 
 
+class Group(NamedTuple):
+    """Jobs that are under way together."""
+
+    rows: int
+    """Most of them in one forward pass."""
+    jobs: list[Job]
+
+
+def grouped(jobs: Sequence[Job], lengths: Sequence[int], rows: int) -> Iterator[Group]:
+    """Jobs of like length together, the longest first: what memory must hold shows at once.
+
+    A group whose longest job is up to twice the usual length has all rows. Beyond that a row's
+    attention costs the square of its length, and the rows are halved until all rows of the group
+    together cost no more than `rows` of twice the usual length.
+
+    Args:
+        jobs: in any order; those of equal length keep theirs.
+        lengths: of each job, the prompt and all that an episode may add, in tokens.
+        rows: in one forward pass, at the usual length.
+    """
+    if not jobs:
+        return
+    usual = 2 * median_low(lengths)
+
+    def fitting(length: int) -> int:
+        room = rows
+        while room > 1 and room * length**2 > rows * usual**2:
+            room //= 2
+        return room
+
+    order = sorted(range(len(jobs)), key=lambda index: -lengths[index])
+    for room, like in groupby(order, key=lambda index: fitting(lengths[index])):
+        together = [jobs[index] for index in like]
+        for start in range(0, len(together), CHUNK):
+            yield Group(room, together[start : start + CHUNK])
+
+
 @dataclass(frozen=True)
 class LocalPlayer:
     """Plays with a model of `transformers`; prompt and response are one row of token ids."""
@@ -22,7 +66,7 @@ class LocalPlayer:
     temperature: float
     seed: int
     rows: int
-    """Most episodes in one forward pass."""
+    """Most episodes of the usual length in one forward pass."""
 
     left_out: frozenset[str] = frozenset()
 
@@ -40,9 +84,12 @@ class LocalPlayer:
         model, tokenizer = self.loaded
         sampler = TransformersSampler(model, tokenizer, env.stop_tags, rows=self.rows)
         rollouts = Rollouts(env, sampler, tokenizer, most_tokens, self.temperature, self.seed)
-        for start in range(0, len(jobs), CHUNK):
-            _play(rollouts, jobs[start : start + CHUNK], keep)
-            sampler.sync()
+        questions = {job.task.id: job.task.question for job in jobs}
+        prompts = {t: len(rollouts.prompt(env.instructions, q)) for t, q in questions.items()}
+        lengths = [prompts[job.task.id] + most_tokens for job in jobs]
+        for group in grouped(jobs, lengths, self.rows):
+            sampler = TransformersSampler(model, tokenizer, env.stop_tags, rows=group.rows)
+            _play(replace(rollouts, sampler=sampler), group.jobs, keep)
 
 
 def _play(rollouts: Rollouts, jobs: Sequence[Job], keep: Callable[[Episode], None]) -> None:
