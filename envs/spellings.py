@@ -11,25 +11,38 @@ import gymnasium as gym
 ENTRY_POINT = "envs.spellings:refuse"
 """Of a registered spelling: what tells it from an environment."""
 SPELLINGS = {
-    "AIME24": ("aime24", "AIME2024", "aime2024", "AIME-24", "aime-24", "AIME_2024", "aime_2024"),
-    "AIME25": ("aime25", "AIME2025", "aime2025", "AIME-25", "aime-25", "AIME_2025", "aime_2025"),
-    "MATH500": ("math500", "Math500", "MATH-500", "math-500", "MATH_500", "math_500"),
-    "MATH": ("math", "Math", "hendrycks_math"),
-    "GSM8K": ("gsm8k", "Gsm8k", "GSM-8K", "gsm-8k", "gsm"),
-    "WebWalker": ("webwalker", "WebWalkerQA", "webwalkerqa", "web-walker"),
-    "HotpotQA": ("hotpotqa", "HotPotQA", "Hotpot", "hotpot", "hotpot_qa"),
-    "2WikiMultihopQA": ("2wiki", "2Wiki", "2WikiMultiHopQA", "2wikimultihopqa", "2WikiQA"),
-    "MuSiQue": ("musique", "Musique", "MUSIQUE"),
-    "Bamboogle": ("bamboogle", "BAMBOOGLE"),
-    "GAIA": ("gaia", "Gaia"),
-    "HLE": ("hle", "Hle", "HumanitysLastExam", "humanitys-last-exam", "HLE-text"),
-    "xbench-DeepSearch": (
-        *("XBench", "xbench", "xBench", "Xbench", "XBENCH"),
-        *("XBench-DeepSearch", "xbench-deepsearch", "xbench_deepsearch", "DeepSearch"),
+    "AIME24": ("AIME24", "AIME2024", "AIME-24", "AIME_24", "AIME-2024", "AIME_2024"),
+    "AIME25": ("AIME25", "AIME2025", "AIME-25", "AIME_25", "AIME-2025", "AIME_2025"),
+    "MATH500": ("MATH500", "MATH-500", "MATH_500"),
+    "MATH": ("MATH", "hendrycks_math", "hendrycks-math"),
+    "GSM8K": ("GSM8K", "gsm8K", "GSM-8K", "GSM_8K", "GSM"),
+    "WebWalker": ("WebWalker", "WebWalkerQA", "web-walker", "web_walker", "WebWalker-QA"),
+    "HotpotQA": ("HotpotQA", "HotPotQA", "HotpotQa", "Hotpot", "hotpot_qa", "hotpot-qa"),
+    "2WikiMultihopQA": (
+        *("2WikiMultihopQA", "2WikiMultiHopQA", "2WikiMultihop", "2Wiki", "2WikiQA", "2WikiMQA"),
+        *("2Wiki-MultihopQA", "2Wiki_MultihopQA"),
     ),
-    "SyntheticQA": ("syntheticqa", "Synthetic", "synthetic", "synthetic-qa"),
+    "MuSiQue": ("MuSiQue", "MuSique", "MuSiQue-Ans", "MuSiQueQA"),
+    "Bamboogle": ("Bamboogle",),
+    "GAIA": ("GAIA",),
+    "HLE": ("HLE", "HumanitysLastExam", "humanitys-last-exam", "humanitys_last_exam", "HLE-text"),
+    "xbench-DeepSearch": (
+        *("xbench-DeepSearch", "XBench", "xBench", "XBench-DeepSearch", "xbench_DeepSearch"),
+        *("xbench-Deepsearch", "xbenchDeepSearch", "DeepSearch"),
+    ),
+    "SyntheticQA": ("SyntheticQA", "Synthetic", "synthetic-qa", "synthetic_qa"),
 }
-"""By the name of the benchmark."""
+"""By the name of the benchmark; `known` adds each in lower and upper case and with capitals."""
+
+
+def known() -> dict[str, str]:
+    """The benchmark's name by every spelling that is none."""
+    found = {}
+    for name, spellings in SPELLINGS.items():
+        for given in spellings:
+            forms = (given, given.lower(), given.upper(), given.capitalize(), given.title())
+            found.update(dict.fromkeys(forms, name))
+    return {spelling: name for spelling, name in found.items() if spelling not in SPELLINGS}
 
 
 def refuse(spelling: str, name: str) -> NoReturn:
@@ -45,11 +58,10 @@ def refuse(spelling: str, name: str) -> NoReturn:
 
 def register() -> None:
     """Register every spelling, once."""
-    for name, spellings in SPELLINGS.items():
-        for spelling in spellings:
-            if f"appo/{spelling}-v0" not in gym.registry:
-                gym.register(
-                    id=f"appo/{spelling}-v0",
-                    entry_point=ENTRY_POINT,
-                    kwargs={"spelling": spelling, "name": name},
-                )
+    for spelling, name in known().items():
+        if f"appo/{spelling}-v0" not in gym.registry:
+            gym.register(
+                id=f"appo/{spelling}-v0",
+                entry_point=ENTRY_POINT,
+                kwargs={"spelling": spelling, "name": name},
+            )
