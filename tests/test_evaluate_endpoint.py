@@ -2,13 +2,8 @@
 
 import io
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,7 +18,7 @@ from learners.evaluate import evaluate
 from learners.evaluate_config import Config
 from learners.models import tiny_tokenizer
 from learners.run_config import UsageError
-from tests import needs
+from tests import needs, served_model
 from tests.fakes import EchoTool, UnplugTool, answer, call, toy_env
 
 ENDPOINT = Endpoint("http://model.test/v1", "m-1", "secret", tries=3, backoff=0)
@@ -300,39 +295,14 @@ def test_completions_need_a_tokenizer(tmp_path):
         evaluate(Config(**{**config.__dict__, "out": str(tmp_path)}))
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def transformers_serve(taught, tmp_path_factory):
     """`transformers serve` with the taught tiny model; its address and the model's name."""
     needs.packages("fastapi", "openai")
     folder = tmp_path_factory.mktemp("served") / "taught"
     shutil.copytree(taught, folder)
-    port = free_port()
-    begin = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    server = subprocess.Popen(
-        [*begin, "--port", str(port), "--host", "127.0.0.1", "--device", "cpu"],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        for _ in range(600):
-            assert server.poll() is None, "transformers serve ended"
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                    break
-            except OSError:
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}/v1", str(folder)
-    finally:
-        server.terminate()
-        server.wait()
+    with served_model.served(folder) as base:
+        yield base, str(folder)
 
 
 SERVED = {"env": ("appo/SyntheticQA-v0",), "tools": ("search", "calculator"), "tasks": 4}
