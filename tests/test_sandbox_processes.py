@@ -1,16 +1,21 @@
 """How many processes a sandbox holds: what has ended takes no place, and many are ended at once."""
 
 import os
+import select
 import signal
 import subprocess
+import sys
 import time
 import types
+from pathlib import Path
 
 import pytest
 
 from tools import repl_kernel, repl_session, repl_usage
+from tools.docker_sandbox import open_docker
+from tools.local_sandbox import open_local
 from tools.python import PythonTool
-from tools.sandbox import Limits
+from tools.sandbox import DockerOptions, Limits
 from tools.tool import ToolContext
 
 SLEEPERS = """
@@ -22,6 +27,18 @@ time.sleep(0.3)
 CLONES = """
 import ctypes
 for i in range(20): ctypes.CDLL(None).syscall(56, 0x800, 0, 0, 0, 0)
+"""
+
+MASK = "import signal; signal.SIGCONT in signal.pthread_sigmask(signal.SIG_BLOCK, [])"
+FORKS = """
+import os, signal
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCONT])
+data = b"x" * (64 << 20)
+while True:
+    pid = os.fork()
+    if not pid: os._exit(0)
+    os.waitpid(pid, 0)
+    os.write(1, b".")
 """
 
 
@@ -80,6 +97,62 @@ def test_a_group_held_still_does_nothing_until_it_goes_on():
     finally:
         os.killpg(group.pid, signal.SIGKILL)
         group.wait()
+
+
+def test_what_is_forked_while_a_group_is_held_still_goes_on():
+    """Without SIGCONT blocked a child can be born stopped for good: one hold in five or so."""
+    group = subprocess.Popen(
+        [sys.executable, "-c", FORKS], stdout=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        for number in range(100):
+            assert select.select([group.stdout], [], [], 20)[0], f"stopped by hold {number}"
+            os.read(group.stdout.fileno(), 1 << 16)
+            time.sleep(number % 10 * 0.001)
+            with repl_usage.still(group.pid):
+                pass
+    finally:
+        os.killpg(group.pid, signal.SIGKILL)
+        group.communicate()
+
+
+def test_every_process_of_a_sandbox_blocks_the_signal_that_ends_a_hold():
+    sandbox = open_local(Limits())
+    try:
+        session = sandbox.open(0, []).state
+        assert sandbox.run(session, [MASK]).results[0].text == "True\n"
+        status = [Path(f"/proc/{pid}/status").read_text() for pid in repl_usage.family(sandbox.pid)]
+        masks = [int(text.partition("SigBlk:")[2].split()[0], 16) for text in status]
+        assert len(masks) > 2
+        assert all(mask >> (signal.SIGCONT - 1) & 1 for mask in masks)
+    finally:
+        sandbox.close()
+
+
+@pytest.mark.parametrize(
+    "opened",
+    [
+        lambda limits: open_local(limits),
+        pytest.param(
+            lambda limits: open_docker(limits, DockerOptions()),
+            marks=[pytest.mark.docker, pytest.mark.full],
+        ),
+    ],
+    ids=["local", "docker"],
+)
+def test_states_dropped_while_they_fork_in_advance_leave_no_strays(opened):
+    """Each is dropped as soon as it has answered; with strays about, all are held still again."""
+    sandbox = opened(Limits())
+    try:
+        session = sandbox.open(0, []).state
+        for number in range(150):
+            reply = sandbox.run(session, ["x = 1"])
+            assert reply.why is None, number
+            sandbox.drop([reply.state])
+        assert settles(lambda: sandbox.status()["states"], 1)
+        assert sandbox.status()["strays"] == 0
+    finally:
+        sandbox.close()
 
 
 def settles(action, wanted):

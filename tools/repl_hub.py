@@ -52,6 +52,9 @@ class Hub:
             self.wires.turn(TICK if self.running else 0.5)
             while self.dead:
                 self._ended(self.dead.pop())
+            go, self.doomed = self.patrol.part(self.doomed, self.running | self.spares)
+            for live in go:
+                self.forget(live)
             if self.wanted and not self.running:
                 self._prepare(self.wanted.pop())
             now = time.monotonic()
@@ -69,7 +72,7 @@ class Hub:
         elif operation == "run":
             parent = self.states.get(message["state"])
             cells = [{"op": "exec", "cell": cell} for cell in message["cells"]]
-            if parent is None or parent.job is not None:
+            if parent is None or parent.job is not None or parent in self.doomed:
                 why = self.patrol.why_gone(message["state"])
                 answer({"id": message["id"], "state": None, "results": [], "why": why})
             elif parent.depth >= DEEPEST:
@@ -77,18 +80,11 @@ class Hub:
             else:
                 self._run(parent, message["id"], cells)
         elif operation == "drop":
-            found = [self.states[one] for one in message["states"] if one in self.states]
-            self.doomed += [live for live in found if live.job is None]
-            self._bury()
+            self.doomed += [self.states[one] for one in message["states"] if one in self.states]
         elif operation == "status":
             counts = {"running": len(self.running), "spares": len(self.spares)}
             counts.update(self.patrol.counts(self.states), **self.counters)
             answer({"id": message["id"], "counters": counts})
-
-    def _bury(self) -> None:
-        go, self.doomed = self.patrol.part(self.doomed, self.running)
-        for live in go:
-            self.forget(live)
 
     def _run(
         self, parent: Live, request: int, steps: list[Message], results: tuple[Message, ...] = ()
@@ -115,7 +111,10 @@ class Hub:
         if parent.spare or parent.link.fileno() < 0 or parent.job or parent.depth >= DEEPEST:
             return
         if self.spares and len(self.spares) >= self.limits["spares"]:
-            self._drop_spare(next(iter(self.spares.values())))
+            oldest = next(iter(self.spares.values()))
+            if not oldest.pid:
+                return
+            self._drop_spare(oldest)
         if self.limits["spares"]:
             parent.spare = live = self._fork(parent)
             self.spares[live.handle] = live
@@ -281,7 +280,6 @@ class Hub:
             live.folder.empty(self.remover)
 
     def _tick(self, now: float) -> None:
-        self._bury()
         crowd = len(self.running)
         for live in list(self.running.values()):
             reason = live.job.over(live, self.limits, now, crowd) if live.job else None

@@ -133,7 +133,7 @@ class Patrol:
         return {"states": len(states), "strays": self.strays, "bytes": held}
 
     def part(self, doomed: list[Live], running: States) -> tuple[list[Live], list[Live]]:
-        """Those of the doomed that can go, and those that still fork a child for somebody."""
+        """Those of the doomed that can go, and those that still fork a child, to be known first."""
         waits = {id(live.parent) for live in running.values() if not live.pid}
         go = [live for live in doomed if id(live) not in waits]
         return go, [live for live in doomed if id(live) in waits]
@@ -145,14 +145,17 @@ class Patrol:
     def sweep(self, states: States, running: States) -> None:
         """Kill and reap what came to the hub and is no state; Ended if it cannot be caught."""
         known = _pids(states) | _pids(running) | {self.first}
+        hold = 0
         for _round in range(20):
             alive = len(self._alive(self._strays(known)))
-            with usage.still(self.first if alive else 0):
+            with usage.still(hold):
                 self._end_strays(known)
             if not alive:
                 self.chasing_since = 0.0
                 return
             self.strays += alive
+            # Strays that are still coming multiply faster than they are ended one by one.
+            hold = self.first
         self.chasing_since = self.chasing_since or time.monotonic()
         if time.monotonic() - self.chasing_since > GIVE_UP:
             raise Ended("processes that cannot be caught")

@@ -69,7 +69,7 @@ class State:
         self.dead: list[int] = []
         self.has_files = False
         self.alone = True
-        self.mask: set[int] = set()
+        self.mask: set[int] = {signal.SIGCONT}
         files = settings["open_files"]
         self.cell_files, self.own_files = (files, files + 32), (files + 32, files + 32)
 
@@ -237,6 +237,9 @@ def main(settings: Message) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     # sandlock learns of a process by its first look at a file, and only then of its end.
     os.register_at_fork(after_in_child=lambda: _look(os.devnull))
+    # Fork hands a child the SIGSTOP of its group, but a SIGCONT only where it is not ignored; one
+    # that is blocked is not: else who is forked while the hub holds all still stays stopped.
+    signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
     filtered = filter_system_calls(state.walls.abi >= 6 and settings["signals"])
     gc.collect()
     gc.freeze()
