@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import repl_kernel, repl_session, repl_usage
+from tools import repl_files, repl_jobs, repl_kernel, repl_session, repl_usage
 from tools.docker_sandbox import open_docker
 from tools.local_sandbox import open_local
 from tools.python import PythonTool
@@ -71,6 +71,41 @@ def test_idle_states_make_way_when_a_sandbox_has_too_many_processes():
     found = repl_session.excess(states, {}, {**limits, "all_processes": 100})
     assert [live.handle for live in found.states] == list(range(20))
     assert found.cell is None
+
+
+def test_a_state_that_was_branched_is_forked_in_advance_before_its_newest_child():
+    """With one child the newest is likelier next; the first process only ever gives sessions."""
+    folder = repl_jobs.Folder("/", None)
+    first = repl_jobs.Live(0, None, None, folder, None)
+    session = repl_jobs.Live(1, None, first, folder, None)
+    session.forks, first.forks = 1, 9
+    assert not session.branches()
+    session.forks = 2
+    assert session.branches()
+    assert not first.branches()
+
+
+def test_files_that_are_only_named_are_not_opened_anew_in_every_child(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("x")
+    named, opened = os.open(path, os.O_PATH), os.open(path, os.O_RDONLY)
+    try:
+        found = repl_files.regular_files(max(named, opened) + 1)
+        assert opened in found
+        assert named not in found
+    finally:
+        os.close(named)
+        os.close(opened)
+
+
+def test_blocking_signals_by_number_is_what_python_says_is_blocked():
+    before = repl_kernel.block_signals(repl_kernel.only(signal.SIGCONT))
+    try:
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == {signal.SIGCONT}
+        assert repl_kernel.block_signals(repl_kernel.EVERY_SIGNAL) == repl_kernel.only(18)
+        assert signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    finally:
+        repl_kernel.block_signals(before)
 
 
 def test_a_fork_without_room_is_tried_again():

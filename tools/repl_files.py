@@ -45,13 +45,14 @@ def create(path: str, mode: int) -> BinaryIO:
 
 
 def regular_files(most: int) -> list[int]:
-    """Descriptors above the standard three that are open on ordinary files."""
+    """Descriptors above the standard three that are open on ordinary files, not just name one."""
     poller = select.poll()
     for fd in range(3, most):
         poller.register(fd, 0)
     closed = {fd for fd, event in poller.poll(0) if event & select.POLLNVAL}
     there = [fd for fd in range(3, most) if fd not in closed]
-    return [fd for fd in there if stat.S_ISREG(os.fstat(fd).st_mode)]
+    regular = [fd for fd in there if stat.S_ISREG(os.fstat(fd).st_mode)]
+    return [fd for fd in regular if not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH]
 
 
 def reopen(fds: list[int], old: str, new: str) -> None:

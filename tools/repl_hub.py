@@ -18,7 +18,7 @@ from tools import repl_usage as usage
 from tools.repl_jobs import Folder, Job, Live, Remover
 from tools.repl_link import Broken, Ended, Link, Message, Output
 from tools.repl_patrol import PATIENCE, Patrol
-from tools.repl_wires import Wires, answer
+from tools.repl_wires import MOMENT, Wires, answer
 
 TICK = 0.05
 DEEPEST = 14
@@ -46,16 +46,16 @@ class Hub:
     def serve(self) -> None:
         """Work until the other end of descriptor 0 is closed."""
         self.wires.watch(self.zygote)
-        begun = os.getppid()
-        next_tick = time.monotonic()
+        begun, next_tick = os.getppid(), time.monotonic()
         while True:
-            self.wires.turn(TICK if self.running else 0.5)
+            idle = bool(self.wanted) and not self.running
+            spoken = self.wires.turn(MOMENT if idle else TICK if self.running else 0.5)
             while self.dead:
                 self._ended(self.dead.pop())
             go, self.doomed = self.patrol.part(self.doomed, self.running | self.spares)
             for live in go:
                 self.forget(live)
-            if self.wanted and not self.running:
+            if idle and not spoken:
                 self._prepare(self.wanted.pop())
             now = time.monotonic()
             if now >= next_tick:
@@ -72,13 +72,13 @@ class Hub:
         elif operation == "run":
             parent = self.states.get(message["state"])
             cells = [{"op": "exec", "cell": cell} for cell in message["cells"]]
+            why = "deep"
             if parent is None or parent.job is not None or parent in self.doomed:
                 why = self.patrol.why_gone(message["state"])
-                answer({"id": message["id"], "state": None, "results": [], "why": why})
-            elif parent.depth >= DEEPEST:
-                answer({"id": message["id"], "state": None, "results": [], "why": "deep"})
-            else:
+            elif parent.depth < DEEPEST:
                 self._run(parent, message["id"], cells)
+                return
+            answer({"id": message["id"], "state": None, "results": [], "why": why})
         elif operation == "drop":
             self.doomed += [self.states[one] for one in message["states"] if one in self.states]
         elif operation == "status":
@@ -124,8 +124,7 @@ class Hub:
         if live.parent is not None:
             live.parent.spare = None
         assert live.job is not None
-        self.wires.stop_listening(live.job)
-        live.job.output.close()
+        self.wires.close_output(live.job)
         live.job = None
         self.forget(live)
 
@@ -205,8 +204,7 @@ class Hub:
 
     def _freeze(self, live: Live, job: Job) -> None:
         """From here on the process only forks."""
-        self.wires.stop_listening(job)
-        job.output.close()
+        self.wires.close_output(job)
         live.job, live.spent = None, job.spent(live)
         live.cpu_allowed = usage.own_cpu(live.pid) + PATIENCE
         del self.running[live.handle]
@@ -226,11 +224,15 @@ class Hub:
         if why is not None:
             del self.states[live.handle]
         parent = live.parent
-        if parent is not None and parent.passing:
+        assert parent is not None
+        if parent.passing:
             self.forget(parent)
-        self.wanted = [*self.wanted[-30:], *([parent] if parent else []), live]
         kept = live.handle if why is None else None
         answer({"id": job.request, "state": kept, "results": job.results, "why": why})
+        likely, other = (parent, live) if parent.branches() else (live, parent)
+        if why is None and not self.running:
+            self._prepare(likely)
+        self.wanted = [*self.wanted[-30:], other, likely]
 
     def _ended(self, live: Live) -> None:
         """A state's channel closed: its process died, or closed it to hide."""

@@ -211,6 +211,10 @@ class Live:
         except OSError:
             self.pidfd = -1
 
+    def branches(self) -> bool:
+        """Whether another child of this state is likelier to come next than one of its newest."""
+        return self.parent is not None and self.forks > 1
+
     def dying(self) -> bool:
         """Whether this state's process has ended or is about to."""
         return self.link.fileno() < 0 or usage.dying(self.pid)

@@ -9,7 +9,9 @@ import contextlib
 import ctypes
 import os
 import resource
+import signal
 import struct
+import sys
 from collections.abc import Callable
 from time import monotonic, sleep
 
@@ -141,6 +143,25 @@ def collapse(ranges: list[list[int]]) -> None:
 def adopt_orphans(yes: bool) -> None:
     """Whether grandchildren whose parents have died become children of this process."""
     LIBC.prctl(PR_SET_CHILD_SUBREAPER, int(yes), 0, 0, 0)
+
+
+EVERY_SIGNAL = b"\xff" * 128
+"""A set of signals as the C library has it, a bit for each."""
+
+
+def only(number: int) -> bytes:
+    """The set of one signal."""
+    return (1 << number - 1).to_bytes(len(EVERY_SIGNAL), sys.byteorder)
+
+
+def block_signals(blocked: bytes) -> bytes:
+    """Block these and no others; which were blocked before.
+
+    Python's own call makes an object of each, which takes as long as a short cell.
+    """
+    before = ctypes.create_string_buffer(len(EVERY_SIGNAL))
+    LIBC.pthread_sigmask(signal.SIG_SETMASK, blocked, before)
+    return before.raw
 
 
 def set_limits(wanted: dict[str, int]) -> None:

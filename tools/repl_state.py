@@ -69,7 +69,7 @@ class State:
         self.dead: list[int] = []
         self.has_files = False
         self.alone = True
-        self.mask: set[int] = {signal.SIGCONT}
+        self.mask = kernel.only(signal.SIGCONT)
         files = settings["open_files"]
         self.cell_files, self.own_files = (files, files + 32), (files + 32, files + 32)
 
@@ -156,10 +156,10 @@ class State:
         resource.setrlimit(resource.RLIMIT_NOFILE, self.cell_files)
         if self.missing:
             note(f"{self.missing} file(s) of the work folder could not be carried over")
-        signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
+        kernel.block_signals(self.mask)
         status = self.prompt.run(message["cell"])
         # A frozen state hears of no signal: what the cell set up for one would change the state.
-        self.mask = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+        self.mask = kernel.block_signals(kernel.EVERY_SIGNAL)
         resource.setrlimit(resource.RLIMIT_NOFILE, self.own_files)
         threads = self._settle()
         kernel.adopt_orphans(False)
@@ -239,7 +239,7 @@ def main(settings: Message) -> None:
     os.register_at_fork(after_in_child=lambda: _look(os.devnull))
     # Fork hands a child the SIGSTOP of its group, but a SIGCONT only where it is not ignored; one
     # that is blocked is not: else who is forked while the hub holds all still stays stopped.
-    signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+    kernel.block_signals(kernel.EVERY_SIGNAL)
     filtered = filter_system_calls(state.walls.abi >= 6 and settings["signals"])
     gc.collect()
     gc.freeze()

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from tools.repl_jobs import Job, Live
 from tools.repl_link import Ended, Message
 
+MOMENT = 0.005
+"""Seconds of silence, about a fork's time, after which the learner is taken to be thinking."""
 READ, BOTH = selectors.EVENT_READ, selectors.EVENT_READ | selectors.EVENT_WRITE
 
 
@@ -32,10 +34,12 @@ class Wires:
         os.set_blocking(0, False)
         self.selector.register(0, READ, lambda _events: self._requests())
 
-    def turn(self, seconds: float) -> None:
-        """Wait at most so long; deliver what came."""
-        for key, events in self.selector.select(seconds):
+    def turn(self, seconds: float) -> bool:
+        """Wait at most so long; deliver what came; whether anything did."""
+        came = self.selector.select(seconds)
+        for key, events in came:
             key.data(events)
+        return bool(came)
 
     def watch(self, live: Live) -> None:
         self.selector.register(live.link, READ, lambda events: self.heard(live, events))
@@ -62,6 +66,10 @@ class Wires:
         if job.output_open:
             job.output_open = False
             self.selector.unregister(job.output)
+
+    def close_output(self, job: Job) -> None:
+        self.stop_listening(job)
+        job.output.close()
 
     def _requests(self) -> None:
         data = os.read(0, 1 << 16)
