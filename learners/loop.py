@@ -14,6 +14,7 @@ from torch import Tensor
 from benchmarks import Task
 from learners.ledger import Ledger
 from learners.losses import mismatch_weights
+from learners.memory import PEAK, IterationPeak, meter_of
 from learners.meters import add_since, readings
 from learners.metrics import tree_metrics
 from learners.objective import Reference, objective
@@ -44,6 +45,7 @@ class Run:
         self.reference = reference
         """Needed where `config.has_reference`."""
         self.ledger: Ledger = rollouts.ledger
+        self.memory = IterationPeak(meter_of(policy.model.device))
         self.iteration = 0
         self.trees: list[RolloutTree] = []
         """Of the iteration under way or just done."""
@@ -60,6 +62,7 @@ class Run:
         """Start an iteration: its learning rate, what is counted from here on."""
         config = self.config
         self._counted = readings(self.rollouts)
+        self.memory.begin()
         share = multiplier(config.schedule, config.warmup, self.iteration, config.iterations)
         self.policy.set_learning_rate(self.policy.learning_rate * share)
         self.note("update/learning_rate", [self.policy.learning_rate * share])
@@ -237,6 +240,7 @@ class Run:
         self.ledger.inherited(self.trees)
         found = {k: sum(v) / len(v) for k, v in self._notes.items() if v}
         found |= {k: float(v) for k, v in self._counts.items()}
+        found[PEAK] = self.memory.most()
         found |= self.ledger.take() | tree_metrics(self.trees)
         found["ledger/flops"] = policy_flops(self.policy.model.num_parameters(), found)
         self._notes.clear()

@@ -6,9 +6,10 @@ is the interpreter, its libraries, indices, and what a pass needs for a moment.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from resource import RUSAGE_SELF, getrusage
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -29,17 +30,40 @@ ADVICE = {
 """What makes the largest part smaller."""
 
 
-class Resident:
-    """The process's resident set. Mutates what Linux remembers of it."""
+PEAK = "memory/peak"
+"""The metric."""
+
+
+class Meter(Protocol):
+    """Tells a peak."""
 
     def peak(self) -> int:
         """Bytes, since the last reset."""
-        lines = STATUS.read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+        ...
 
     def reset(self) -> None:
         """Forget the peak."""
-        RESET.write_text("5")
+        ...
+
+
+class Resident:
+    """The process's resident set. Mutates what Linux remembers of it.
+
+    A system that forgets no peak tells the one since the process began.
+    """
+
+    def peak(self) -> int:
+        """Bytes, since the last reset."""
+        with suppress(OSError):
+            for line in STATUS.read_text().splitlines():
+                if line.startswith("VmHWM"):
+                    return int(line.split()[1]) * 1024
+        return getrusage(RUSAGE_SELF).ru_maxrss * 1024
+
+    def reset(self) -> None:
+        """Forget the peak."""
+        with suppress(OSError):
+            RESET.write_text("5")
 
 
 class Allocated:
@@ -52,6 +76,36 @@ class Allocated:
     def reset(self) -> None:
         """Forget the peak."""
         torch.cuda.reset_peak_memory_stats()
+
+
+class IterationPeak:
+    """A meter that knows the peak since `begin` whoever resets it since. Mutated by both."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter, self._highest = meter, 0
+
+    def begin(self) -> None:
+        """Forget everything."""
+        self._meter.reset()
+        self._highest = 0
+
+    def peak(self) -> int:
+        """Bytes, since the last reset."""
+        return self._meter.peak()
+
+    def reset(self) -> None:
+        """Let others forget the peak."""
+        self._highest = self.most()
+        self._meter.reset()
+
+    def most(self) -> int:
+        """Bytes, since `begin`."""
+        return max(self._highest, self._meter.peak())
+
+
+def meter_of(device: torch.device) -> Meter:
+    """What tells the peak of work on a device."""
+    return Allocated() if device.type == "cuda" else Resident()
 
 
 class Kept:
@@ -82,7 +136,7 @@ class Kept:
 class MemoryProfile:
     """The peak of each phase of an iteration. Mutated by `phase`, which the ledger calls."""
 
-    def __init__(self, meter: Resident | Allocated) -> None:
+    def __init__(self, meter: Meter) -> None:
         self.peaks: dict[str, int] = {}
         """Bytes by phase."""
         self._meter = meter
@@ -109,8 +163,7 @@ def profiled(run: "Run") -> Iterator[None]:
     if not run.config.profile_memory:
         yield
         return
-    cuda = run.policy.model.device.type == "cuda"
-    profile = MemoryProfile(Allocated() if cuda else Resident())
+    profile = MemoryProfile(run.memory)
     kept = run.policy.kept = Kept()
     run.ledger.watch = profile.phase
     try:

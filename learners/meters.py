@@ -15,10 +15,10 @@ def readings(rollouts: "Rollouts") -> dict[str, int]:
     Args:
         rollouts: its sampler and tools are read. Only the built-in sampler tells what it prefills.
     """
+    pythons = [tool for tool in rollouts.env.tools if isinstance(tool, PythonTool)]
     found = {
-        "replayed_states": sum(
-            tool.replays for tool in rollouts.env.tools if isinstance(tool, PythonTool)
-        )
+        "forked_states": sum(tool.forks for tool in pythons),
+        "replayed_states": sum(tool.replays for tool in pythons),
     }
     if isinstance(rollouts.sampler, TransformersSampler):
         found["prefilled_tokens"] = rollouts.sampler.prefilled_tokens

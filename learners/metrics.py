@@ -92,7 +92,8 @@ METRICS = {
     "ledger/tool_calls": "calls that were executed",
     "ledger/tool_calls_<tool>": "of one tool",
     "ledger/retries": "steps of the environment made again after a fault of the machinery",
-    "ledger/replayed_states": "states of Python rebuilt by replay; its calls fork one state each",
+    "ledger/replayed_states": "states of Python rebuilt by replay, their live ones being gone",
+    "ledger/forked_states": "states of Python that a cell was run in, each a fork of a live one",
     "ledger/inherited_calls": "calls that branches share with their parents",
     "ledger/free_calls": "calls that a recording answered",
     "ledger/free_calls_<tool>": "of one tool",
@@ -105,6 +106,8 @@ METRICS = {
 """Name -> meaning. Every name that a run writes is here."""
 
 
+    "memory/peak": "bytes that this process held at most, on CUDA that were allocated; tools and "
+    "servers have processes of their own",
 def documented(name: str) -> str | None:
     """The entry of METRICS that a written name falls under, the most specific one."""
     if name in METRICS:

@@ -47,7 +47,11 @@ def session_of(folder, method, seed=0, benchmark=UNEVEN):
 
 
 def numbers(metrics):
-    return {name: value for name, value in metrics.items() if not name.startswith("seconds/")}
+    return {
+        name: value
+        for name, value in metrics.items()
+        if not name.startswith(("seconds/", "memory/"))
+    }
 
 
 def trained(folder, method, iterations=2, seed=0):

@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from learners.ledger import Ledger
-from learners.memory import Kept, MemoryProfile, Resident, profiled, report, tensors_in
+from learners.memory import (
+    PEAK,
+    IterationPeak,
+    Kept,
+    MemoryProfile,
+    Resident,
+    profiled,
+    report,
+    tensors_in,
+)
 from learners.models import load_model
 from learners.policy import Policy
 from learners.session import run_iteration
@@ -39,6 +48,31 @@ def test_the_resident_peak_is_seen_and_forgotten():
     del block
     meter.reset()
     assert meter.peak() - before < 30 * MIB
+
+
+def test_the_peak_of_an_iteration_outlives_what_others_reset():
+    """Read when another resets it, and at the end."""
+    peak = IterationPeak(Meter(70, 30))
+    peak.begin()
+    peak.reset()
+    assert peak.most() == 70
+
+
+def test_an_iteration_tells_its_own_peak_and_not_the_run_s(taught):
+    """A block of 300 MiB that one iteration holds is not told of the next; profiled or not."""
+    torch.set_num_threads(1)
+    session, iteration = session_of(taught, "grpo")
+    held = [torch.ones(300 * MIB // 4)]
+
+    def heavy(*given):
+        held[0].sum()
+        iteration(*given)
+        held.clear()
+
+    first = run_iteration(session, heavy)[PEAK]
+    session.run.config = replace(session.run.config, profile_memory=True)
+    second = run_iteration(session, iteration)[PEAK]
+    assert first - second > 200 * MIB
 
 
 def test_a_phase_inside_another_counts_for_both():

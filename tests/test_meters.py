@@ -10,6 +10,7 @@ from learners.rollout import Rollouts
 from learners.sampler import TransformersSampler
 from tests.fakes import toy_env
 from tests.learner_fakes import FlakyTool, ScriptedSampler
+from tools.tool import ToolContext
 
 
 def test_every_attempt_but_the_first_is_a_retry(taught):
@@ -51,5 +52,15 @@ def test_states_rebuilt_by_replay_are_counted(sandboxed_python, python_env):
     before = readings(rollouts)
     sandboxed_python.replays += 2
     add_since(before, rollouts)
-    assert rollouts.ledger.take() == {"ledger/replayed_states": 2}
+    assert rollouts.ledger.take() == {"ledger/forked_states": 0, "ledger/replayed_states": 2}
     sandboxed_python.replays -= 2
+
+
+def test_a_cell_forks_one_state_and_a_refused_one_none(sandboxed_python):
+    state = sandboxed_python.initial_state(ToolContext(0))
+    before = sandboxed_python.forks
+    following, _ = sandboxed_python.run(state, "x = 1")
+    for cell in ("x + 1", "x + 2", "1 / 0"):
+        sandboxed_python.run(following, cell)
+    sandboxed_python.run(following, "#" * 1_000_000)
+    assert sandboxed_python.forks - before == 4

@@ -126,7 +126,9 @@ def test_the_commands_of_searching_run_in_their_order(taught, tmp_path):
 def metrics(folder):
     """Of a run of one iteration, without its times."""
     line = json.loads((folder / "metrics.jsonl").read_text())
-    return {name: value for name, value in line.items() if not name.startswith("seconds/")}
+    return {
+        name: value for name, value in line.items() if not name.startswith(("seconds/", "memory/"))
+    }
 
 
 @pytest.mark.full

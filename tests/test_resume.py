@@ -54,7 +54,7 @@ def lines_of(folder):
 def metrics_of(folder):
     """All but the times, and what a disturbed run alone can tell."""
     return [
-        {n: v for n, v in line.items() if not n.startswith(("seconds/", "ledger/lost"))}
+        {n: v for n, v in line.items() if not n.startswith(("seconds/", "memory/", "ledger/lost"))}
         for line in lines_of(folder)
     ]
 

@@ -67,6 +67,7 @@ class PythonTool:
         self._limits = limits or Limits()
         self._docker = docker or DockerOptions()
         self._sandboxes = sandboxes
+        self.forks = 0
         self.replays = 0
         self.mismatches = 0
         self._forget()
@@ -221,7 +222,8 @@ class PythonTool:
                 self._live.pop(session_key, None)
             sandbox.drop([session])
             return Reply(None, (), "lost" if crowded or reply.why == "lost" else "gone")
-        self.replays += 1
+        with self._lock:
+            self.replays += 1
         self._compare(state, reply)
         return Reply(self._keep(sandbox, state, reply.state), (), None)
 
@@ -256,6 +258,8 @@ class PythonTool:
         self, sandbox: Sandbox, state: PythonState, cell: str, reply: Reply, begun: float
     ) -> tuple[PythonState, ToolResult]:
         result = reply.results[-1]
+        with self._lock:
+            self.forks += 1
         seconds = time.perf_counter() - begun
         if reply.state is None:
             text = joined(result.text, stopped(result.status, result.code, self._limits))
