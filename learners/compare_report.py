@@ -26,6 +26,7 @@ DIAGNOSTICS = (
     "branch/diverged",
     "branch/position",
     "branch/reward_variance",
+    "advantage/magnitude",
     "advantage/base",
     "advantage/dropped_groups",
     "loss/clip_low_fraction",

@@ -21,6 +21,8 @@ def markdown(report: Mapping[str, Any], figures: str | None = None, depth: int =
     """The whole report.
 
     Args:
+OF_ALL = ("advantage/magnitude",)
+"""Diagnostics that every run has; `-` tells of summaries that an earlier version made."""
         report: of `learners.compare_report.report`.
         figures: folder of the figures, as a reader of the text reaches it; None: no figures.
         depth: of the headings.
@@ -148,9 +150,8 @@ def per_level(report: Mapping[str, Any]) -> str:
 
 def diagnostics(report: Mapping[str, Any]) -> str:
     """Metrics that tell why; `python -m learners.metrics` says what they mean."""
-    known = {name for found in report["methods"].values() for name in found["metrics"]}
-    names = [n for found in report["methods"].values() for n in found["metrics"] if n in known]
-    names = list(dict.fromkeys(names))
+    names = [n for found in report["methods"].values() for n in found["metrics"]]
+    names = list(dict.fromkeys([*names, *OF_ALL]))
     rows = [
         [
             f"`{name}`",

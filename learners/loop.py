@@ -144,11 +144,10 @@ class Run:
         self.count("update/skipped", int(done.skipped))
         self.note("update/loss", [done.loss])
         self.note("update/gradient_norm", [done.gradient_norm])
-        trained = [
-            int((w * torch.tensor(row.trajectory.response_mask) != 0).sum())
-            for row, w in zip(rows, weights, strict=True)
-        ]
-        self.ledger.add("trained_tokens", sum(trained))
+        for row, w in zip(rows, weights, strict=True):
+            trained = w * torch.tensor(row.trajectory.response_mask) != 0
+            self.ledger.add("trained_tokens", int(trained.sum()))
+            self.note("advantage/magnitude", row.advantages[trained].abs().tolist())
 
     def refer(self, trajectories: Sequence[Trajectory]) -> None:
         """Keep what the reference thinks of trajectories, each asked for once."""
@@ -240,8 +239,8 @@ class Run:
         self.ledger.inherited(self.trees)
         found = {k: sum(v) / len(v) for k, v in self._notes.items() if v}
         found |= {k: float(v) for k, v in self._counts.items()}
-        found[PEAK] = self.memory.most()
         found |= self.ledger.take() | tree_metrics(self.trees)
+        found[PEAK] = self.memory.most()
         found["ledger/flops"] = policy_flops(self.policy.model.num_parameters(), found)
         self._notes.clear()
         self._counts.clear()

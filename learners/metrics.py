@@ -54,6 +54,7 @@ METRICS = {
     "sampling/generations": "batches of prompts sampled (DAPO)",
     "sampling/equal_groups": "prompts left out, all rewards were equal (DAPO)",
     "sampling/surplus_groups": "prompts left out, there were enough (DAPO)",
+    "advantage/magnitude": "mean |A| of trained tokens: what the method multiplies a gradient with",
     "advantage/dropped_groups": "prompts whose rollouts all have advantage 0; only --kl gives them "
     "a gradient",
     "advantage/no_term": "trajectories without credit: both groups had equal rewards (APPO)",

@@ -86,6 +86,24 @@ def test_an_iteration_moves_the_weights(taught, method):
     assert all(torch.isfinite(p).all() for p in session.run.policy.model.parameters())
 
 
+@every_method
+def test_the_magnitude_of_advantages_is_that_of_the_tokens_trained_on(taught, method):
+    """Worked again from what each trajectory keeps of its update."""
+    session, iteration = session_of(taught, method)
+    metrics = run_iteration(session, iteration)
+    marks = [t.marks for tree in session.run.trees for t in tree.trajectories]
+    masks = [t.response_mask for tree in session.run.trees for t in tree.trajectories]
+    sizes = [
+        abs(float(a))
+        for kept, mask in zip(marks, masks, strict=True)
+        if kept.advantages is not None and kept.weights is not None
+        for a, w, own in zip(kept.advantages, kept.weights, mask, strict=True)
+        if own and w != 0
+    ]
+    assert len(sizes) == metrics["ledger/trained_tokens"] > 0
+    assert metrics["advantage/magnitude"] == pytest.approx(sum(sizes) / len(sizes))
+
+
 @every_rollout
 def test_every_tree_has_exactly_its_budget_of_finished_trajectories(taught, method):
     module, _ = RUNS[method]
