@@ -31,6 +31,8 @@ FREE_TO_CHANGE = {
     "patience",
     "run_calls",
     "run_cost",
+    "judge_base",
+    "judge_key_variable",
     "max_unavailable",
 }
 """Fields that a resumed run may change: they do not alter what an iteration computes."""

@@ -14,6 +14,7 @@ from learners.compare_jobs import TOLD, TrialFailed, start_is_there
 from learners.compare_material import chosen_rates
 from learners.compare_plan import Trial
 from learners.compare_summary import read_summary, totals
+from learners.spending import JUDGE
 
 if TYPE_CHECKING:
     from learners.progress import Narrator
@@ -67,7 +68,7 @@ def estimate(config: Config, narrator: "Narrator") -> str:
             f"evaluation: {_time(judging)}; {config.jobs} at a time: about "
             f"{_time((training + judging) / config.jobs)}",
             f"about {calls:,.0f} tool calls",
-            _cost(config, final, (training + judging) / 3600, calls),
+            _cost(config, final, (training + judging) / 3600, calls, episodes),
             f"at the pace of {source}",
         ]
     )
@@ -112,12 +113,15 @@ def _episodes(config: Config, trial: Trial, known: Sequence[Timing]) -> float:
     return at_end + points * config.validation_tasks
 
 
-def _cost(config: Config, runs: Sequence[Trial], hours: float, calls: float) -> str:
-    """Money, where prices are given; every call is put at the dearest price."""
-    prices = [price for _, price in runs[0].changed.get("prices", [])]
-    if not prices and not config.price_hour:
+def _cost(
+    config: Config, runs: Sequence[Trial], hours: float, calls: float, episodes: float
+) -> str:
+    """Money, where prices are given: calls at the dearest price, a verdict an evaluated episode."""
+    told = dict(runs[0].changed.get("prices", []))
+    verdict, prices = told.pop(JUDGE, 0.0), list(told.values())
+    if not prices and not verdict and not config.price_hour:
         return "no prices are given: --price-hour for a job, prices=... in --settings for tools"
-    total = hours * config.price_hour + calls * max(prices, default=0.0)
+    total = hours * config.price_hour + calls * max(prices, default=0.0) + episodes * verdict
     return f"at most about {total:,.2f}, by the prices given"
 
 

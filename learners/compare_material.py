@@ -108,8 +108,8 @@ def _refuse_unjudged(have: Sequence[tuple[Trial, Summary]]) -> None:
     unjudged = sum(summary.get("test", {}).get("not_judged", 0) for _, summary in have)
     if unjudged:
         raise UsageError(
-            f"{unjudged} answers can only be graded by a judge, which comparisons do not ask: "
-            "compare on an environment with an exact score"
+            f"{unjudged} answers can only be graded by a judge: name one with --settings "
+            "judge_base=... judge_model=..., or compare on an environment with an exact score"
         )
 
 

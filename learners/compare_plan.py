@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from learners.compare_config import Config, Method, as_arguments, budget, methods
 from learners.run_config import RunConfig
+from learners.spending import JUDGE
 
 Role = Literal["start", "tuning", "final"]
 TUNING_SEED = 1000
@@ -23,7 +24,10 @@ TUNING_SEED = 1000
 MOST_ITERATIONS = 100_000
 SHARED = ("tools", "search", "corpus", "cache", "cache_mode", "sandbox", "level", "data_dir")
 """What evaluations take over from the runs, beside the limits of an episode."""
-NOT_IN_DIGEST = {"out", "log", "checkpoint_every", "data_dir", "run_calls", "run_cost"}
+NOT_IN_DIGEST = {"out", "log", "checkpoint_every", "data_dir", "run_calls", "run_cost"} | {
+    "judge_base",
+    "judge_key_variable",
+}
 """Fields of a run that do not alter its numbers, or name a place on a machine."""
 
 
@@ -165,6 +169,7 @@ def _start_trial(config: Config, method: Method, seed: int) -> Trial:
     shared = {name: getattr(parsed, name) for name in (*SHARED, *LIMITS) if name != "data_dir"}
     parts = {"model": config.model, "start": config.start, "env": config.env, "seed": seed}
     parts |= _judged(config) | {"validation_tasks": config.validation_tasks, **shared}
+    parts |= {} if parsed.judge_model is None else {"judge_model": parsed.judge_model}
     digest = _digest(parts)
     folder, summary = _places(config, START, seed, digest)
     evaluations = tuple(
@@ -179,6 +184,16 @@ def _start_trial(config: Config, method: Method, seed: int) -> Trial:
 LIMITS = ("max_tool_calls", "max_response_tokens")
 
 
+def _judge(run: RunConfig) -> list[str]:
+    """What names the judge of a run to an evaluation; nothing where it has none."""
+    if run.judge_base is None or run.judge_model is None:
+        return []
+    given = ["--judge-base", run.judge_base, "--judge-model", run.judge_model]
+    given += ["--judge-key-variable", run.judge_key_variable]
+    price = dict(run.prices).get(JUDGE)
+    return given + ([] if price is None else ["--judge-price", repr(price)])
+
+
 def _evaluation(
     config: Config, run: RunConfig, seed: int, model: str, split: str, folder: Path
 ) -> tuple[str, ...]:
@@ -191,7 +206,7 @@ def _evaluation(
         value = getattr(run, name)
         words = value if isinstance(value, tuple) else (value,)
         given += [] if value is None else [f"--{name.replace('_', '-')}", *map(str, words)]
-    return _python("learners.evaluate", *given)
+    return _python("learners.evaluate", *given, *_judge(run))
 
 
 def evaluation_folder(folder: Path, split: str) -> Path:

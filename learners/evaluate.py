@@ -6,7 +6,6 @@ OpenAI-compatible endpoint. The folder holds config.json, per environment an `.e
 """
 
 import json
-import os
 import random
 import sys
 from collections.abc import Sequence
@@ -18,9 +17,10 @@ from learners.command_line import explained
 from learners.evaluate_config import Config
 
 if TYPE_CHECKING:
-    from benchmarks import Benchmark, Task
+    from benchmarks import Task
     from envs import ToolEnv
     from learners.grading import Verdict
+    from learners.ledger import Ledger
     from learners.players import Player
     from learners.progress import Narrator
 
@@ -60,11 +60,12 @@ def evaluate(config: Config) -> dict[str, Any]:
     with opened(folder, config) as config:
         environments = [environment(name, config) for name in chosen(config)]
         player = None if config.regrade else player_of(config)
+        ledger = judge_ledger(config, folder)
         found: dict[str, Any] = {}
         for env in environments:
             name = f"appo/{env.benchmark.name}-v0"
-            found[name] = evaluated(env, player, config, folder, narrator)
-            results = {**about(config, player, folder), "environments": found}
+            found[name] = evaluated(env, player, config, folder, narrator, ledger)
+            results = {**about(config, player, folder, ledger.spending), "environments": found}
             write_text(folder / "results.json", json.dumps(results, indent=1))
     if not narrator.console.is_terminal:
         narrator.console.width = WIDTH
@@ -122,6 +123,7 @@ def evaluated(
     config: Config,
     folder: Path,
     narrator: "Narrator",
+    ledger: "Ledger",
 ) -> dict[str, Any]:
     """Play what is missing of one environment and grade it; its part of results.json.
 
@@ -131,9 +133,11 @@ def evaluated(
         config: of the evaluation.
         folder: where episodes and verdicts lie.
         narrator: shows how far it is.
+        ledger: counts what the judge is asked.
     """
     from learners.episodes import Episode, EpisodeFile, Job, missing
     from learners.grading import grade_all, summary
+    from learners.judging import judged, spent_on_judging
 
     benchmark, tasks = env.benchmark, drawn(env.tasks, config.tasks)
     restricted = frozenset(task.id for task in tasks if task.restricted)
@@ -158,7 +162,7 @@ def evaluated(
     episodes = [played[key] for key in wanted if key in played]
     by_id = {task.id: task for task in tasks}
     with narrator.status(f"grading {benchmark.name}"):
-        verdicts = grade_all(judged(benchmark, config, folder), by_id, episodes)
+        verdicts = grade_all(judged(benchmark, config, folder, ledger), by_id, episodes)
     write_verdicts(folder / f"{benchmark.name}.graded.jsonl", verdicts)
     return {
         "split": config.split,
@@ -170,6 +174,7 @@ def evaluated(
         "max_response_tokens": config.max_response_tokens or benchmark.max_response_tokens,
         "rows": counts(env, config),
         **summary(verdicts),
+        **({} if config.judge_base is None else {"judge": spent_on_judging(ledger.take())}),
     }
 
 
@@ -189,22 +194,13 @@ def drawn(tasks: "Sequence[Task]", count: int | None) -> "list[Task]":
     return [tasks[index] for index in sorted(order[: len(order) if count is None else count])]
 
 
-def judged(benchmark: "Benchmark", config: Config, folder: Path) -> "Benchmark":
-    """The benchmark, with the judge that the config names.
+def judge_ledger(config: Config, folder: Path) -> "Ledger":
+    """The ledger of an evaluation's judge; its totals lie in the folder, over all processes."""
+    from learners.ledger import Ledger
+    from learners.spending import JUDGE, Budget, Spending
 
-    Raises:
-        UsageError: a judge without a model.
-    """
-    from benchmarks.judge import Endpoint, Judge, with_judge
-    from learners.run_config import UsageError
-
-    if config.judge_base is None:
-        return benchmark
-    if config.judge_model is None:
-        raise UsageError("--judge-base needs --judge-model, the judge's name there")
-    key = os.environ.get(config.judge_key_variable, "")
-    endpoint = Endpoint(config.judge_base, config.judge_model, key)
-    return with_judge(benchmark, Judge(endpoint, folder / "judge.jsonl"))
+    prices = ((JUDGE, config.judge_price),) if config.judge_price else ()
+    return Ledger(Spending(Budget(prices=prices), folder / "spent.json"))
 
 
 def write_verdicts(path: Path, verdicts: "Sequence[Verdict]") -> None:

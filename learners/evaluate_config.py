@@ -72,6 +72,8 @@ class Config:
     """The judge's name there."""
     judge_key_variable: str = "JUDGE_API_KEY"
     """Environment variable that holds the judge's key."""
+    judge_price: float = 0.0
+    """What a verdict costs that the judge had not given before."""
     out: str | None = None
     """Folder of the evaluation; runs/evaluate-<model> by default. Run again to resume."""
     regrade: bool = False
@@ -81,10 +83,17 @@ class Config:
 FREE_TO_CHANGE = frozenset(
     {"env", "all", "tasks", "samples", "rows", "threads", "cache", "cache_mode", "sandbox"}
     | {"api_key_variable", "api_concurrency", "api_timeout", "judge_base", "judge_model"}
-    | {"judge_key_variable", "out", "regrade", "data_dir"}
+    | {"judge_key_variable", "judge_price", "out", "regrade", "data_dir"}
 )
 """Fields that may change when an evaluation goes on: they alter no episode that was played."""
-OF_GRADING = ("judge_base", "judge_model", "judge_key_variable", "out", "regrade")
+OF_GRADING = (
+    "judge_base",
+    "judge_model",
+    "judge_key_variable",
+    "judge_price",
+    "out",
+    "regrade",
+)
 """Fields that --regrade takes from the command line; the others are the stored ones."""
 WHERE_GIVEN = ("data_dir", "tasks")
 """Fields that --regrade takes from the command line where given; so are --env and --all."""

@@ -2,15 +2,19 @@
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import Score, Task
+from benchmarks import Benchmark, Score, Task
 from envs.reward import final_answer
 from learners.rollout import Rollouts
+from learners.tree import RolloutTree
 
 RESAMPLES = 10_000
+THREADS = 8
+"""Answers graded at a time; each may wait for a grading process or a judge."""
 BLOCK = 1_000_000
 """Values drawn at a time."""
 
@@ -41,32 +45,34 @@ def evaluate(rollouts: Rollouts, tasks: Sequence[Task]) -> dict[str, Any]:
     rollouts.sampler.sync()
     rollouts.run(trees, key="evaluation")
     rollouts.sampler.sync()
-    rows = []
-    for tree in trees:
-        if tree.unavailable is not None:
-            continue
-        (episode,) = tree.trajectories
-        answer = final_answer(episode.state)
-        score = Score(0.0, "no answer", "")
-        if answer is not None:
-            score = rollouts.env.benchmark.score(answer, tree.task)
-        rows.append(
-            {
-                "task": tree.task.id,
-                "score": score.value,
-                "judged": score.judged,
-                "reward": episode.reward,
-                "stop": episode.state.stop,
-                "tool_calls": len(episode.state.calls),
-                "tokens": episode.sampled_tokens,
-            }
-        )
+    played = [tree for tree in trees if tree.unavailable is None]
+    benchmark = rollouts.env.benchmark
+    with ThreadPoolExecutor(THREADS) as pool:
+        rows = list(pool.map(lambda tree: _row(benchmark, tree), played))
     lost = [(tree.task.id, tree.unavailable) for tree in trees if tree.unavailable is not None]
     return {
         "tasks": rows,
         "unavailable": [task for task, _ in lost],
         "faults": [fault for _, fault in lost],
         **rollouts.ledger.take(),
+    }
+
+
+def _row(benchmark: Benchmark, tree: RolloutTree) -> dict[str, Any]:
+    """What the one episode of a tree is worth."""
+    (episode,) = tree.trajectories
+    answer = final_answer(episode.state)
+    score = Score(0.0, "no answer", "")
+    if answer is not None:
+        score = benchmark.score(answer, tree.task)
+    return {
+        "task": tree.task.id,
+        "score": score.value,
+        "judged": score.judged,
+        "reward": episode.reward,
+        "stop": episode.state.stop,
+        "tool_calls": len(episode.state.calls),
+        "tokens": episode.sampled_tokens,
     }
 
 

@@ -16,11 +16,9 @@ from benchmarks.metrics import pass_at_k
 from benchmarks.scoring import score_em, score_f1
 from learners.calibration import calibration, stated
 from learners.episodes import Episode
-from learners.evaluation import Interval, bootstrap_mean, wilson
+from learners.evaluation import THREADS, Interval, bootstrap_mean, wilson
 
 Status = Literal["right", "partly", "wrong", "no answer", "not judged", "error"]
-THREADS = 8
-"""Answers graded at a time; each may wait for a grading process or a judge."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import takewhile
 from typing import Any
 
-from learners.spending import Spending
+from learners.spending import JUDGE, Spending
 from learners.tree import RolloutTree
 from tools import Tool, ToolResult
 
@@ -56,6 +56,25 @@ class Ledger:
             self.add("free_calls")
             self.add(f"free_calls_{tool.name}")
         return following, result
+
+    def judged(self, requests: int, ok: bool) -> None:
+        """A verdict was asked for after `spending.begin`; what came of it.
+
+        Args:
+            requests: sent to the judge; none where it had given this verdict before.
+            ok: the last of them brought a verdict; those before it, or else all, brought none.
+        """
+        faults = requests - (ok and requests > 0)
+        if faults:
+            self.spending.add("judge_faults", faults)
+            self.add("judge_faults", faults)
+        if not ok:
+            self.spending.take_back(JUDGE)
+            return
+        self.add("judge_calls")
+        if not requests:
+            self.spending.free(JUDGE)
+            self.add("judge_cached")
 
     def reached(self, calls: int, ok: bool) -> None:
         """A call was made after so many others of its episode; not ok: its tool was unavailable."""

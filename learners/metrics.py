@@ -98,17 +98,22 @@ METRICS = {
     "ledger/inherited_calls": "calls that branches share with their parents",
     "ledger/free_calls": "calls that a recording answered",
     "ledger/free_calls_<tool>": "of one tool",
-    "ledger/cost": "of the calls that were executed and not free, with --prices",
+    "ledger/judge_calls": "verdicts asked of the judge; evaluations have theirs in their own files",
+    "ledger/judge_cached": "those of them that it had given before",
+    "ledger/judge_faults": "requests to it that brought none; it was sent calls - cached + faults",
+    "ledger/cost": "of the calls that were executed and not free, of verdicts not given before, "
+    "with --prices",
     "ledger/lost_tokens": "sampled by work that was discarded; told in the iteration or evaluation "
     "after it",
     "ledger/lost_calls": "the same of calls that were executed",
+    "ledger/lost_judge_calls": "the same of verdicts asked for",
+    "memory/peak": "bytes that this process held at most, on CUDA that were allocated; tools and "
+    "servers have processes of their own",
     "seconds/<phase>": "wall clock: sample, tools, score, update, iteration",
 }
 """Name -> meaning. Every name that a run writes is here."""
 
 
-    "memory/peak": "bytes that this process held at most, on CUDA that were allocated; tools and "
-    "servers have processes of their own",
 def documented(name: str) -> str | None:
     """The entry of METRICS that a written name falls under, the most specific one."""
     if name in METRICS:

@@ -23,6 +23,11 @@ class TaskMixture:
         self.run_tool: Callable[..., Any] | None = None
         """Runs tools in place of the environments' own way."""
 
+    @property
+    def parts(self) -> Sequence[ToolEnv]:
+        """The environments that are mixed."""
+        return list(self._parts.values())
+
     @cached_property
     def tasks(self) -> Sequence[Task]:
         """All tasks, the environments taking turns; ids are <benchmark>:<id>."""
@@ -86,7 +91,7 @@ class TaskMixture:
 
     def fork(self) -> "TaskMixture":
         """Another mixture over the same environments."""
-        return TaskMixture(list(self._parts.values()))
+        return TaskMixture(self.parts)
 
     def close(self) -> None:
         """Close all environments."""

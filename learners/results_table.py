@@ -9,7 +9,9 @@ from rich.table import Table
 
 from benchmarks.judge import Endpoint, Judge
 from learners.evaluate_config import Config
+from learners.judging import spent_on_judging
 from learners.players import Player
+from learners.spending import Spending
 
 SCORERS = {
     "score_math": "equality",
@@ -23,13 +25,16 @@ SCORERS = {
 """What a scorer is called in tables, by its function's name."""
 
 
-def about(config: Config, player: Player | None, folder: Path) -> dict[str, Any]:
-    """Who played and who judged, and what it was done with.
+def about(
+    config: Config, player: Player | None, folder: Path, spending: Spending
+) -> dict[str, Any]:
+    """Who played and who judged, how often and at what cost, and what it was done with.
 
     Args:
         config: of the evaluation.
         player: None where stored episodes were graded again; then what was said before stands.
         folder: where results.json may lie.
+        spending: of the judge, over all processes that graded into the folder.
     """
     path = folder / "results.json"
     if player is None and path.exists():
@@ -45,10 +50,15 @@ def about(config: Config, player: Player | None, folder: Path) -> dict[str, Any]
             "dtype": None if remote else config.dtype,
             "left_out": [] if player is None else sorted(player.left_out),
         }
-    judge = None
+    judge: dict[str, Any] | None = None
     if config.judge_base is not None and config.judge_model is not None:
         fingerprint = Judge(Endpoint(config.judge_base, config.judge_model)).fingerprint
+        totals = spending.totals()
+        counts: dict[str, float] = {f"ledger/{name}": count for name, count in totals.items()}
+        if spending.budget.prices:
+            counts["ledger/cost"] = float(spending.budget.cost_of(totals))
         judge = {"model": config.judge_model, "fingerprint": fingerprint}
+        judge |= spent_on_judging(counts)
     versions = {name: _version(name) for name in ("appo-gym", "torch", "transformers")}
     return {"player": of_player, "judge": judge, "versions": versions}
 

@@ -110,7 +110,15 @@ class RunConfig:
     run_cost: float | None = None
     """What they may cost together, by the prices."""
     prices: tuple[tuple[str, float], ...] = ()
-    """What a call of a tool costs, as in `search 0.005`; answers from a recording are free."""
+    """What a call of a tool costs, or a verdict of the judge, as in `search 0.005 judge 0.01`;
+    answers from a recording and verdicts that were given before are free."""
+    judge_base: str | None = None
+    """An OpenAI-compatible endpoint that grades what no rule can, in evaluations and in the reward
+    `correctness`; without it: not judged."""
+    judge_model: str | None = None
+    """The judge's name there."""
+    judge_key_variable: str = "JUDGE_API_KEY"
+    """Environment variable that holds the judge's key."""
     max_unavailable: float = 0.5
     """Share of an iteration's trees that may lose their tools; beyond it the run stops."""
     eval_tasks: int = 200

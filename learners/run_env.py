@@ -1,9 +1,11 @@
 """What a run's config asks for, refused before anything is opened; and its environments."""
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from learners.run_config import RunConfig, UsageError
-from learners.spending import Budget
+from learners.spending import Budget, RunStopped
 from learners.stopping import refuse_budget
 
 if TYPE_CHECKING:
@@ -49,6 +51,10 @@ def refuse(config: RunConfig) -> None:
         (
             config.run_cost is not None and not prices,
             f"--run-cost {config.run_cost} needs --prices, as in --prices search 0.005",
+        ),
+        (
+            config.judge_base is not None and config.judge_model is None,
+            "--judge-base needs --judge-model, the judge's name there",
         ),
     )
     for is_wrong, told in wrong:
@@ -119,3 +125,25 @@ def prove_sandbox(env: "ToolEnv") -> None:
 def budget(config: RunConfig) -> Budget:
     """What a run may spend."""
     return Budget(config.run_calls, config.run_cost, config.prices)
+
+
+def stop_where_tools_fail(config: RunConfig, what: str, faults: Sequence[str], trees: int) -> None:
+    """Nothing while no more trees lose their tools than the person allowed.
+
+    Args:
+        config: says the share.
+        what: lost them; for the message.
+        faults: of each tree that lost its tools, why.
+        trees: all of them.
+
+    Raises:
+        RunStopped: too many did.
+    """
+    if len(faults) <= config.max_unavailable * trees:
+        return
+    why = "; ".join(f"{count} x {fault}" for fault, count in Counter(faults).most_common(3))
+    raise RunStopped(
+        f"{len(faults)} of {trees} {what} lost their tools, more than --max-unavailable "
+        f"{config.max_unavailable:g} allows: {why}. Nothing of them is kept. When the tools work, "
+        "run the same command: it resumes from the last checkpoint"
+    )

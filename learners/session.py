@@ -7,15 +7,21 @@ iteration and ends with the same numbers as one that was not interrupted.
 import json
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from learners.run_config import RunConfig, UsageError
-from learners.run_env import budget, env_ids, environment, prove_sandbox, refuse
-from learners.spending import LOST, RunStopped, Spending, recorded
+from learners.run_env import (
+    budget,
+    env_ids,
+    environment,
+    prove_sandbox,
+    refuse,
+    stop_where_tools_fail,
+)
+from learners.spending import LOST, Spending, recorded
 from learners.task_order import check, served
 
 if TYPE_CHECKING:
@@ -94,6 +100,7 @@ def open_session(
     import torch
 
     from learners.checkpoint import load_checkpoint
+    from learners.judging import appoint
     from learners.ledger import Ledger
     from learners.loop import Run
     from learners.objective import reference_of
@@ -103,8 +110,11 @@ def open_session(
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
     tasks, held_out = env.tasks, None
     check(config, tasks)
+    ledger = ledger or Ledger(Spending(budget(config)))
+    appoint(env, config, folder, ledger)
     if config.eval_tasks:
         held_out = environment(config, "test")
+        appoint(held_out, config, folder, ledger)
         _ = held_out.tasks
     prove_sandbox(env)
     policy = _policy(config, folder, newest)
@@ -119,7 +129,7 @@ def open_session(
         config.seed,
         tool_threads=config.sampler_rows if turns(config) == "overlap" else 8,
         turns=turns(config),
-        ledger=ledger or Ledger(Spending(budget(config))),
+        ledger=ledger,
     )
     session = Session(
         Run(config, policy, rollouts, reference_of(config, policy)), folder, tasks, held_out
@@ -204,28 +214,6 @@ def open_ledger(config: RunConfig, folder: Path, kept: Sequence[Mapping[str, Any
         if lost > 0:
             ledger.add(name, lost)
     return ledger
-
-
-def stop_where_tools_fail(config: RunConfig, what: str, faults: Sequence[str], trees: int) -> None:
-    """Nothing while no more trees lose their tools than the person allowed.
-
-    Args:
-        config: says the share.
-        what: lost them; for the message.
-        faults: of each tree that lost its tools, why.
-        trees: all of them.
-
-    Raises:
-        RunStopped: too many did.
-    """
-    if len(faults) <= config.max_unavailable * trees:
-        return
-    why = "; ".join(f"{count} x {fault}" for fault, count in Counter(faults).most_common(3))
-    raise RunStopped(
-        f"{len(faults)} of {trees} {what} lost their tools, more than --max-unavailable "
-        f"{config.max_unavailable:g} allows: {why}. Nothing of them is kept. When the tools work, "
-        "run the same command: it resumes from the last checkpoint"
-    )
 
 
 def run_iteration(

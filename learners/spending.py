@@ -10,9 +10,15 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-KEPT = ("sampled_tokens", "tool_calls", "free_calls")
+JUDGE = "judge"
+"""What the judge is called where tools have their names: among prices and calls."""
+KEPT = ("sampled_tokens", "tool_calls", "free_calls", "judge_")
 """What is counted for the whole run; calls also by tool, as in `tool_calls_search`."""
-LOST = {"lost_tokens": "sampled_tokens", "lost_calls": "tool_calls"}
+LOST = {
+    "lost_tokens": "sampled_tokens",
+    "lost_calls": "tool_calls",
+    "lost_judge_calls": "judge_calls",
+}
 """By what name a ledger tells of discarded work, and as what it was spent."""
 
 
@@ -29,25 +35,27 @@ class Budget:
     cost: float | None = None
     """In the unit of the prices."""
     prices: tuple[tuple[str, float], ...] = ()
-    """(tool, price of a call). A free call costs nothing, yet is made only if its price is left."""
+    """(tool or judge, price of a call). A free call costs nothing, yet is made only if its price is
+    left."""
 
     def cost_of(self, counts: Mapping[str, int]) -> Decimal:
         """What counts named as in `KEPT` cost, exactly."""
         paid = {
-            tool: counts.get(f"tool_calls_{tool}", 0) - counts.get(f"free_calls_{tool}", 0)
-            for tool, _ in self.prices
+            name: counts.get(_made(name)[-1], 0) - counts.get(_free(name)[-1], 0)
+            for name, _ in self.prices
         }
-        return sum((paid[tool] * Decimal(str(price)) for tool, price in self.prices), Decimal(0))
+        return sum((paid[name] * Decimal(str(price)) for name, price in self.prices), Decimal(0))
 
     def admit(self, tool: str, spent: Mapping[str, int]) -> None:
-        """Nothing if one more call of the tool is left.
+        """Nothing if one more call of the tool, or of the judge, is left.
 
         Raises:
             RunStopped: it is not.
         """
         more = "give more and run the same command: it resumes from the last checkpoint"
-        if self.calls is not None and spent.get("tool_calls", 0) >= self.calls:
-            raise RunStopped(f"the {self.calls} tool calls of --run-calls are spent; {more}")
+        most = None if tool == JUDGE else self.calls
+        if most is not None and spent.get("tool_calls", 0) >= most:
+            raise RunStopped(f"the {most} tool calls of --run-calls are spent; {more}")
         price, cost = Decimal(str(dict(self.prices).get(tool, 0))), self.cost_of(spent)
         if self.cost is not None and price > 0 and cost + price > Decimal(str(self.cost)):
             raise RunStopped(
@@ -108,17 +116,17 @@ class Spending:
         """
         with self._lock:
             self.budget.admit(tool, self._totals)
-            self._add({"tool_calls": 1, f"tool_calls_{tool}": 1})
+            self._add(dict.fromkeys(_made(tool), 1))
 
     def take_back(self, tool: str) -> None:
         """The call failed: nothing was had for it."""
         with self._lock:
-            self._add({"tool_calls": -1, f"tool_calls_{tool}": -1})
+            self._add(dict.fromkeys(_made(tool), -1))
 
     def free(self, tool: str) -> None:
         """The call turned out to cost nothing."""
         with self._lock:
-            self._add({"free_calls": 1, f"free_calls_{tool}": 1})
+            self._add(dict.fromkeys(_free(tool), 1))
 
     def _add(self, amounts: Mapping[str, int]) -> None:
         self._totals.update(amounts)
@@ -131,6 +139,16 @@ class Spending:
             os.pwrite(handle, text.ljust(self._longest).encode(), 0)
         finally:
             os.close(handle)
+
+
+def _made(name: str) -> tuple[str, ...]:
+    """What counts a call, that of the tool or the judge itself last."""
+    return ("judge_calls",) if name == JUDGE else ("tool_calls", f"tool_calls_{name}")
+
+
+def _free(name: str) -> tuple[str, ...]:
+    """What counts a call that cost nothing."""
+    return ("judge_cached",) if name == JUDGE else ("free_calls", f"free_calls_{name}")
 
 
 def recorded(rows: Iterable[Mapping[str, Any]]) -> Counter[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from learners.command_line import explained
 from learners.run_config import RunConfig, Scale
-from learners.run_env import env_ids
+from learners.run_env import env_ids, stop_where_tools_fail
 from learners.session import (
     Session,
     default_folder,
@@ -21,7 +21,6 @@ from learners.session import (
     open_session,
     record,
     run_iteration,
-    stop_where_tools_fail,
     training_env,
 )
 

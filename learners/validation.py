@@ -36,6 +36,7 @@ def validate(
     from learners.evaluate import drawn
     from learners.evaluation import evaluate
     from learners.run_env import environment
+    from learners.judging import appoint
     from learners.stopping import over
 
     config, run = session.run.config, session.run
@@ -45,6 +46,7 @@ def validate(
     with closing(environment(config, "validation")) as env:
         ledger = type(run.ledger)(run.ledger.spending)
         rollouts = replace(
+        appoint(env, config, session.folder, ledger)
             run.rollouts, env=env, temperature=config.eval_temperature, ledger=ledger
         )
         tasks = drawn(env.tasks, config.validation_tasks)

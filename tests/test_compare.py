@@ -131,6 +131,21 @@ def test_all_trials_of_a_seed_are_given_the_same_tasks_and_draws():
     ]
 
 
+def test_a_judge_of_the_runs_grades_their_evaluations_and_is_part_of_their_names():
+    """Its address and key are not: the same judge may answer elsewhere."""
+    asked = "judge_base=http://judge.test/v1", "judge_model=judge-1", "prices=judge 0.25"
+    judged = replace(SMALL, settings=asked)
+    for trials in (start_trials, lambda config: final_trials(config, {})):
+        (plain, *_), (trial, *_) = trials(SMALL), trials(judged)
+        command = shlex.join(trial.evaluations[0])
+        assert "--judge-base http://judge.test/v1 --judge-model judge-1" in command
+        assert "--judge-price 0.25" in command
+        assert "judge" not in shlex.join(plain.evaluations[0])
+        assert trial.digest != plain.digest
+        moved = replace(SMALL, settings=("judge_base=http://other.test/v1", *asked[1:]))
+        assert trials(moved)[0].digest == trial.digest
+
+
 def test_tuning_has_seeds_of_its_own_and_the_same_trials_for_every_method():
     trials = tuning_trials(replace(SMALL, rates=(1e-4, 1e-3), tuning_seeds=2))
     for method in methods(SMALL):

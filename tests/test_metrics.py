@@ -28,9 +28,13 @@ ELSEWHERE = {
     "ledger/retries": "tests/test_meters.py",
     "ledger/free_calls": "tests/test_spending.py",
     "ledger/free_calls_<tool>": "tests/test_spending.py",
+    "ledger/judge_calls": "tests/test_judging.py",
+    "ledger/judge_cached": "tests/test_judging.py",
+    "ledger/judge_faults": "tests/test_judging.py",
     "ledger/cost": "tests/test_spending.py",
     "ledger/lost_tokens": "tests/test_resume.py",
     "ledger/lost_calls": "tests/test_resume.py",
+    "ledger/lost_judge_calls": "tests/test_spending.py",
 }
 """Names that a run of the methods below need not write, and why."""
 

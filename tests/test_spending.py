@@ -251,6 +251,16 @@ def test_what_was_spent_since_the_checkpoint_is_lost(tmp_path):
     assert metrics == {"ledger/lost_tokens": 60, "ledger/lost_calls": 2}
 
 
+def test_verdicts_of_discarded_work_are_told_as_lost(tmp_path):
+    """An evaluation was killed after 5 verdicts; the checkpoint knew of 3."""
+    spent = {"judge_calls": 5, "judge_cached": 1}
+    metrics = open_folder_of(tmp_path, 2, spent, {"judge_calls": 3})
+    assert metrics == {"ledger/lost_judge_calls": 2}
+    rows = [{"ledger/judge_calls": 3, "ledger/judge_cached": 1}, metrics]
+    assert recorded(rows) == spent
+    assert Budget(prices=(("judge", 0.5),)).cost_of(spent) == 2
+
+
 def test_an_evaluation_that_is_kept_is_not_lost(tmp_path):
     """Of the 60 tokens since the checkpoint the evaluation after it took 50."""
     evaluation = {"iteration": 2, "ledger/sampled_tokens": 50, "ledger/tool_calls": 2}
