@@ -45,7 +45,8 @@ class Run:
         self.reference = reference
         """Needed where `config.has_reference`."""
         self.ledger: Ledger = rollouts.ledger
-        self.memory = IterationPeak(meter_of(policy.model.device))
+        self.memory: IterationPeak | None = None
+        """Of the iteration under way."""
         self.iteration = 0
         self.trees: list[RolloutTree] = []
         """Of the iteration under way or just done."""
@@ -62,6 +63,7 @@ class Run:
         """Start an iteration: its learning rate, what is counted from here on."""
         config = self.config
         self._counted = readings(self.rollouts)
+        self.memory = IterationPeak(meter_of(self.policy.model.device))
         self.memory.begin()
         share = multiplier(config.schedule, config.warmup, self.iteration, config.iterations)
         self.policy.set_learning_rate(self.policy.learning_rate * share)
@@ -240,7 +242,9 @@ class Run:
         found = {k: sum(v) / len(v) for k, v in self._notes.items() if v}
         found |= {k: float(v) for k, v in self._counts.items()}
         found |= self.ledger.take() | tree_metrics(self.trees)
-        found[PEAK] = self.memory.most()
+        if self.memory is not None:
+            found[PEAK] = self.memory.most()
+            self.memory = None
         found["ledger/flops"] = policy_flops(self.policy.model.num_parameters(), found)
         self._notes.clear()
         self._counts.clear()

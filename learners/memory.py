@@ -163,7 +163,7 @@ def profiled(run: "Run") -> Iterator[None]:
     if not run.config.profile_memory:
         yield
         return
-    profile = MemoryProfile(run.memory)
+    profile = MemoryProfile(run.memory or meter_of(run.policy.model.device))
     kept = run.policy.kept = Kept()
     run.ledger.watch = profile.phase
     try:
