@@ -71,8 +71,11 @@ def _method(material: Material, label: str, draws: Draws, band: Draws) -> dict[s
     runs, scores = material.runs[label], material.scores[label]
     ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k < material.samples] + [material.samples]
     at = {k: statistics.pass_at(material.right[label], material.samples, k) for k in ks}
-    costs = {n: fmean(run["spent"][n] for run in runs) for n in runs[0]["spent"]}
+    names = [n for n in runs[0]["spent"] if all(n in run["spent"] for run in runs)]
+    costs = {n: fmean(run["spent"][n] for run in runs) for n in names}
+    costs["verdicts"] = fmean(run.get("judge", {}).get("calls", 0) for run in runs)
     costs["cost"] += costs["seconds"] / 3600 * material.config.price_hour
+    costs["cost"] += fmean(run.get("judge", {}).get("cost", 0) for run in runs)
     known = {n: [r["metrics"][n] for r in runs if n in r["metrics"]] for n in DIAGNOSTICS}
     gain = statistics.difference(scores, material.scores["start"], draws)
     area = areas(material, label)

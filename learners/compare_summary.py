@@ -17,8 +17,11 @@ from typing import Any
 from learners.checkpoint import read_metrics, write_text
 from learners.compare_config import Config
 from learners.compare_plan import Trial, evaluation_folder
+from learners.judging import spent_on_judging
+from learners.memory import PEAK
 from learners.run_config import StopUnit, UsageError
 from learners.stopping import SPENT, spent
+from learners.validation import spent_on_evaluations
 
 VERSION = 1
 TASKS = "tasks.json"
@@ -30,7 +33,14 @@ COSTS = {
     "lost": "ledger/lost_tokens",
 }
 """What is summed up beside the units of a budget."""
-ACCOUNTED = ("ledger/", "seconds/", "validation/", "tools/unavailable_after", "iteration")
+ACCOUNTED = (
+    "ledger/",
+    "seconds/",
+    "memory/",
+    "validation/",
+    "tools/unavailable_after",
+    "iteration",
+)
 """Metrics whose mean over iterations is no part of a summary."""
 Scores = list[float | None]
 
@@ -69,6 +79,8 @@ def write_summary(trial: Trial, tasks: Mapping[str, Any], jobs: int) -> None:
         folder = evaluation_folder(trial.folder, split)
         if folder.is_dir():
             found[split] = _evaluated(folder, tasks[split]["ids"])
+    asked = asked_of_judge(trial)
+    found |= {"judge": asked} if asked["calls"] or asked["faults"] else {}
     body = ",\n".join(f" {json.dumps(k)}: {json.dumps(v)}" for k, v in found.items())
     trial.summary.parent.mkdir(parents=True, exist_ok=True)
     write_text(trial.summary, "{\n" + body + "\n}\n")
@@ -98,6 +110,8 @@ def totals(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     found |= {unit: round(spent(lines, unit), 2) for unit in units}
     for name, metric in COSTS.items():
         found[name] = round(sum(float(line.get(metric, 0)) for line in lines), 6)
+    if any(PEAK in line for line in lines):
+        found["peak_memory"] = max(float(line.get(PEAK, 0)) for line in lines)
     return found
 
 
@@ -236,6 +250,19 @@ def _evaluated(folder: Path, ids: Sequence[str]) -> dict[str, Any]:
         "tool_calls": _rounded(fmean(len(row["calls"]) for row in played) if played else None),
         "tokens": _rounded(fmean(row["tokens"] for row in played) if played else None),
     }
+
+
+def asked_of_judge(trial: Trial) -> Counter[str]:
+    """What the validations and the evaluations of a trial asked of the judge, and paid for it."""
+    told = [spent_on_judging(spent_on_evaluations(trial.folder))] if trial.train else []
+    for split in ("test", "validation"):
+        path = evaluation_folder(trial.folder, split) / "results.json"
+        judge = json.loads(path.read_text())["judge"] if path.exists() else None
+        told += [] if judge is None else [judge]
+    found: Counter[str] = Counter()
+    for one in told:
+        found.update({name: one.get(name, 0) for name in ("calls", "cached", "faults", "cost")})
+    return found
 
 
 def _means(lines: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:

@@ -13,16 +13,22 @@ COSTS = (
     ("policy FLOPs", "flops"),
     ("seconds", "seconds"),
 )
+RARE_COSTS = (
+    ("peak memory, bytes", "peak_memory"),
+    ("verdicts", "verdicts"),
+    ("cost", "cost"),
+)
+"""Shown where there are any; verdicts are the judge's in evaluations, and part of the cost."""
 FIGURES = ("curves", "pass_at_k", "cost", "profiles", "rewards")
 MOST_MISSING = 12
+OF_ALL = ("advantage/magnitude",)
+"""Diagnostics that every run has; `-` tells of summaries that an earlier version made."""
 
 
 def markdown(report: Mapping[str, Any], figures: str | None = None, depth: int = 1) -> str:
     """The whole report.
 
     Args:
-OF_ALL = ("advantage/magnitude",)
-"""Diagnostics that every run has; `-` tells of summaries that an earlier version made."""
         report: of `learners.compare_report.report`.
         figures: folder of the figures, as a reader of the text reaches it; None: no figures.
         depth: of the headings.
@@ -109,12 +115,12 @@ def pairs(report: Mapping[str, Any]) -> list[str]:
 
 def costs(report: Mapping[str, Any]) -> str:
     """What a run of each method spent in training."""
-    priced = any(found["spent"]["cost"] for found in report["methods"].values())
-    columns = [*COSTS, *([("cost", "cost")] if priced else [])]
+    every = [found["spent"] for found in report["methods"].values()]
+    columns = [*COSTS, *(rare for rare in RARE_COSTS if any(s.get(rare[1]) for s in every))]
     rows = [
         [
             label,
-            *(_number(found["spent"][name]) for _, name in columns),
+            *(_number(found["spent"].get(name)) for _, name in columns),
             f"{found['tokens_per_task']:.1f}",
             f"{found['calls_per_task']:.2f}",
         ]
@@ -179,7 +185,9 @@ def _signed(value: Mapping[str, float]) -> str:
     return f"{value['value']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"
 
 
-def _number(value: float) -> str:
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
     return f"{value:,.1f}" if value < 1e9 else f"{value:.3g}"
 
 

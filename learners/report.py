@@ -1,6 +1,7 @@
 """The end of a run: what was learned, what it cost, where its files are."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,28 @@ from rich.table import Table
 
 from learners.checkpoint import checkpoint_folder, list_checkpoints, read_metrics
 from learners.evaluation import bootstrap_mean, wilson
+from learners.memory import PEAK, size_of
 from learners.progress import Narrator
+from learners.validation import spent_on_evaluations
+
+COSTS = (
+    ("tokens sampled", "ledger/sampled_tokens"),
+    ("tokens reused by branching", "ledger/reused_tokens"),
+    ("tokens trained", "ledger/trained_tokens"),
+    ("tool calls executed", "ledger/tool_calls"),
+    ("tool calls inherited by branches", "ledger/inherited_calls"),
+)
+RARE_COSTS = (
+    ("tool calls that cost nothing", "ledger/free_calls"),
+    ("verdicts of the judge", "ledger/judge_calls"),
+    ("verdicts it had given before", "ledger/judge_cached"),
+    ("requests to it that failed", "ledger/judge_faults"),
+    ("tokens of discarded work", "ledger/lost_tokens"),
+    ("tool calls of discarded work", "ledger/lost_calls"),
+    ("verdicts of discarded work", "ledger/lost_judge_calls"),
+    ("trees that lost their tools", "tools/unavailable_trees"),
+)
+"""Shown where there are any."""
 
 
 def final_report(folder: Path, narrator: Narrator) -> None:
@@ -17,7 +39,7 @@ def final_report(folder: Path, narrator: Narrator) -> None:
     before, after = (_read(folder / f"evaluation-{name}.json") for name in ("before", "after"))
     if before is not None and after is not None:
         narrator.say(_learned(before, after))
-    narrator.say(_costs(metrics))
+    narrator.say(_costs(metrics, spent_on_evaluations(folder)))
     _draw_curve(folder, metrics)
     newest = (list_checkpoints(folder) or [0])[-1]
     narrator.say(
@@ -61,34 +83,33 @@ def _accuracy(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]:
     return [*map(str, rates), str(change)]
 
 
-def _costs(metrics: list[dict[str, Any]]) -> Table:
+def _costs(metrics: list[dict[str, Any]], evaluations: Mapping[str, float]) -> Table:
+    """What training cost, and beside it what evaluations did, where they did anything."""
+
     def total(name: str) -> float:
         return sum(float(m.get(name, 0.0)) for m in metrics)
 
-    table = Table(title=f"cost of {len(metrics)} iterations, evaluations not counted")
+    table = Table(title=f"cost of {len(metrics)} iterations, and of the run's evaluations")
     table.add_column("")
-    table.add_column("total", justify="right")
-    for label, name in (
-        ("tokens sampled", "ledger/sampled_tokens"),
-        ("tokens reused by branching", "ledger/reused_tokens"),
-        ("tokens trained", "ledger/trained_tokens"),
-        ("tool calls executed", "ledger/tool_calls"),
-        ("tool calls inherited by branches", "ledger/inherited_calls"),
-    ):
-        table.add_row(label, f"{total(name):,.0f}")
-    if any("ledger/cost" in m for m in metrics):
-        table.add_row("cost of tool calls", f"{total('ledger/cost'):,.4f}")
-    for label, name in (
-        ("tool calls that cost nothing", "ledger/free_calls"),
-        ("tokens of discarded work", "ledger/lost_tokens"),
-        ("tool calls of discarded work", "ledger/lost_calls"),
-        ("trees that lost their tools", "tools/unavailable_trees"),
-    ):
-        if total(name):
-            table.add_row(label, f"{total(name):,.0f}")
-    table.add_row("seconds", f"{total('seconds/iteration'):,.1f}")
+    table.add_column("training", justify="right")
+    table.add_column("evaluations", justify="right")
+
+    def row(label: str, name: str, form: str = ",.0f") -> None:
+        other = format(evaluations[name], form) if name in evaluations else "-"
+        table.add_row(label, format(total(name), form), other)
+
+    for label, name in COSTS:
+        row(label, name)
+    if any("ledger/cost" in m for m in (*metrics, evaluations)):
+        row("cost of calls and verdicts", "ledger/cost", ",.4f")
+    for label, name in RARE_COSTS:
+        if total(name) or evaluations.get(name):
+            row(label, name)
+    if any(PEAK in m for m in metrics):
+        table.add_row("peak memory", size_of(max(int(m.get(PEAK, 0)) for m in metrics)), "-")
+    table.add_row("seconds", f"{total('seconds/iteration'):,.1f}", "-")
     for phase in ("sample", "tools", "score", "update"):
-        table.add_row(f"  {phase}", f"{total(f'seconds/{phase}'):,.1f}")
+        row(f"  {phase}", f"seconds/{phase}", ",.1f")
     return table
 
 

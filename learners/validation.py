@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,8 +36,8 @@ def validate(
     from learners.checkpoint import write_text
     from learners.evaluate import drawn
     from learners.evaluation import evaluate
-    from learners.run_env import environment
     from learners.judging import appoint
+    from learners.run_env import environment
     from learners.stopping import over
 
     config, run = session.run.config, session.run
@@ -45,8 +46,8 @@ def validate(
         return {}
     with closing(environment(config, "validation")) as env:
         ledger = type(run.ledger)(run.ledger.spending)
-        rollouts = replace(
         appoint(env, config, session.folder, ledger)
+        rollouts = replace(
             run.rollouts, env=env, temperature=config.eval_temperature, ledger=ledger
         )
         tasks = drawn(env.tasks, config.validation_tasks)
@@ -63,6 +64,15 @@ def validate(
     }
     if all(found[SCORE] > line[SCORE] for line in lines if SCORE in line):
         _keep(session)
+    return found
+
+
+def spent_on_evaluations(folder: Path) -> Counter[str]:
+    """What the evaluations and validations of a run that are on file cost, named as in metrics."""
+    found: Counter[str] = Counter()
+    for path in [*folder.glob("evaluation-*.json"), *(folder / FOLDER).glob("*.json")]:
+        told: dict[str, Any] = json.loads(path.read_text())
+        found.update({n: told[n] for n in told if n.startswith(("ledger/", "seconds/"))})
     return found
 
 

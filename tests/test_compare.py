@@ -8,8 +8,15 @@ import pytest
 
 from learners.compare import main
 from learners.compare_config import Budget, Config, budget, default_of, methods, of_spec, reference
-from learners.compare_plan import final_trials, start_trials, tuning_trials
-from learners.compare_summary import decoded, encoded, keep_tasks, read_summary, write_summary
+from learners.compare_plan import evaluation_folder, final_trials, start_trials, tuning_trials
+from learners.compare_summary import (
+    asked_of_judge,
+    decoded,
+    encoded,
+    keep_tasks,
+    read_summary,
+    write_summary,
+)
 from learners.evaluate import main as evaluate
 from learners.run_config import UsageError
 from learners.training import main as train
@@ -218,6 +225,8 @@ def test_a_trial_becomes_a_summary_of_a_few_kb(taught, tmp_path):
     sampled = sum(line["ledger/sampled_tokens"] for line in lines)
     assert found["spent"]["tokens"] == sampled >= 200
     assert found["spent"]["iterations"] == len(found["curve"]) == len(lines)
+    assert found["spent"]["peak_memory"] == max(line["memory/peak"] for line in lines)
+    assert "judge" not in found
     assert found["curve"][-1]["tokens"] == sampled
     last = [score for score in decoded(found["curve"][-1]["scores"]) if score is not None]
     assert sum(last) / len(last) == pytest.approx(lines[-1]["validation/score"])
@@ -230,6 +239,22 @@ def test_a_trial_becomes_a_summary_of_a_few_kb(taught, tmp_path):
     assert trial.summary.stat().st_size < 10_000
     with pytest.raises(UsageError, match="names other tasks"):
         keep_tasks(replace(config, eval_tasks=5))
+
+
+def test_what_validations_and_the_end_asked_of_a_judge_is_added_up(tmp_path):
+    """Two validations with three verdicts each, one of them known, and an end with four."""
+    (trial, *_) = final_trials(replace(SMALL, out=str(tmp_path)), {})
+    asked = {"ledger/judge_calls": 3, "ledger/judge_cached": 1, "ledger/cost": 0.5}
+    (trial.folder / "validation").mkdir(parents=True)
+    for done in (1, 2):
+        (trial.folder / "validation" / f"{done:06d}.json").write_text(json.dumps(asked))
+    end = evaluation_folder(trial.folder, "test")
+    end.mkdir()
+    judge = {"model": "judge-1", "calls": 4, "cached": 0, "faults": 2, "cost": 1.0}
+    (end / "results.json").write_text(json.dumps({"judge": judge}))
+    assert asked_of_judge(trial) == {"calls": 10, "cached": 2, "faults": 2, "cost": 2.0}
+    (end / "results.json").write_text(json.dumps({"judge": None}))
+    assert asked_of_judge(trial)["calls"] == 6
 
 
 @pytest.mark.slow

@@ -170,6 +170,44 @@ def test_answers_that_only_a_judge_can_grade_are_not_compared(config):
         collect(config, TASKS)
 
 
+def edited(trial, change):
+    summary = json.loads(trial.summary.read_text())
+    change(summary)
+    trial.summary.write_text(json.dumps(summary))
+
+
+def test_summaries_of_an_earlier_version_have_no_magnitude_and_no_peak(config):
+    """Of three methods one was run by this version, one half by it."""
+    all_written(config)
+    text = markdown(report(collect(config, TASKS)))
+    assert "| `advantage/magnitude` | - | - | - |" in text
+    assert "peak memory" not in text
+    for trial in final_trials(config, {}):
+        label, seed = trial.method.label, trial.seed
+        if label == "grpo" or (label == "appo" and seed == 0):
+            edited(trial, lambda s: s["metrics"].update({"advantage/magnitude": 0.5}))
+            edited(trial, lambda s: s["spent"].update(peak_memory=2e8))
+    text = markdown(report(collect(config, TASKS)))
+    assert "| `advantage/magnitude` | 0.5 | 0.5 | - |" in text
+    costs = text.partition("# Cost, means of a run\n\n")[2].partition("\n\n")[0].splitlines()
+    assert costs[0].split(" | ")[9] == "peak memory, bytes"
+    assert [row.split(" | ")[9] for row in costs[2:]] == ["200,000,000.0", "-", "-"]
+
+
+def test_verdicts_of_evaluations_are_counted_and_paid(config):
+    """Two seeds of grpo asked 6 and 8 verdicts, for 1 and 2: 7 and 1.5 in the mean."""
+    all_written(config)
+    for trial in final_trials(config, {}):
+        if trial.method.label == "grpo":
+            asked = {"calls": 6 + 2 * trial.seed, "cached": 2, "faults": 0, "cost": 1 + trial.seed}
+            edited(trial, lambda s, asked=asked: s.update(judge=asked))
+    found = report(collect(config, TASKS))
+    assert found["methods"]["grpo"]["spent"]["verdicts"] == 7
+    assert found["methods"]["grpo"]["spent"]["cost"] == 1.5
+    assert found["methods"]["appo"]["spent"]["verdicts"] == 0
+    assert "| verdicts | cost |" in markdown(found)
+
+
 def test_two_methods_never_look_the_same():
     looks = [(style(i)["color"], style(i)["linestyle"]) for i in range(24)]
     assert len(set(looks)) == 24

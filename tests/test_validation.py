@@ -6,12 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from learners import report
 from learners.metrics import METRICS
 from learners.models import load_model
 from learners.run_config import RunConfig, UsageError
 from learners.sinks import opened
 from learners.training import main
-from learners.validation import stopped_early
+from learners.validation import spent_on_evaluations, stopped_early
 from tests import needs
 from tests.test_commands import refused
 
@@ -139,3 +140,28 @@ def test_a_sink_without_its_package_says_what_to_install(monkeypatch, tmp_path, 
         opened((name,), tmp_path, {}, []),
     ):
         pass
+
+
+def test_what_evaluations_cost_is_told_beside_training(tmp_path):
+    """Two evaluations and a validation: 5 + 5 + 2 tokens, 3 verdicts; training had 30 tokens."""
+    told = {"ledger/sampled_tokens": 5, "seconds/sample": 0.5, "seconds": 9.0, "tasks": []}
+    (tmp_path / "validation").mkdir()
+    for name in ("evaluation-before", "evaluation-after"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(told))
+    asked = {"ledger/sampled_tokens": 2, "ledger/judge_calls": 3, "ledger/cost": 0.25}
+    (tmp_path / "validation" / "000001.json").write_text(json.dumps(asked))
+    found = spent_on_evaluations(tmp_path)
+    assert found == {
+        "ledger/sampled_tokens": 12,
+        "ledger/judge_calls": 3,
+        "ledger/cost": 0.25,
+        "seconds/sample": 1.0,
+    }
+    table = report._costs([{"ledger/sampled_tokens": 30, "memory/peak": 2**30}], found)
+    cells = [list(column.cells) for column in table.columns]
+    rows = {label: (run, other) for label, run, other in zip(*cells, strict=True)}
+    assert rows["tokens sampled"] == ("30", "12")
+    assert rows["verdicts of the judge"] == ("0", "3")
+    assert rows["cost of calls and verdicts"] == ("0.0000", "0.2500")
+    assert rows["peak memory"] == ("1.00 GiB", "-")
+    assert rows["  sample"] == ("0.0", "1.0")
