@@ -18,7 +18,7 @@ from learners.rollout_files import RolloutFileError, list_iterations
 from learners.view_data import page_data
 
 HERE = Path(__file__).parent
-SCRIPTS = ("view_model.js", "view_tree.js", "view_text.js", "view_app.js")
+SCRIPTS = ("view_model.js", "view_tree.js", "view_text.js", "view_decide.js", "view_app.js")
 MEGABYTE = 1_000_000
 
 

@@ -26,7 +26,7 @@ function chooseIteration(index) {
   renderAll();
 }
 
-function worth(one) { return one.largest + (one.scored ? 1e-3 : 0); }
+function worth(one) { return one.telling + (one.scored ? 1e-3 : 0); }
 
 function telling(one) {
   // The branch whose reward differs most from its parent's, else the first trajectory.
@@ -100,7 +100,8 @@ function renderDetail() {
   if (!one) return ["question", "tree", "legend", "decisions", "text"].forEach((id) => replace(id));
   const answer = one.answers ? one.answers.join(" or ") : null;
   replace("question", element("h1", {}, one.question === null ? `${one.task}: text withheld` : one.question),
-    element("p", { class: "facts" }, answer ? ["expected ", element("code", {}, answer), " · "] : null, `task ${one.task}`, one.unavailable ? ` · dropped: ${one.unavailable}` : ""));
+    element("p", { class: "facts" }, answer ? ["expected ", element("code", {}, answer), " · "] : null, `task ${one.task}`, one.unavailable ? ` · dropped: ${one.unavailable}` : ""),
+    element("p", { id: "summed" }, summed(one)));
   replace("tree", drawTree(one, state.chosen, state.mode, scale, choose));
   replace("legend", legend(one));
   replace("decisions", drawDecisions(one, state.chosen, choose));
@@ -111,8 +112,9 @@ function renderDetail() {
 
 function legend(one) {
   const mode = MODES.find((m) => m.key === state.mode), chosen = one.trajectories[state.chosen];
-  if (mode.key === "plain") return [];
-  if (!scale) return [element("span", { class: "absent" }, `${mode.label}: ${ABSENT[mode.key] || "not stored"}`)];
+  const marks = element("span", { class: "facts" }, "▬ what tools said · ◆ branch points · ends: ✓ right ◐ partly ✗ wrong ⊘ penalised · ▲▼ against the parent");
+  if (mode.key === "plain") return [marks];
+  if (!scale) return [element("span", { class: "absent" }, `${mode.label}: ${ABSENT[mode.key] || "not stored"}`), marks];
   const low = mode.middle === null ? 0 : mode.middle - scale, high = (mode.middle || 0) + scale;
   const steps = Array.from({ length: 9 }, (_, i) => low + ((high - low) * i) / 8);
   const swatches = steps.map((value) => {
@@ -122,7 +124,7 @@ function legend(one) {
   });
   const known = chosen && chosen[mode.key] && chosen[mode.key].some((value, i) => i >= chosen.shared && value !== null);
   return [element("span", {}, `${mode.label} ${mode.unit}`), element("span", {}, number(low)), element("span", { class: "swatches" }, swatches), element("span", {}, number(high)),
-    element("span", { class: "facts" }, "grey bars: what tools said · ◆ branch points"),
+    marks,
     known ? null : element("span", { class: "absent" }, `${chosen ? nameOf(chosen) : ""}: ${ABSENT[mode.key] || "not stored"}`)];
 }
 
@@ -142,23 +144,41 @@ function meaning(name) {
   return fitting.length ? run.meanings[fitting[0]] : "";
 }
 
+// Tokens, calls, the judge, states, money; what is not named here comes last.
+const LEDGER = ["sampled_tokens", "reused_tokens", "prefilled_tokens", "trained_tokens", "scored_tokens", "updated_tokens", "computed_tokens", "flops",
+  "tool_calls", "inherited_calls", "free_calls", "retries", "judge_calls", "judge_cached", "judge_faults", "forked_states", "replayed_states", "cost", "lost"];
+
+function place(name) {
+  const found = LEDGER.findIndex((known) => name.startsWith(known));
+  return found < 0 ? LEDGER.length : found;
+}
+
+function amount(name, value) {
+  return name.startsWith("memory/") && value !== undefined ? `${number(value / 2 ** 20, 0)} MiB` : number(value, name.endsWith("/cost") ? 4 : 1);
+}
+
 function costs(title, area, here) {
-  const names = [...new Set([...Object.keys(here), ...Object.keys(run.totals)])].filter((n) => n.startsWith(area)).sort();
+  const names = [...new Set([...Object.keys(here), ...Object.keys(run.totals), ...Object.keys(run.evaluated)])].filter((n) => n.startsWith(area));
+  names.sort((a, b) => place(a.replace(area, "")) - place(b.replace(area, "")) || (a < b ? -1 : 1));
+  if (!names.length) return null;
+  const extra = Object.keys(run.evaluated).some((n) => n.startsWith(area));
+  const columns = [here, run.totals, ...(extra ? [run.evaluated] : [])], heads = ["iteration", area === "memory/" ? "most" : "run", "evals"];
   const row = (name) => element("tr", { title: meaning(name) },
     element("th", { scope: "row" }, name.replace(area, "").replace(/_/g, " ")),
-    element("td", { class: "n" }, number(here[name], 1)), element("td", { class: "n" }, number(run.totals[name], 1)));
-  const head = element("tr", {}, element("th", { scope: "col", class: "what" }, title), element("th", { scope: "col" }, "iteration"), element("th", { scope: "col" }, "run"));
+    columns.map((told) => element("td", { class: "n" }, amount(name, told[name]))));
+  const titles = columns.map((_, i) => element("th", { scope: "col", title: i === 2 ? "evaluations and validations of this run" : null }, heads[i]));
+  const head = element("tr", {}, element("th", { scope: "col", class: "what" }, title), titles);
   return element("table", {}, element("thead", {}, head), element("tbody", {}, names.map(row)));
 }
 
 function renderLedger() {
   const here = iteration() ? iteration().metrics : {};
   const sampled = here["ledger/sampled_tokens"] || 0, reused = here["ledger/reused_tokens"] || 0;
-  const saved = sampled + reused ? `Branches reused ${number((100 * reused) / (sampled + reused), 1)} % of this iteration’s ${number(sampled + reused)} tokens.` : "";
-  const others = Object.keys(here).filter((n) => /^(reward|branch|group)\//.test(n)).sort();
+  const saved = reused ? `Branches reused ${number((100 * reused) / (sampled + reused), 1)} % of this iteration’s ${number(sampled + reused)} tokens.` : "";
+  const others = Object.keys(here).filter((n) => /^(reward|branch|group|advantage|score)\//.test(n)).sort();
   const row = (name) => element("tr", { title: meaning(name) }, element("th", { scope: "row" }, name.replace(/_/g, " ")), element("td", { class: "n" }, number(here[name])));
   replace("ledger", element("h2", {}, "Ledger"), element("p", { class: "facts" }, saved),
-    costs("counts", "ledger/", here), costs("seconds", "seconds/", here),
+    costs("counts", "ledger/", here), costs("seconds", "seconds/", here), costs("memory", "memory/", here),
     element("h2", {}, "Rewards and branches"), element("table", {}, element("tbody", {}, others.map(row))));
 }
 
@@ -203,7 +223,7 @@ async function ask() {
     const data = await (await fetch(`data.json?known=${known}`)).json();
     data.live = true;
     if (!run || (data.iterations.length && !reading)) take(data);
-    else { if (data.iterations.length) waiting = data; Object.assign(run, { done: data.done, curves: data.curves, totals: data.totals, live: true }); renderHeader(); renderLedger(); }
+    else { if (data.iterations.length) waiting = data; Object.assign(run, { done: data.done, curves: data.curves, totals: data.totals, evaluated: data.evaluated, live: true }); renderHeader(); renderLedger(); }
   } catch (error) {
     replace("progress", element("span", { class: "absent" }, `no answer from the server: ${error.message}`));
   }

@@ -13,12 +13,22 @@ from typing import Any
 from learners.checkpoint import read_metrics
 from learners.metrics import METRICS, documented
 from learners.rollout_files import RolloutFileError, list_iterations, read_rows
+from learners.validation import spent_on_evaluations
 
 Row = Mapping[str, Any]
 
 CURVES = ("reward/mean", "validation/score")
 """Metrics that are drawn over all iterations."""
-SHOWN = ("ledger/", "seconds/", "reward/", "branch/", "group/")
+SHOWN = (
+    "ledger/",
+    "seconds/",
+    "memory/",
+    "reward/",
+    "branch/",
+    "group/",
+    "advantage/",
+    "score/",
+)
 """Areas of metrics that are shown for an iteration."""
 
 
@@ -62,6 +72,7 @@ def page_data(folder: Path, iterations: Sequence[int], limit: int) -> dict[str, 
         "stored": _stored(folder),
         "curves": {name: _curve(lines, name) for name in CURVES},
         "totals": _totals(lines),
+        "evaluated": {n: round(v, 4) for n, v in spent_on_evaluations(folder).items()},
         "meanings": {name: METRICS[name] for name in _names(lines)},
     }
 
@@ -166,10 +177,12 @@ def _curve(lines: Sequence[Mapping[str, Any]], name: str) -> list[list[float]]:
 
 
 def _totals(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """What all iterations cost together."""
+    """What all iterations cost together; of memory the most."""
     found: dict[str, float] = {}
     for line in lines:
         for name, value in _shown(line).items():
             if name.startswith(("ledger/", "seconds/")):
                 found[name] = round(found.get(name, 0) + value, 4)
+            if name.startswith("memory/"):
+                found[name] = max(found.get(name, 0), value)
     return found

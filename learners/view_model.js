@@ -65,6 +65,8 @@ function expand(tree) {
   }
   tree.rewards = tree.trajectories.map((one) => one.reward);
   tree.largest = Math.max(0, ...tree.trajectories.map((one) => Math.abs(one.gain)));
+  tree.parted = partings(tree);
+  tree.telling = tree.largest || (tree.parted.length && tree.trajectories.every((one) => !one.source) ? tree.parted[0].gap : 0);
   tree.scored = tree.trajectories.some((one) => one.branching);
   tree.mean = tree.rewards.reduce((a, b) => a + b, 0) / Math.max(tree.rewards.length, 1);
 }

@@ -94,7 +94,7 @@ function cells(one, x, middle, unit, mode, scale) {
 
 function drawList(trees, chosen, sort, query, choose) {
   const order = trees.map((tree, index) => ({ tree, index }));
-  if (sort === "decisions") order.sort((a, b) => b.tree.largest - a.tree.largest || b.tree.scored - a.tree.scored || a.index - b.index);
+  if (sort === "decisions") order.sort((a, b) => b.tree.telling - a.tree.telling || b.tree.scored - a.tree.scored || a.index - b.index);
   if (sort === "reward") order.sort((a, b) => a.tree.mean - b.tree.mean || a.index - b.index);
   const wanted = query.toLowerCase();
   const fitting = order.filter(({ tree }) => `${tree.task} ${tree.question || ""}`.toLowerCase().includes(wanted));
@@ -105,7 +105,8 @@ function listItem(tree, index, chosen, choose) {
   const dot = (one) => element("span", { class: `dot ${verdict(one.reward).kind}`, title: `${nameOf(one)}: ${number(one.reward)}` }, verdict(one.reward).mark);
   const branches = tree.trajectories.filter((one) => one.source);
   const leaves = [tree.trajectories.filter((one) => !one.source).map(dot), branches.length ? element("span", { class: "even" }, " ◆ ") : null, branches.map(dot)];
-  const mattered = tree.largest > 0 ? element("span", { class: "mattered", title: "largest difference between a branch's reward and its parent's" }, `Δ ${number(tree.largest)}`) : null;
+  const meant = branches.length ? "largest difference between a branch's reward and its parent's" : "largest difference in mean reward between ways that rollouts took";
+  const mattered = tree.telling > 0 ? element("span", { class: "mattered", title: meant }, `Δ ${number(tree.telling, 2)}`) : null;
   return element("button", { class: `item${chosen ? " chosen" : ""}`, "aria-current": chosen ? "true" : null, "data-tree": index, onclick: () => choose(index) },
     element("span", { class: "words" }, tree.question === null ? `${tree.task} (text withheld)` : tree.question),
     element("span", { class: "leaves" }, leaves, mattered, tree.unavailable ? element("span", { class: "bad" }, " tools failed") : null));

@@ -8,7 +8,7 @@ import pytest
 from learners.view import Options, write_page
 from learners.view_server import make_server
 from tests import needs
-from tests.view_fakes import HOSTILE, write_iteration, write_run
+from tests.view_fakes import HOSTILE, write_iteration, write_rollouts_alone, write_run
 
 pytestmark = [pytest.mark.full]
 
@@ -81,6 +81,52 @@ def test_the_decision_that_mattered_is_shown_first(shown):
     first = shown.locator("#decisions tbody tr").first
     assert first.locator("td").nth(0).inner_text() == "root 0, token 2"
     assert "▲+1" in first.inner_text()
+
+
+def test_a_sentence_says_what_was_decided_and_earned(shown):
+    """One branch turned 0 into 1, one wrote something else and earned as little."""
+    assert shown.inner_text("#summed") == (
+        "2 branches at 2 places: 1 did better than what they left, 1 went another way to the same "
+        "reward. Most telling: token 2 of root 0, “</search>” or "
+        "“!</search></answer>”: reward 0 or 1."
+    )
+
+
+def test_without_branches_the_page_shows_where_rollouts_parted(tab, tmp_path):
+    """Of four rollouts three said 4 and earned 2/3 in the mean, one said 5 and earned 0."""
+    write_rollouts_alone(tmp_path / "run")
+    tab.goto(write_page(Options(tmp_path / "run")).as_uri())
+    assert tab.inner_text("#summed") == (
+        "4 rollouts, none branched. They earned 0 to 1. Most telling: token 1, where “4</answer>” "
+        "earned 0.67, “5</answer>” earned 0 in the mean."
+    )
+    (row,) = tab.locator("#partings tbody tr").all()
+    assert row.locator("td").nth(0).inner_text() == "token 1"
+    assert row.locator(".way").all_inner_texts() == ["␣4</answer>", "␣5</answer>"]
+    assert [b.inner_text() for b in row.locator(".pick").all()] == ["◐ 0.67", "✗ 0"]
+    row.locator(".pick").nth(1).click()
+    assert tab.locator(".lane.chosen").get_attribute("aria-label").startswith("root 2: reward 0")
+    assert "Δ 0.67" in tab.inner_text(".item")
+
+
+def test_rollouts_that_earned_the_same_decide_nothing(tab, tmp_path):
+    write_rollouts_alone(tmp_path / "run", ends=((" 4", 0.0), (" 5", 0.0)))
+    tab.goto(write_page(Options(tmp_path / "run")).as_uri())
+    assert "All earned 0: no decision here can be told from another" in tab.inner_text("#summed")
+    assert tab.locator("#partings").count() == 0
+
+
+def test_the_ledger_tells_of_evaluations_apart_and_of_memory(tab, tmp_path):
+    write_rollouts_alone(tmp_path / "run")
+    tab.goto(write_page(Options(tmp_path / "run")).as_uri())
+    found = {
+        row.locator("th").inner_text(): row.locator("td").all_inner_texts()
+        for row in tab.locator("#ledger tbody tr").all()
+    }
+    assert found["sampled tokens"] == ["12", "12", "5"]
+    assert found["judge calls"] == ["\u2013", "\u2013", "2"]
+    assert found["cost"] == ["\u2013", "\u2013", "0.5"]
+    assert found["peak"] == ["1,536 MiB", "1,536 MiB"]
 
 
 def test_a_click_on_a_branch_compares_it_with_its_parent(shown):

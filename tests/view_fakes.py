@@ -92,6 +92,25 @@ def made(words, task, moved, long=0):
     return tree
 
 
+def write_rollouts_alone(folder, ends=((" 4", 1.0), (" 4", 0.0), (" 5", 0.0), (" 4", 1.0))):
+    """A run of GRPO: a tree whose rollouts part at their second token, and evaluations."""
+    folder.mkdir(parents=True)
+    config = {"method": "learners.grpo", "env": "appo/SyntheticQA-v0", "iterations": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    words, task = Words(), TOY_TASKS[0]
+    start = EnvState(TOY.name, TOY.revision, "train", task.id)
+    tree = RolloutTree(task, words.encode("ask"), start)
+    for text, reward in ends:
+        root = tree.root()
+        root.turns.append(Turn(start, said(words.encode("<answer>", text, "</answer>")), ()))
+        finish(root, reward)
+    write_rollouts(folder, 0, [tree], words)
+    line = {"iteration": 0, "ledger/sampled_tokens": 12, "memory/peak": 3 * 2**29}
+    (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    asked = {"tasks": [], "ledger/sampled_tokens": 5, "ledger/judge_calls": 2, "ledger/cost": 0.5}
+    (folder / "evaluation-before.json").write_text(json.dumps(asked))
+
+
 def said(ids):
     return Completion(ids, (-0.5,) * len(ids), (0.25,) * len(ids))
 
