@@ -162,7 +162,10 @@ def pass_at_k(
 
     path = comparison / "report.json"
     if not path.exists():
-        raise UsageError(f"{path} is not there: learners.compare writes it")
+        raise UsageError(
+            f"{path} is not there: learners.compare writes it, from summaries alone where all runs "
+            "have theirs"
+        )
     found = json.loads(path.read_text())["methods"]
     unknown = [label for label in methods if label not in found]
     if unknown or not methods:
