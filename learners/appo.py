@@ -95,7 +95,7 @@ def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
     before, noise = run.policy.updates, 0.0
     for batch in run.minibatches(trees):
         roots = [root for tree in batch for root in tree.roots]
-        stats = run.token_stats(roots)
+        stats = run.token_stats(roots, branched=True)
         moved = run.policy.updates > before
         if not moved:  # same weights: what differs between the two passes is rounding
             noise = placement.omega_spread(roots, stats, config.discount, config.future_clip)
@@ -135,7 +135,7 @@ def grow(
         run.rollout(trees)  # by the current policy
         if layer < len(sizes) - 1 or config.train_branches:
             branches = [b for tree in usable(trees) for b in tree.branches if b not in stats]
-            stats |= run.token_stats(branches)
+            stats |= run.token_stats(branches, branched=layer < len(sizes) - 1)
             placement.remember_branches(branches, stats)
 
 

@@ -21,6 +21,7 @@ from learners.objective import Reference, objective
 from learners.policy import Policy, PolicyLoss, TokenStats
 from learners.rollout import Hook, Rollouts
 from learners.run_config import RunConfig
+from learners.sampler import TransformersSampler
 from learners.schedules import multiplier
 from learners.stopping import policy_flops
 from learners.tree import RolloutTree, Row, Trajectory, usable
@@ -95,11 +96,21 @@ class Run:
         for start in range(0, len(kept), self.config.minibatch_prompts):
             yield kept[start : start + self.config.minibatch_prompts]
 
-    def token_stats(self, trajectories: Sequence[Trajectory]) -> dict[Trajectory, TokenStats]:
-        """Log-probabilities and entropies under the current policy."""
+    def token_stats(
+        self, trajectories: Sequence[Trajectory], *, branched: bool = False
+    ) -> dict[Trajectory, TokenStats]:
+        """Log-probabilities and entropies under the current policy.
+
+        Args:
+            trajectories: finished.
+            branched: branches will leave them by the same weights, so the sampler may keep what
+                is read of them here.
+        """
         self.ledger.add("scored_tokens", sum(map(_tokens, trajectories)))
+        sampler = self.rollouts.sampler
+        keep = sampler.keep if branched and isinstance(sampler, TransformersSampler) else None
         with self.ledger.phase("score"):
-            stats = self.policy.token_stats(trajectories)
+            stats = self.policy.token_stats(trajectories, keep)
         self.ledger.add("computed_tokens", self.policy.work.computed_tokens)
         for trajectory, found in zip(trajectories, stats, strict=True):
             trajectory.marks.logprobs, trajectory.marks.entropies = found

@@ -19,7 +19,8 @@ from learners.batch import Batch, pack
 from learners.memory import Kept
 from learners.models import LoadedModel
 from learners.optimizers import make_optimizer
-from learners.packing import Packing, Packs, Work, laid_out
+from learners.packing import Packing, Packs, Work, laid_out, token_ids
+from learners.read_together import Keep, Recorder
 from learners.run_config import OptimizerName
 from learners.tree import Row, Trajectory
 
@@ -96,20 +97,28 @@ class Policy:
         )
 
     @torch.no_grad()
-    def token_stats(self, trajectories: Sequence[Trajectory]) -> list[TokenStats]:
-        """Exact log-probabilities and entropies of every response token the policy sampled."""
+    def token_stats(
+        self, trajectories: Sequence[Trajectory], keep: Keep | None = None
+    ) -> list[TokenStats]:
+        """Exact log-probabilities and entropies of every response token the policy sampled.
+
+        `keep` is given keys and values of the trajectories, where they were read as a tree.
+        """
         found: dict[int, TokenStats] = {}
         rows = [Row(t, torch.zeros(len(t))) for t in trajectories]
         self.work = laid_out(rows, self.microbatch_tokens, self.packs)
         for group, packing in self.work.parts:
             batch = pack(group, self.model.device, packing=packing)
-            logprobs, entropies = self._forward(batch, entropies=True)
+            recorder = Recorder() if keep is not None and packing is not None else None
+            logprobs, entropies = self._forward(batch, entropies=True, recorder=recorder)
             for index, row in enumerate(group):
+                if keep is not None and packing is not None and recorder is not None:
+                    ids = token_ids(row.trajectory)
+                    keep(ids, recorder.along(packing.places[index, : len(ids)]))
                 begin = len(row.trajectory.prompt_ids)
                 own = slice(begin, begin + len(row.trajectory))
-                found[id(row.trajectory)] = TokenStats(
-                    logprobs[index, own].cpu(), entropies[index, own].cpu()
-                )
+                stats = TokenStats(logprobs[index, own].cpu(), entropies[index, own].cpu())
+                found[id(row.trajectory)] = stats
         return [found[id(t)] for t in trajectories]
 
     def update(
@@ -133,8 +142,7 @@ class Policy:
         """
         total = self._accumulate(batch, weights, loss, everything=everything)
         norm = torch.nn.utils.clip_grad_norm_(self._trained(), self.gradient_clip)
-        finite = bool(torch.isfinite(norm))
-        if finite:
+        if finite := bool(torch.isfinite(norm)):
             self.optimizer.step()
             self.updates += 1
         self.optimizer.zero_grad(set_to_none=True)
@@ -214,11 +222,13 @@ class Policy:
         for group in self.optimizer.param_groups:
             group["lr"] = value
 
-    def _forward(self, batch: Batch, *, entropies: bool) -> tuple[Tensor, Tensor]:
+    def _forward(
+        self, batch: Batch, *, entropies: bool, recorder: Recorder | None = None
+    ) -> tuple[Tensor, Tensor]:
         """(B, T) log-probabilities and entropies, 0 where `response_mask` is False."""
         rows, columns = batch.response_mask[:, 1:].nonzero(as_tuple=True)
         tree, back = batch.packing, None
-        hidden = self._hidden(batch)
+        hidden = self._hidden(batch, recorder)
         if tree is None:
             before = hidden[rows, columns]  # (n, D): the state that predicts each sampled token
             targets = batch.token_ids[rows, columns + 1]
@@ -249,7 +259,7 @@ class Policy:
 
         return filled(logprobs), filled(surprise)
 
-    def _hidden(self, batch: Batch) -> Tensor:
+    def _hidden(self, batch: Batch, recorder: Recorder | None) -> Tensor:
         """(B, T, D) last states of the rows, or (1, U, D) of the tokens of their tree."""
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.autocast):
             if batch.packing is None:
@@ -263,7 +273,8 @@ class Policy:
                     position_ids=tree.positions[None],
                     # Of no use: without it transformers would make a mask of its own.
                     attention_mask=batch.attention_mask.new_zeros((1, 1, 1, 0)),
-                    use_cache=False,
+                    past_key_values=recorder,
+                    use_cache=recorder is not None,
                     tree=tree.layout,
                 )
         hidden: Tensor = found.last_hidden_state.to(self.model.dtype)

@@ -114,8 +114,10 @@ class StoredRun(Run):
                     "run had neither --kl nor --kl-reward; it cannot be replayed with one"
                 )
 
-    def token_stats(self, trajectories: Sequence[Trajectory]) -> dict[Trajectory, TokenStats]:
-        """What the policy thought of them then.
+    def token_stats(
+        self, trajectories: Sequence[Trajectory], *, branched: bool = False
+    ) -> dict[Trajectory, TokenStats]:
+        """What the policy thought of them then; no branch is sampled.
 
         Raises:
             RolloutFileError: the run's method did not ask it.

@@ -150,7 +150,7 @@ class RunConfig:
     turns: Literal["auto", "lockstep", "overlap"] = "auto"
     """lockstep: all sample, then all call their tools, and a rerun is bit-exact; overlap: each
     trajectory waits for its own tool only. auto: overlap with vLLM or CUDA."""
-    sampler_rows: int = 64
+    sampler_rows: int = 128
     """Most trajectories sampled at the same time."""
     threads: int | None = None
     """CPU threads of the model; None: all cores. Part of what makes a rerun bit-exact."""

@@ -7,14 +7,15 @@ which only matters where the draw falls within 1e-4 of a boundary of the distrib
 
 import copy
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from learners.kv_cache import PrefixStore, RowCache, read_together
+from learners.kv_lines import Line, Lines
+from learners.read_together import read_together
 from learners.tree import Completion, StopReason
 from learners.turn_end import TurnEnd, end_ids
 
@@ -105,13 +106,13 @@ class _Row:
     request: Request
     prefix_ids: tuple[int, ...]
     """Tokens before the first sampled one, prefill included."""
+    line: Line
+    """Its keys and values."""
+    unread: tuple[int, ...]
+    """Tokens that the next forward pass reads."""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     entropies: list[float] = field(default_factory=list)
-    known: int = 0
-    """Tokens whose keys and values are in the cache."""
-    unread: tuple[int, ...] = ()
-    """Tokens that the next forward pass reads."""
 
 
 def servable(request: Request) -> Request:
@@ -131,8 +132,8 @@ def servable(request: Request) -> Request:
 class TransformersSampler:
     """Samples with the policy's own model; finished rows leave the batch at once.
 
-    Mutated by `submit` and `completed`. Rows are served in order of submission, at most `rows` at a
-    time; a prefix that a kept row shares is not read again, and what rows that join together share
+    Mutated by `submit`, `completed` and `keep`. At most `rows` are served at a time, in order of
+    submission; what is known of a prefix is not read again, and what rows that join together share
     is read once.
     """
 
@@ -155,10 +156,9 @@ class TransformersSampler:
         self._end = TurnEnd(tokenizer, stop_tags, end_ids(model, tokenizer))
         self._rows = rows
         self._waiting: list[Request] = []
-        self._store = PrefixStore()
+        self._lines = Lines(rows)
         self.prefilled_tokens = 0
         """Prefix tokens that the model read so far."""
-        self._row_bytes = 0
 
     def submit(self, request: Request) -> None:
         """Take a request.
@@ -168,9 +168,20 @@ class TransformersSampler:
         """
         self._waiting.append(servable(request))
 
+    @torch.inference_mode()
+    def keep(self, token_ids: tuple[int, ...], kept: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Take what somebody else read with the weights as they are.
+
+        Args:
+            token_ids: (T,)
+            kept: of each layer (H, T, D) keys and values.
+        """
+        dtype = self._model.dtype
+        self._lines.keep(token_ids, ((keys.to(dtype), values.to(dtype)) for keys, values in kept))
+
     def sync(self) -> None:
         """Take the model's weights as they are now; keys and values of the old ones are dropped."""
-        self._store.forget()
+        self._lines.forget()
         if self._model is not self._source:
             self._model.load_state_dict(self._source.state_dict())
 
@@ -181,18 +192,18 @@ class TransformersSampler:
     def completed(self) -> Iterator[tuple[Request, Completion]]:
         """Requests as they finish."""
         active: list[_Row] = []
-        cache = RowCache()
+        self._lines.abandon()
         was_training = self._model.training
         self._model.eval()
         while active or self._waiting:
-            joined = self._admit(active, cache)
-            finished = self._advance(active, slice(0, joined), cache) if joined else []
-            if joined < len(active):
-                finished += self._advance(active, slice(joined, len(active)), cache)
+            before = len(active)
+            self._admit(active)
+            finished = self._advance(active, slice(0, before))
+            finished += self._advance(active, slice(before, len(active)))
+            for row in active[before:]:
+                self._lines.share(row.line, row.prefix_ids)
             for row, stop in finished:
-                if stop is None:
-                    continue
-                self._release(active, row, cache)
+                self._release(active, row)
                 yield (
                     row.request,
                     Completion(
@@ -200,66 +211,45 @@ class TransformersSampler:
                     ),
                 )
         self._model.train(was_training)
-        self._row_bytes = max(self._row_bytes, cache.held_bytes)
 
     @property
     def held(self) -> tuple[int, int]:
         """Bytes of its own weights, and the most of keys and values so far."""
         own = [] if self._model is self._source else self._model.parameters()
-        return sum(p.nbytes for p in own), self._row_bytes + self._store.peak_bytes
+        return sum(p.nbytes for p in own), self._lines.peak_bytes
 
-    def _admit(self, active: list[_Row], cache: RowCache) -> int:
-        """Let waiting requests join; returns how many rows were there before."""
+    def _admit(self, active: list[_Row]) -> None:
+        """Let waiting requests join."""
+        free = self._rows - len(active)
+        joining = [self._waiting.pop(0) for _ in range(min(free, len(self._waiting)))]
+        # Turns that go on in the order of their lines: none of these need move.
+        joining.sort(key=lambda request: self._lines.place(request.prefix_ids))
         before = len(active)
-        while self._waiting and len(active) < self._rows:
-            request = self._waiting.pop(0)
-            row = _Row(request, request.prefix_ids + request.prefill_ids)
-            shared, prefix = self._store.longest(row.prefix_ids)
-            row.known = min(shared, len(row.prefix_ids) - 1)
-            row.unread = row.prefix_ids[row.known :]
-            if prefix is not None:
-                cache.write(len(active), prefix.kept, row.known)
-            active.append(row)
-        self._read_together(active, range(before, len(active)), cache)
+        for request in joining:
+            prefix = request.prefix_ids + request.prefill_ids
+            line = self._lines.take(prefix)
+            active.append(_Row(request, prefix, line, prefix[line.known :]))
+        self._read_together(active[before:])
         self.prefilled_tokens += sum(len(row.unread) for row in active[before:])
-        return before
 
-    def _read_together(self, active: list[_Row], joined: range, cache: RowCache) -> None:
+    def _read_together(self, joined: Sequence[_Row]) -> None:
         """Read what joining rows share once, all but the last token of each."""
-        fresh = [i for i in joined if active[i].known == 0 and len(active[i].unread) > 1]
-        read = read_together(self._model, [active[i].unread[:-1] for i in fresh])
+        fresh = [row for row in joined if row.line.known == 0 and len(row.unread) > 1]
+        read = read_together(self._model, [row.unread[:-1] for row in fresh])
         if read is None:
             return
         self.prefilled_tokens += read.tokens
-        for index, kept in zip(fresh, read.kept, strict=True):
-            row = active[index]
-            row.known = len(row.unread) - 1
+        for row, kept in zip(fresh, read.kept, strict=True):
+            self._lines.fill(row.line, kept, len(row.unread) - 1)
             row.unread = row.unread[-1:]
-            cache.write(index, kept, row.known)
 
-    def _advance(
-        self, active: list[_Row], rows: slice, cache: RowCache
-    ) -> list[tuple[_Row, StopReason | None]]:
-        """One forward pass over some rows, one token for each."""
+    def _advance(self, active: list[_Row], rows: slice) -> list[tuple[_Row, StopReason]]:
+        """One forward pass over some rows, one token for each; those whose turn is over."""
         group = active[rows]
-        width = max(len(row.unread) for row in group)
-        device = self._model.device
-        ids = torch.tensor(
-            [[*row.unread, *[0] * (width - len(row.unread))] for row in group], device=device
-        )
-        known = torch.tensor([row.known for row in group], device=device)
-        cache.rows = rows
-        cache.positions = known[:, None] + torch.arange(width, device=device)  # (R, Q)
-        cache.span = int(known.max()) + width
-        seen = torch.arange(cache.span, device=device) <= cache.positions[:, :, None]
-        hidden = self._model.base_model(
-            input_ids=ids,
-            attention_mask=seen[:, None],  # (R, 1, Q, span)
-            position_ids=cache.positions,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        last = torch.tensor([len(row.unread) - 1 for row in group], device=device)
+        if not group:
+            return []
+        hidden = self._read(group, rows)
+        last = torch.tensor([len(row.unread) - 1 for row in group], device=hidden.device)
         logits = self._model.get_output_embeddings()(hidden[torch.arange(len(group)), last])
         uniforms = [
             uniform(row.request.key, row.request.position + len(row.token_ids)) for row in group
@@ -269,22 +259,39 @@ class TransformersSampler:
         drawn = draw(logits, uniforms, [row.request.temperature for row in group])
         finished = []
         for row, token, logprob, entropy in zip(group, *drawn, strict=True):
-            row.known += len(row.unread)
+            row.line.known += len(row.unread)
             row.unread = (token,)
             row.token_ids.append(token)
             row.logprobs.append(logprob)
             row.entropies.append(entropy)
             ended = self._end.reason(row.request.prefill_ids, row.token_ids, row.request.max_tokens)
-            finished.append((row, ended))
+            if ended is not None:
+                finished.append((row, ended))
         return finished
 
-    def _release(self, active: list[_Row], row: _Row, cache: RowCache) -> None:
-        """Take a finished row out: keep its keys and values, let the last row take its place."""
-        index = next(i for i, other in enumerate(active) if other is row)
-        kept = cache.read(index, row.known)
-        if kept is not None:
-            self._store.keep((*row.prefix_ids, *row.token_ids)[: row.known], kept)
-        if index < len(active) - 1:
-            cache.move(len(active) - 1, index)
-            active[index] = active[-1]
+    def _read(self, group: Sequence[_Row], rows: slice) -> Tensor:
+        """(R, Q, D) last states of the unread tokens of some rows, padded on the right."""
+        lines, device = self._lines, self._model.device
+        width = max(len(row.unread) for row in group)
+        ids = [[*row.unread, *[0] * (width - len(row.unread))] for row in group]
+        known = [row.line.known for row in group]
+        lines.rows, lines.span = rows, max(known) + width
+        lines.positions = torch.tensor(known)[:, None] + torch.arange(width)  # (R, Q)
+        lines.positions = lines.positions.to(device)
+        unseen = torch.arange(lines.span, device=device) > lines.positions[:, :, None]
+        mask = torch.zeros(unseen.shape, dtype=self._model.dtype, device=device)
+        hidden: Tensor = self._model.base_model(
+            input_ids=torch.tensor(ids, device=device),
+            attention_mask=mask.masked_fill_(unseen, -torch.inf)[:, None],  # (R, 1, Q, span)
+            position_ids=lines.positions,
+            past_key_values=lines,
+            use_cache=True,
+        ).last_hidden_state
+        return hidden
+
+    def _release(self, active: list[_Row], row: _Row) -> None:
+        """Take a finished row out: its line is kept, the last row takes its place."""
+        index = row.line.place
+        self._lines.release(row.line, (*row.prefix_ids, *row.token_ids))
+        active[index] = active[-1]
         active.pop()

@@ -79,7 +79,7 @@ class Parrot(torch.nn.Module):
         self.base_model = self.recite
         self.config = SimpleNamespace()
         self.generation_config = SimpleNamespace(eos_token_id=None)
-        self.device = torch.device("cpu")
+        self.device, self.dtype = torch.device("cpu"), torch.float64
         self.shapes = []
         self._script = torch.tensor(script)
         self._vocabulary = vocabulary

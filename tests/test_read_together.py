@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from learners.kv_cache import read_together
+from learners.read_together import read_together
 from tests.learner_fakes import Parrot
 from tests.test_packing import model_of
 from tests.test_sampler import request, sampler_of, serve

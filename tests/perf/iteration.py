@@ -10,7 +10,7 @@ spent in tools; what is left is bookkeeping.
 Beside it the same iterations by a plain path, in turn: rows padded, not read as trees (a switch of
 `Policy`), attention that repeats grouped keys (transformers' own), prompts that rows share read for
 each (`read_together` replaced), and no prefix known from an earlier turn, root or branch
-(`PrefixStore.longest` replaced). What cannot be turned off stays in both: finished rows leave the
+(`Lines.longest` replaced). What cannot be turned off stays in both: finished rows leave the
 batch, and tokens are drawn by inverse CDF; `tests.perf.sampling` has the loop without them. Draws
 belong to tokens, so both sample the same until roundings differ: the tokens are printed. A script,
 not a test: times are printed and never asserted.
@@ -32,7 +32,7 @@ import torch
 from benchmarks import BENCHMARKS, Score
 from envs import ToolEnv
 from learners import appo
-from learners.kv_cache import PrefixStore
+from learners.kv_lines import Lines
 from learners.loop import Run
 from learners.models import load_model
 from learners.policy import Policy
@@ -79,7 +79,7 @@ def paid_twice() -> Iterator[None]:
     """Nothing that was read is known, and nothing is shared."""
     with (
         patch("learners.sampler.read_together", lambda *_: None),
-        patch.object(PrefixStore, "longest", lambda *_: (0, None)),
+        patch.object(Lines, "longest", lambda *_: (0, None)),
     ):
         yield
 
