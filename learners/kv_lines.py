@@ -132,8 +132,9 @@ class Lines:
             store[1, line.place, :, :length] = values
 
     def keep(self, token_ids: tuple[int, ...], kept: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Keep a sequence that somebody else read, unless it is known; see `fill`."""
-        if self.longest(token_ids)[0] == len(token_ids):
+        """Keep a sequence that somebody else read, see `fill`; not what is known or has no room."""
+        crowded = self._full() and len(self._lines) == self.active
+        if crowded or self.longest(token_ids)[0] == len(token_ids):
             return
         line = self._open()
         self._rename(line, token_ids)

@@ -111,10 +111,14 @@ def test_logits_of_a_continued_row_equal_a_fresh_pass(tiny):
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-10)
 
 
-def test_a_branch_after_an_update_never_reads_a_stale_cache():
-    """The branch's logits equal a fresh pass by the moved weights, and not one by the old ones."""
+@pytest.mark.parametrize("scored", [False, True])
+def test_a_branch_after_an_update_never_reads_a_stale_cache(scored):
+    """The branch's logits equal a fresh pass by the moved weights, and not one by the old ones.
+
+    Where the moved policy has scored the root, only the branch's last shared token is read again.
+    """
     loaded = load_model("tiny", dtype=torch.float64)
-    policy = Policy(loaded, learning_rate=1e-2)
+    policy = Policy(loaded, learning_rate=1e-2, packs="always")
     sampler = sampler_of(loaded)
     env = toy_env(split="train")
     run = Run(RunConfig(), policy, Rollouts(env, sampler, loaded.tokenizer, 64))
@@ -127,12 +131,27 @@ def test_a_branch_after_an_update_never_reads_a_stale_cache():
     old = fresh_logits(loaded, shared)[-1]
     row = Row(root, torch.ones(len(root), dtype=torch.float64))
     run.update([row], [torch.ones(len(root)) / len(root)], likelihood)
+    if scored:
+        run.token_stats([root], branched=True)
     branch = tree.fork(BranchPoint(root, 4))
+    read = sampler.prefilled_tokens
     logits, _ = logits_of(
         loaded, sampler, request(prompt, prefill=branch.prefill.token_ids, key="branch")
     )
+    assert sampler.prefilled_tokens - read == (1 if scored else len(shared))
     torch.testing.assert_close(logits[0], fresh_logits(loaded, shared)[-1], rtol=0, atol=1e-10)
     assert (logits[0] - old).abs().max() > 0.01
+
+
+def test_what_was_left_in_the_middle_is_begun_again(tiny):
+    """The caller stops after the first completion; the others are asked for once more."""
+    sampler = sampler_of(tiny)
+    requests = mixed_requests()
+    expected = [c.token_ids for c in serve(sampler_of(tiny), *requests)]
+    for one in requests:
+        sampler.submit(one)
+    next(sampler.completed())
+    assert [c.token_ids for c in serve(sampler, *requests)] == expected
 
 
 def test_temperature_zero_is_greedy(tiny):
