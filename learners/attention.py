@@ -29,25 +29,27 @@ class Layout:
     adds, and how long its path is, they included."""
     keys: Tensor
     """(sum of path lengths,) places of the tokens of every such path."""
-    _masks: "dict[torch.dtype, list[Tensor | None]]" = field(default_factory=dict)
+    _masks: "dict[tuple[torch.dtype, int], list[Tensor | None]]" = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> "Layout":
         """The same on a device."""
         return Layout(self.spans, self.keys.to(device))
 
-    def masks(self, like: Tensor) -> "list[Tensor | None]":
-        """Per row that adds tokens (added, path) 0 where they look and -inf elsewhere; kept.
+    def masks(self, like: Tensor, groups: int) -> "list[Tensor | None]":
+        """Per row that adds tokens (groups x added, path) 0 where they look, else -inf; kept.
 
         None for a row that shares nothing: each token looks at those before it.
         """
-        if like.dtype not in self._masks:
-            self._masks[like.dtype] = [
+        if (like.dtype, groups) not in self._masks:
+            self._masks[like.dtype, groups] = [
                 None
                 if own == length
-                else like.new_full((own, length), -torch.inf).triu(length - own + 1)
+                else like.new_full((own, length), -torch.inf)
+                .triu(length - own + 1)
+                .repeat(groups, 1)
                 for own, length in self.spans
             ]
-        return self._masks[like.dtype]
+        return self._masks[like.dtype, groups]
 
 
 def register() -> str:
@@ -143,17 +145,25 @@ def tree_attention(
         torch.split(query, added, 1),
         torch.split(key, lengths, 1),
         torch.split(value, lengths, 1),
-        tree.masks(query),
+        tree.masks(query, groups),
         strict=True,
     )
     for queries, keys, values, mask in parts:
-        part = scaled_dot_product_attention(
-            queries.reshape(-1, groups, *queries.shape[1:]),  # (K, H / K, own, D)
-            keys[:, None].expand(-1, groups, -1, -1),
-            values[:, None].expand(-1, groups, -1, -1),
-            attn_mask=mask,
-            is_causal=mask is None,
-            scale=scaling,
-        )
-        found.append(part.flatten(0, 1))
+        if mask is None:
+            part = scaled_dot_product_attention(
+                queries.reshape(-1, groups, *queries.shape[1:]),  # (K, H / K, own, D)
+                keys[:, None].expand(-1, groups, -1, -1),
+                values[:, None].expand(-1, groups, -1, -1),
+                is_causal=True,
+                scale=scaling,
+            ).flatten(0, 1)
+        else:  # the heads of a group stand beside each other on the query axis
+            part = scaled_dot_product_attention(
+                queries.reshape(1, len(keys), -1, queries.shape[2]),  # (1, K, H / K x own, D)
+                keys[None],
+                values[None],
+                attn_mask=mask,
+                scale=scaling,
+            ).reshape(queries.shape)
+        found.append(part)
     return torch.cat(found, 1)

@@ -16,6 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from learners.attention import takes_trees
 from learners.batch import Batch, pack
+from learners.logprobs import entropies as entropies_of
+from learners.logprobs import token_logprobs
 from learners.memory import Kept
 from learners.models import LoadedModel
 from learners.optimizers import make_optimizer
@@ -239,14 +241,14 @@ class Policy:
         again = torch.is_grad_enabled() and len(targets) * self.model.config.vocab_size
         logprobs, surprise = [], []
         for start in range(0, len(targets), CHUNK):
-            part = slice(start, start + CHUNK)
-            args = (before[part], targets[part])
+            args = (before[start : start + CHUNK], targets[start : start + CHUNK])
             if again > KEPT_LOGITS:
                 logprobs.append(checkpoint(self._logprobs, *args, use_reentrant=False))
-            else:
-                logprobs.append(self._logprobs(*args))
+                continue
+            logits = self._scaled(args[0])
+            logprobs.append(token_logprobs(logits, args[1]))
             if entropies:
-                surprise.append(self._entropies(before[part]))
+                surprise.append(entropies_of(logits))
         # (B, T), entry t speaks of token t itself
         blank = hidden.new_zeros(batch.token_ids.shape, dtype=self._precision)
 
@@ -286,14 +288,8 @@ class Policy:
         return torch.float64 if double else torch.float32
 
     def _scaled(self, hidden: Tensor) -> Tensor:
-        logits = self.model.get_output_embeddings()(hidden).to(self._precision)
-        scaled: Tensor = logits / self.temperature  # (n, V)
-        return scaled
+        logits: Tensor = self.model.get_output_embeddings()(hidden).to(self._precision)
+        return logits if self.temperature == 1.0 else logits / self.temperature  # (n, V)
 
     def _logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        logits = self._scaled(hidden)
-        return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(-1)
-
-    def _entropies(self, hidden: Tensor) -> Tensor:
-        logprobs = torch.log_softmax(self._scaled(hidden), dim=-1)
-        return -(logprobs.exp() * logprobs).sum(-1)
+        return token_logprobs(self._scaled(hidden), targets)

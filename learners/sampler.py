@@ -1,12 +1,9 @@
 """Sampling: prefixes of token ids go in, completions of one turn come out.
 
-Every draw is decided by a counter keyed by the request and the position, never by a generator's
-state: the same request gives the same tokens whatever else is in the batch (up to float rounding,
-which only matters where the draw falls within 1e-4 of a boundary of the distribution).
+The same request gives the same tokens whatever else is in the batch (see `learners.draw`).
 """
 
 import copy
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -14,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from learners.draw import draw, uniform
 from learners.kv_lines import Line, Lines
 from learners.read_together import read_together
 from learners.tree import Completion, StopReason
@@ -59,44 +57,6 @@ class Sampler(Protocol):
     def rest(self) -> None:
         """Nothing will be sampled for a while: memory may serve others."""
         ...
-
-
-def uniform(key: str, position: int) -> float:
-    """A number in [0, 1), decided by key and position alone."""
-    digest = hashlib.blake2b(f"{key}#{position}".encode(), digest_size=8).digest()
-    return (int.from_bytes(digest, "big") >> 11) * 2.0**-53
-
-
-class Draw(NamedTuple):
-    """One sampled token per row; all (R,)."""
-
-    token_ids: list[int]
-    logprobs: list[float]
-    entropies: list[float]
-
-
-def draw(logits: Tensor, uniforms: Sequence[float], temperatures: Sequence[float]) -> Draw:
-    """Sample by inverse CDF; a temperature of 0 is greedy.
-
-    Args:
-        logits: (R, V).
-        uniforms: (R,) in [0, 1).
-        temperatures: (R,).
-
-    Returns:
-        Tokens with their log-probabilities and the entropies of the full distributions, in nats.
-    """
-    heat = torch.tensor([t if t > 0 else 1.0 for t in temperatures], dtype=logits.dtype)
-    logprobs = torch.log_softmax(logits / heat[:, None].to(logits.device), dim=-1)  # (R, V)
-    probabilities = logprobs.exp()
-    cdf = probabilities.cumsum(-1, dtype=torch.float64)
-    target = torch.tensor(uniforms, dtype=torch.float64, device=cdf.device)[:, None] * cdf[:, -1:]
-    token_ids = torch.searchsorted(cdf, target, right=True).clamp_max(logits.shape[-1] - 1)[:, 0]
-    greedy = torch.tensor([t <= 0 for t in temperatures], device=cdf.device)
-    token_ids = torch.where(greedy, logits.argmax(-1), token_ids)
-    entropies = -(probabilities * logprobs.clamp_min(-1e4)).sum(-1)
-    chosen = logprobs.gather(1, token_ids[:, None])[:, 0]
-    return Draw(token_ids.tolist(), chosen.tolist(), entropies.tolist())
 
 
 @dataclass

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from envs import EnvState
+from learners.draw import draw, uniform
 from learners.loop import Run
 from learners.models import load_model
 from learners.policy import Policy
 from learners.rollout import Rollouts
 from learners.run_config import RunConfig
-from learners.sampler import Request, TransformersSampler, draw, uniform
+from learners.sampler import Request, TransformersSampler
 from learners.tree import BranchPoint, RolloutTree, Row, Turn
 from tests.fakes import toy_env, toy_load
 from tests.learner_fakes import Parrot, likelihood

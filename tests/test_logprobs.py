@@ -1,0 +1,38 @@
+"""Log-probabilities with a gradient of their own: equal to autograd's."""
+
+import torch
+
+from learners.logprobs import entropies, token_logprobs
+
+LOGITS = torch.tensor([[0.2, 0.3, 0.5], [0.1, 0.1, 0.8]], dtype=torch.float64).log()
+
+
+def test_by_hand():
+    """Probabilities 0.2, 0.3, 0.5 and 0.1, 0.1, 0.8; the gradient is [target] - p, times what comes
+    from above."""
+    logits = LOGITS.clone().requires_grad_()
+    found = token_logprobs(logits, torch.tensor([1, 2]))
+    torch.testing.assert_close(found.exp(), torch.tensor([0.3, 0.8], dtype=torch.float64))
+    found.backward(torch.tensor([1.0, 2.0], dtype=torch.float64))
+    expected = torch.tensor([[-0.2, 0.7, -0.5], [-0.2, -0.2, 0.4]], dtype=torch.float64)
+    torch.testing.assert_close(logits.grad, expected)
+
+
+def test_the_gradient_is_that_of_finite_differences():
+    logits = (torch.randn(5, 7, dtype=torch.float64) * 4).requires_grad_()
+    targets = torch.tensor([0, 6, 3, 3, 1])
+    assert torch.autograd.gradcheck(lambda x: token_logprobs(x, targets), (logits,))
+
+
+def test_one_token_may_stand_for_several_rows():
+    """Two rows read one token's log-probability: their gradients add up."""
+    logits = LOGITS[:1].clone().requires_grad_()
+    found = token_logprobs(logits, torch.tensor([0]))[torch.tensor([0, 0])]
+    found.backward(torch.tensor([1.0, 3.0], dtype=torch.float64))
+    expected = torch.tensor([[3.2, -1.2, -2.0]], dtype=torch.float64)
+    torch.testing.assert_close(logits.grad, expected)
+
+
+def test_entropy_by_hand():
+    """-(0.2 ln 0.2 + 0.3 ln 0.3 + 0.5 ln 0.5) = 1.0297 nats."""
+    assert abs(float(entropies(LOGITS)[0]) - 1.0297) < 1e-4
