@@ -55,6 +55,8 @@ class Lines:
         """Positions that its attention looks at."""
         self.peak_bytes = 0
         """Most that the store ever took."""
+        self.expected = 0
+        """Lines that will be sampled at a time: room is made for all of them at once."""
         self._rows, self._most_bytes = rows, most_bytes
         self._lines: list[Line] = []
         self._sorted: list[Line] = []
@@ -229,7 +231,8 @@ class Lines:
             self._make_room()
         else:
             span = -(-self.span // GROWTH) * GROWTH
-            shape = (2, len(self._lines), like.shape[1], span, like.shape[3])
+            lines = max(len(self._lines), min(self.expected, self._rows))
+            shape = (2, lines, like.shape[1], span, like.shape[3])
             self._layers.append(like.new_zeros(shape))
             self.peak_bytes = max(self.peak_bytes, self.held_bytes)
         return self._layers[number]
@@ -245,7 +248,8 @@ class Lines:
         most = self._most_lines(span)
         while len(self._lines) > max(most, self.active):
             self._drop(self._oldest())
-        lines = max(len(self._lines), min(most, lines if lines >= len(self._lines) else 2 * lines))
+        needed = max(len(self._lines), min(self.expected, most))
+        lines = max(needed, min(most, lines if lines >= needed else 2 * lines))
         for number, old in enumerate(self._layers):
             new = old.new_zeros((2, lines, old.shape[2], span, old.shape[4]))
             both = min(lines, old.shape[1])

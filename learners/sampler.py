@@ -185,6 +185,7 @@ class TransformersSampler:
         # Turns that go on in the order of their lines: none of these need move.
         joining.sort(key=lambda request: self._lines.place(request.prefix_ids))
         before = len(active)
+        self._lines.expected = before + len(joining)
         for request in joining:
             prefix = request.prefix_ids + request.prefill_ids
             line = self._lines.take(prefix)

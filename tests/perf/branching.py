@@ -2,11 +2,13 @@
 
     python -m tests.perf.branching --model smollm2 --threads 2
 
-Four ways, in turn, round after round; the median counts:
+Five ways, in turn, round after round; the median counts:
 
 * a prefix at a time: what every branch needs is read for it alone, one branch after the other;
 * a padded batch: the same for all branches at once, as a batched `generate` does;
 * ours, new weights: nothing is known (the policy moved), what branches share is read once;
+* ours, trunk scored: the moved policy has scored the trunk, as APPO does before it branches, and
+  left keys and values; the scoring pass itself is not counted, as the method needs it anyway;
 * ours, trunk known: the trunk was sampled by the same weights, its keys and values are there.
 
 Every branch samples `--tokens` tokens. A perfect cache computes one token per branch before the
@@ -24,8 +26,11 @@ from unittest.mock import patch
 
 import torch
 
+from envs import EnvState
 from learners.models import LoadedModel, load_model
+from learners.policy import Policy
 from learners.sampler import Request, TransformersSampler
+from learners.tree import Completion, Trajectory, Turn
 from tests.perf.clocks import in_turn, measuring_parser, seconds_of, spread
 
 
@@ -59,12 +64,22 @@ def once(
     trunk, *branches = requests
     if way == "ours, trunk known":
         served(sampler, [trunk])
+    if way == "ours, trunk scored":
+        score(loaded, sampler, trunk.prefix_ids)
     apart = way in ("a prefix at a time", "a padded batch")
     read = sampler.prefilled_tokens
     with patch("learners.sampler.read_together", lambda *_: None) if apart else nullcontext():
         taken = seconds_of(lambda: branch_out(sampler, branches, way), clock)
     tokens[way] = sampler.prefilled_tokens - read
     return taken
+
+
+def score(loaded: LoadedModel, sampler: TransformersSampler, ids: tuple[int, ...]) -> None:
+    """The policy's own pass over the trunk: its first token is the prompt."""
+    state, zeros = EnvState("Toy", "1", "train", "a"), (0.0,) * (len(ids) - 1)
+    trunk = Trajectory(ids[:1], state, path=(0,))
+    trunk.turns.append(Turn(state, Completion(ids[1:], zeros, zeros), ()))
+    Policy(loaded, learning_rate=0.0, packs="always").token_stats([trunk], sampler.keep)
 
 
 def branch_out(sampler: TransformersSampler, branches: list[Request], way: str) -> None:
@@ -76,7 +91,13 @@ def branch_out(sampler: TransformersSampler, branches: list[Request], way: str) 
         served(sampler, [branch])
 
 
-WAYS = ("a prefix at a time", "a padded batch", "ours, new weights", "ours, trunk known")
+WAYS = (
+    "a prefix at a time",
+    "a padded batch",
+    "ours, new weights",
+    "ours, trunk scored",
+    "ours, trunk known",
+)
 
 
 def main() -> None:
@@ -99,6 +120,7 @@ def main() -> None:
     lengths = [len(branch.prefix_ids) for branch in requests[1:]]
     perfect = {
         "ours, new weights": max(lengths) - 1 + len(lengths),
+        "ours, trunk scored": len(lengths),
         "ours, trunk known": len(lengths),
     }
     kind = "bfloat16" if arguments.bfloat16 else "float32"
