@@ -52,6 +52,25 @@ class Layout:
         return self._masks[like.dtype, groups]
 
 
+@dataclass(frozen=True, eq=False)
+class Step:
+    """Rows of a sampling pass whose tokens stand side by side, in one row of U tokens.
+
+    Keys and values are (lines, K, span, D) then, a line per row.
+    """
+
+    single: int
+    """Rows that read one token each: the first ones."""
+    single_mask: Tensor
+    """(single, 1, 1, T) 0 where they look and -inf elsewhere."""
+    places: Tensor
+    """(J, Q) of the tokens of the other rows; any place where a row has fewer than Q."""
+    mask: Tensor
+    """(J, 1, Q, T) the same of these."""
+    filled: Tensor
+    """(J, Q) False where a row has fewer."""
+
+
 def register() -> str:
     """Make the attention known to transformers; returns its name."""
     from transformers import AttentionInterface, AttentionMaskInterface
@@ -80,6 +99,7 @@ def grouped_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     tree: Layout | None = None,
+    step: Step | None = None,
     **options: object,
 ) -> tuple[Tensor, None]:
     """Softmax attention of H query heads over K key heads, H a multiple of K.
@@ -89,10 +109,12 @@ def grouped_attention(
         query: (B, H, Q, D).
         key: (B, K, T, D).
         value: (B, K, T, D).
-        attention_mask: (B, 1, Q, T), True where attended; None: causal over all of `key`.
+        attention_mask: (B, 1, Q, T), True (or 0, not -inf) where attended; None: causal over all
+            of `key`.
         scaling: of the products; None: 1 / sqrt(D).
         dropout: probability of leaving a position out.
         tree: of the tokens of the only row; then the mask is not looked at.
+        step: the same of a sampling pass.
         options: passed on where there is no mask.
 
     Returns:
@@ -103,22 +125,68 @@ def grouped_attention(
     if tree is not None:
         found = tree_attention(query[0], key[0], value[0], tree, scaling)
         return found.transpose(0, 1)[None].contiguous(), None
+    if step is not None:
+        return step_attention(query[0].transpose(0, 1), key, value, step, scaling)[None], None
     if attention_mask is None:
         plain: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, None, dropout=dropout, scaling=scaling, **options
         )
         return plain
+    found = _grouped(query, key, value, attention_mask, scaling, dropout)
+    return found.transpose(1, 2).contiguous(), None
+
+
+def _grouped(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    scaling: float | None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """(B, H, Q, D) with the heads of a group beside each other on the query axis."""
     batch, heads, length, _ = query.shape
     groups = heads // key.shape[1]
+    if groups > 1:
+        wide = mask.expand(-1, -1, groups, -1) if length == 1 else mask.repeat(1, 1, groups, 1)
     found = scaled_dot_product_attention(
         query.reshape(batch, heads // groups, groups * length, -1),
         key,
         value,
-        attn_mask=attention_mask if groups == 1 else attention_mask.repeat(1, 1, groups, 1),
+        attn_mask=mask if groups == 1 else wide,
         dropout_p=dropout,
         scale=scaling,
     )
-    return found.reshape(batch, heads, length, -1).transpose(1, 2).contiguous(), None
+    return found.reshape(batch, heads, length, -1)
+
+
+def step_attention(
+    query: Tensor, key: Tensor, value: Tensor, step: Step, scaling: float | None
+) -> Tensor:
+    """Attention of every row of a sampling pass to its own line.
+
+    Args:
+        query: (U, H, D).
+        key: (lines, K, span, D).
+        value: (lines, K, span, D).
+        step: of the U tokens.
+        scaling: of the products; None: 1 / sqrt(D).
+
+    Returns:
+        (U, H, D).
+    """
+    found = []
+    if step.single:
+        mask = step.single_mask
+        own = (slice(0, step.single), slice(None), slice(0, mask.shape[-1]))
+        single = query[: step.single, :, None]  # (rows, H, 1, D)
+        found.append(_grouped(single, key[own], value[own], mask, scaling)[:, :, 0])
+    if len(step.places):
+        own = (slice(step.single, None), slice(None), slice(0, step.mask.shape[-1]))
+        several = query[step.places].transpose(1, 2)  # (J, H, Q, D)
+        part = _grouped(several, key[own], value[own], step.mask, scaling)
+        found.append(part.transpose(1, 2)[step.filled])
+    return torch.cat(found)
 
 
 def tree_attention(

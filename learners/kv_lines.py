@@ -37,8 +37,7 @@ class Line:
 class Lines:
     """Stands where transformers expects a `Cache`; mutated by every forward pass.
 
-    Set `rows`, `positions` and `span` before a forward pass over (R, Q) tokens; what a line holds
-    beyond its length is never attended to.
+    Call `expect` before a forward pass; what a line holds beyond its length is never attended to.
     """
 
     is_compileable = False
@@ -47,33 +46,42 @@ class Lines:
         """Room for `rows` that are sampled at a time, and for kept ones up to so many bytes."""
         self.active = 0
         """Lines being sampled: the first ones."""
-        self.rows = slice(0, 0)
-        """Lines of the next forward pass."""
-        self.positions = torch.zeros(0, dtype=torch.long)
-        """(R, Q) where its tokens go."""
-        self.span = 0
-        """Positions that its attention looks at."""
         self.peak_bytes = 0
         """Most that the store ever took."""
         self.expected = 0
         """Lines that will be sampled at a time: room is made for all of them at once."""
         self._rows, self._most_bytes = rows, most_bytes
+        self._read = slice(0, 0)
+        """Lines that the attention of the next forward pass looks at, and how far."""
+        self._span = 0
+        self._at = (torch.zeros(0), torch.zeros(0))
         self._lines: list[Line] = []
         self._sorted: list[Line] = []
         self._layers: list[Tensor] = []
         """Of each layer (2, lines, H, positions, D), keys and values."""
         self._clock = 0
 
+    def expect(self, read: slice, span: int, lines: Tensor, positions: Tensor) -> None:
+        """Say what the next forward pass is over.
+
+        Args:
+            read: lines that its attention looks at.
+            span: how many of their positions.
+            lines: (B, T) of each of its tokens.
+            positions: (B, T) where in its line each goes.
+        """
+        self._read, self._span, self._at = read, span, (lines, positions)
+
     def update(
         self, keys: Tensor, values: Tensor, layer_idx: int, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
-        """Write (R, H, Q, D) keys and values; return (R, H, span, D) of the same lines."""
+        """Write (B, H, T, D) keys and values; return (lines, H, span, D) of what is looked at."""
         store = self._layer(layer_idx, keys)
         # Not scatter_: for bfloat16 on a CPU it copies the whole store to float32 and back.
-        lines = torch.arange(len(keys), device=keys.device)[:, None]
+        lines, positions = self._at
         for half, new in zip(store, (keys, values), strict=True):
-            half[self.rows][lines, :, self.positions] = new.transpose(1, 2)
-        seen = store[:, self.rows, :, : self.span]
+            half[lines, :, positions] = new.transpose(1, 2)
+        seen = store[:, self._read, :, : self._span]
         return seen[0], seen[1]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -127,7 +135,7 @@ class Lines:
             length: positions.
         """
         line.known = length
-        self.span = max(self.span, length)
+        self._span = max(self._span, length)
         for number, (keys, values) in enumerate(kept):
             store = self._layer(number, keys[None])
             store[0, line.place, :, :length] = keys
@@ -161,7 +169,7 @@ class Lines:
 
     def forget(self) -> None:
         """Drop everything: the weights have changed."""
-        self.active = self.span = 0
+        self.active = self._span = 0
         self._lines.clear()
         self._sorted.clear()
         if self.held_bytes > SMALL_BYTES:
@@ -230,7 +238,7 @@ class Lines:
         if number < len(self._layers):
             self._make_room()
         else:
-            span = -(-self.span // GROWTH) * GROWTH
+            span = -(-self._span // GROWTH) * GROWTH
             lines = max(len(self._lines), min(self.expected, self._rows))
             shape = (2, lines, like.shape[1], span, like.shape[3])
             self._layers.append(like.new_zeros(shape))
@@ -242,9 +250,9 @@ class Lines:
         if not self._layers:
             return
         lines, span = self._layers[0].shape[1], self._layers[0].shape[3]
-        if lines >= len(self._lines) and span >= self.span:
+        if lines >= len(self._lines) and span >= self._span:
             return
-        span = max(span, -(-self.span // GROWTH) * GROWTH)
+        span = max(span, -(-self._span // GROWTH) * GROWTH)
         most = self._most_lines(span)
         while len(self._lines) > max(most, self.active):
             self._drop(self._oldest())

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from learners.draw import draw, uniform
 from learners.kv_lines import Line, Lines
+from learners.line_reader import LineReader
 from learners.read_together import read_together
 from learners.tree import Completion, StopReason
 from learners.turn_end import TurnEnd, end_ids
@@ -117,6 +118,7 @@ class TransformersSampler:
         self._rows = rows
         self._waiting: list[Request] = []
         self._lines = Lines(rows)
+        self._reader = LineReader(self._model, self._lines)
         self.prefilled_tokens = 0
         """Prefix tokens that the model read so far."""
 
@@ -158,8 +160,7 @@ class TransformersSampler:
         while active or self._waiting:
             before = len(active)
             self._admit(active)
-            finished = self._advance(active, slice(0, before))
-            finished += self._advance(active, slice(before, len(active)))
+            finished = self._advance(active, before)
             for row in active[before:]:
                 self._lines.share(row.line, row.prefix_ids)
             for row, stop in finished:
@@ -204,22 +205,19 @@ class TransformersSampler:
             self._lines.fill(row.line, kept, len(row.unread) - 1)
             row.unread = row.unread[-1:]
 
-    def _advance(self, active: list[_Row], rows: slice) -> list[tuple[_Row, StopReason]]:
-        """One forward pass over some rows, one token for each; those whose turn is over."""
-        group = active[rows]
-        if not group:
-            return []
-        hidden = self._read(group, rows)
-        last = torch.tensor([len(row.unread) - 1 for row in group], device=hidden.device)
-        logits = self._model.get_output_embeddings()(hidden[torch.arange(len(group)), last])
+    def _advance(self, active: Sequence[_Row], before: int) -> list[tuple[_Row, StopReason]]:
+        """One token for every row; those whose turn is over. `before` were there before."""
+        unread = [row.unread for row in active]
+        last = self._reader.last_states(unread, [row.line.known for row in active], before)
+        logits = self._model.get_output_embeddings()(last)
         uniforms = [
-            uniform(row.request.key, row.request.position + len(row.token_ids)) for row in group
+            uniform(row.request.key, row.request.position + len(row.token_ids)) for row in active
         ]
         if logits.dtype != torch.float64:
             logits = logits.float()
-        drawn = draw(logits, uniforms, [row.request.temperature for row in group])
+        drawn = draw(logits, uniforms, [row.request.temperature for row in active])
         finished = []
-        for row, token, logprob, entropy in zip(group, *drawn, strict=True):
+        for row, token, logprob, entropy in zip(active, *drawn, strict=True):
             row.line.known += len(row.unread)
             row.unread = (token,)
             row.token_ids.append(token)
@@ -229,26 +227,6 @@ class TransformersSampler:
             if ended is not None:
                 finished.append((row, ended))
         return finished
-
-    def _read(self, group: Sequence[_Row], rows: slice) -> Tensor:
-        """(R, Q, D) last states of the unread tokens of some rows, padded on the right."""
-        lines, device = self._lines, self._model.device
-        width = max(len(row.unread) for row in group)
-        ids = [[*row.unread, *[0] * (width - len(row.unread))] for row in group]
-        known = [row.line.known for row in group]
-        lines.rows, lines.span = rows, max(known) + width
-        lines.positions = torch.tensor(known)[:, None] + torch.arange(width)  # (R, Q)
-        lines.positions = lines.positions.to(device)
-        unseen = torch.arange(lines.span, device=device) > lines.positions[:, :, None]
-        mask = torch.zeros(unseen.shape, dtype=self._model.dtype, device=device)
-        hidden: Tensor = self._model.base_model(
-            input_ids=torch.tensor(ids, device=device),
-            attention_mask=mask.masked_fill_(unseen, -torch.inf)[:, None],  # (R, 1, Q, span)
-            position_ids=lines.positions,
-            past_key_values=lines,
-            use_cache=True,
-        ).last_hidden_state
-        return hidden
 
     def _release(self, active: list[_Row], row: _Row) -> None:
         """Take a finished row out: its line is kept, the last row takes its place."""

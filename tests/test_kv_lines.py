@@ -30,15 +30,16 @@ class Writer:
         unread = [self.sampled[line][line.known :] for line in group]
         width = max(map(len, unread))
         known = torch.tensor([line.known for line in group])
-        lines.rows, lines.span = rows, int(known.max()) + width
-        lines.positions = known[:, None] + torch.arange(width)
+        span = int(known.max()) + width
+        at = torch.arange(rows.start, rows.stop)[:, None].expand(-1, width)
+        lines.expect(rows, span, at, known[:, None] + torch.arange(width))
         for layer in range(LAYERS):
             keys = torch.full((len(group), 1, width, 1), -1.0)
             for row, (line, ids) in enumerate(zip(group, unread, strict=True)):
                 for at, token in enumerate(ids):
                     keys[row, 0, at, 0] = value(layer, token, line.known + at)
             seen, _ = lines.update(keys, -keys, layer)
-            assert seen.shape == (len(group), 1, lines.span, 1)
+            assert seen.shape == (len(group), 1, span, 1)
         for line, ids in zip(group, unread, strict=True):
             line.known += len(ids)
 

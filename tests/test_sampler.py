@@ -17,6 +17,7 @@ from learners.sampler import Request, TransformersSampler
 from learners.tree import BranchPoint, RolloutTree, Row, Turn
 from tests.fakes import toy_env, toy_load
 from tests.learner_fakes import Parrot, likelihood
+from tests.test_packing import model_of
 
 TAGS = ("</search>", "</python>", "</answer>")
 
@@ -311,3 +312,37 @@ def test_a_sampler_of_another_precision_follows_the_weights_when_told(tiny):
     assert [after] == serve(sampler_of(rounded), one)
     assert after != before
     assert loaded.model.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["tiny", "grouped"])
+def test_rows_that_join_are_read_in_one_pass_with_those_under_way(kind):
+    """Three rows decode while two join, one with much to read and one with a long line: one pass
+    of 3 + 30 + 2 tokens, and each says what it says alone."""
+    loaded = model_of(kind)
+    sampler, passes = sampler_of(loaded), []
+    draw_ids = random.Random(5)
+    long = [draw_ids.randrange(50) for _ in range(80)]
+    (said,) = serve(sampler, request(long, key="long", max_tokens=3))
+    going = [request([n, 7], key=f"going {n}", max_tokens=6) for n in range(3)]
+    joining = [
+        request([draw_ids.randrange(50) for _ in range(30)], key="much", max_tokens=4),
+        request([*long, *said.token_ids, 9], key="on", max_tokens=4),
+    ]
+    hook = loaded.model.base_model.register_forward_pre_hook(
+        lambda _module, _args, given: passes.append(tuple(given["input_ids"].shape)),
+        with_kwargs=True,
+    )
+    found = {}
+    for one in [*going, request([3, 7], key="short", max_tokens=1)]:
+        sampler.submit(one)
+    for one, completion in sampler.completed():
+        if one.key == "short":
+            for other in joining:
+                sampler.submit(other)
+        found[one.key] = completion
+    hook.remove()
+    assert (1, 3 + 30 + 2) in passes
+    for one in [*going, *joining]:
+        (alone,) = serve(sampler_of(loaded), one)
+        assert found[one.key].token_ids == alone.token_ids
+        assert found[one.key].logprobs == pytest.approx(alone.logprobs, abs=1e-10)

@@ -1,0 +1,108 @@
+"""A sampler's forward pass: the unread tokens of all its rows, each after what its line holds."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from learners.attention import Step, takes_trees
+from learners.kv_lines import Lines
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class LineReader:
+    """Reads rows into the lines of a store. Mutates those lines only."""
+
+    def __init__(self, model: "PreTrainedModel", lines: Lines) -> None:
+        self._model, self._lines = model, lines
+        self._mixes = takes_trees(model)
+
+    def last_states(
+        self, unread: Sequence[Sequence[int]], known: Sequence[int], before: int
+    ) -> Tensor:
+        """(R, D) states of the last token of each row.
+
+        Rows under way and rows that join stand in one pass without padding, so that weights are
+        read once; where the model's attention is not ours, in two, the joining ones padded.
+
+        Args:
+            unread: of R rows, the active lines in their order.
+            known: tokens that their lines hold.
+            before: the first rows, which have one unread token each; the others join.
+        """
+        if self._mixes:
+            return self._mixed(unread, torch.tensor(known), before)
+        parts = [slice(0, before), slice(before, len(unread))]
+        return torch.cat(
+            [self._padded(unread[p], torch.tensor(known[p]), p) for p in parts if unread[p]]
+        )
+
+    def _mixed(self, unread: Sequence[Sequence[int]], known: Tensor, before: int) -> Tensor:
+        counts = torch.tensor([len(row) for row in unread])
+        starts = counts.cumsum(0) - counts
+        lines = torch.arange(len(unread)).repeat_interleave(counts)  # (U,)
+        positions = known[lines] + torch.arange(len(lines)) - starts[lines]
+        # For their attention those that join stand in a rectangle.
+        steps = torch.arange(max(counts[before:].tolist(), default=0))
+        filled = steps < counts[before:, None]  # (J, Q)
+        looking = known[before:, None] + steps
+        device = self._model.device
+        step = Step(
+            before,
+            self._mask(known[:before, None]),
+            ((starts[before:, None] + steps) * filled).to(device),
+            self._mask(looking),
+            filled.to(device),
+        )
+        span = 1 + max(part.max().item() for part in (positions, looking) if part.numel())
+        ids = torch.tensor([token for row in unread for token in row])
+        everywhere = slice(0, len(unread))
+        hidden = self._forward(ids[None], lines[None], positions[None], everywhere, int(span), step)
+        last: Tensor = hidden[0, starts + counts - 1]
+        return last
+
+    def _padded(self, unread: Sequence[Sequence[int]], known: Tensor, rows: slice) -> Tensor:
+        width = max(map(len, unread))
+        ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in unread])
+        positions = known[:, None] + torch.arange(width)  # (R, Q)
+        lines = torch.arange(rows.start, rows.stop)[:, None].expand(-1, width)
+        hidden = self._forward(ids, lines, positions, rows, int(known.max()) + width, None)
+        last: Tensor = hidden[torch.arange(len(unread)), torch.tensor([len(r) - 1 for r in unread])]
+        return last
+
+    def _mask(self, positions: Tensor) -> Tensor:
+        """(R, 1, Q, T) 0 for what tokens at (R, Q) positions look at, -inf for what comes later."""
+        span = int(positions.max()) + 1 if positions.numel() else 0
+        later = torch.arange(span) > positions[:, :, None]
+        mask = torch.zeros(later.shape, dtype=self._model.dtype).masked_fill_(later, -torch.inf)
+        return mask[:, None].to(self._model.device)
+
+    def _forward(
+        self,
+        ids: Tensor,
+        lines: Tensor,
+        positions: Tensor,
+        rows: slice,
+        span: int,
+        step: Step | None,
+    ) -> Tensor:
+        """(B, T, D) last states of (B, T) tokens; see `Lines.expect`."""
+        device = self._model.device
+        self._lines.expect(rows, span, lines.to(device), positions.to(device))
+        options: dict[str, Tensor | Step] = {}
+        if step is None:
+            options["attention_mask"] = self._mask(positions)
+        else:  # the mask is of no use; without one transformers would make its own
+            options["attention_mask"] = positions.new_zeros((1, 1, 1, 0)).to(device)
+            options["step"] = step
+        hidden: Tensor = self._model.base_model(
+            input_ids=ids.to(device),
+            position_ids=positions.to(device),
+            past_key_values=self._lines,
+            use_cache=True,
+            **options,
+        ).last_hidden_state
+        return hidden
