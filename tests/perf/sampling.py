@@ -8,9 +8,10 @@ tool's answer follow. Every turn has a length of its own, drawn once and the sam
 other end. Prompts are as long as those of appo/GSM8K-v0 and appo/HotpotQA-v0 are for SmolLM2 (238
 and 221 tokens, for the first question of each). The usual loop pads the prefixes of a round on the
 left, generates until its longest turn is over, and reads everything again in the next. All sample
-SmolLM2 at temperature 1 in one process, in turn. Beside the rates stands what each computes: tokens read and tokens decoded, padding and
-finished rows included, and the least that any sampler can. The targets: ours at least 3 times the
-usual loop, and at least 0.8 of vLLM.
+SmolLM2 at temperature 1 in one process, in turn. Beside
+the rates stands what each computes: tokens read and tokens decoded, padding and finished rows
+included, and the least that any sampler can. The targets: ours at least 3 times the usual loop, and
+at least 0.8 of vLLM.
 """
 
 import argparse
