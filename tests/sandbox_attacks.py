@@ -59,7 +59,7 @@ EXHAUSTION = [
     Attack(
         "memory bomb of one process",
         "x = []\nwhile True: x.append(bytearray(1 << 20))",
-        "Memory",
+        "emory",
         None,
     ),
     Attack(

@@ -145,17 +145,15 @@ class Patrol:
     def sweep(self, states: States, running: States) -> None:
         """Kill and reap what came to the hub and is no state; Ended if it cannot be caught."""
         known = _pids(states) | _pids(running) | {self.first}
-        hold = 0
         for _round in range(20):
             alive = len(self._alive(self._strays(known)))
-            with usage.still(hold):
+            # At once: in the time of one round more, a fork bomb fills the memory of a container.
+            with usage.still(self.first if alive else 0):
                 self._end_strays(known)
             if not alive:
                 self.chasing_since = 0.0
                 return
             self.strays += alive
-            # Strays that are still coming multiply faster than they are ended one by one.
-            hold = self.first
         self.chasing_since = self.chasing_since or time.monotonic()
         if time.monotonic() - self.chasing_since > GIVE_UP:
             raise Ended("processes that cannot be caught")
