@@ -130,7 +130,11 @@ def test_a_file_says_who_wrote_what_and_what_it_was_worth(taught, tmp_path):
         assert row["reward"] == trajectory.reward
         assert row["reward_terms"] == trajectory.reward_terms
         assert row["turns"][-1]["end"] == len(trajectory)
-        assert [t["tool"] for t in row["turns"] if t["tool"]] == list(trajectory.state.calls)
+        called, made = [t["tool"] for t in row["turns"] if t["tool"]], list(trajectory.state.calls)
+        if trajectory.state.stop == "length":  # the last result may have had no room
+            assert called in (made, [*made, *called[-1:]])
+        else:
+            assert called == made
         spoken = [s for t in row["turns"] for s in (t["action"], t["observation"]) if s is not None]
         assert spoken == list(trajectory.state.transcript)
         for name in ("advantages", "logprobs", "entropies", "old_logprobs", "weights"):
