@@ -32,13 +32,12 @@ PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)
 """Seconds between attempts to open a sandbox that was there before."""
 ATTEMPTS = 10
 """Sandboxes tried for one call before the tool counts as unavailable."""
+PROMPT = 1.0
+"""Seconds for a fresh session and a cell; a machine too busy for that blames no state."""
 
 
 class PythonTool:
-    """Runs Python in a sandbox, opened at the first `run`; thread-safe.
-
-    A forked process opens its own sandbox.
-    """
+    """Runs Python in a sandbox, opened at the first `run`; thread-safe. A fork opens its own."""
 
     name = "python"
     description = (
@@ -178,13 +177,15 @@ class PythonTool:
             sandbox.drop([handle])
 
     def _healthy(self, sandbox: Sandbox, state: PythonState) -> bool:
-        """Whether the sandbox serves a fresh session, so that the fault is the state's own."""
+        """Whether a fresh session is served, and soon: then the fault is the state's own."""
+        begun = time.perf_counter()
         session = sandbox.open(0, [])
         if session.state is None or not state[1]:
             return False
         reply = sandbox.run(session.state, ["1"])
+        prompt = time.perf_counter() - begun < PROMPT
         sandbox.drop([handle for handle in (session.state, reply.state) if handle is not None])
-        return reply.state is not None
+        return reply.state is not None and prompt
 
     def _run(self, sandbox: Sandbox, state: PythonState, cell: str) -> Reply:
         """Run from the live state, or from a rebuilt one."""
