@@ -14,6 +14,7 @@ from torch import Tensor
 from learners.draw import draw, uniform
 from learners.kv_lines import Line, Lines
 from learners.line_reader import LineReader
+from learners.packed_weights import PackedLinear, can_pack, pack, refresh
 from learners.read_together import read_together
 from learners.tree import Completion, StopReason
 from learners.turn_end import TurnEnd, end_ids
@@ -112,8 +113,11 @@ class TransformersSampler:
         """
         self._source = model
         self._model = model
+        self._packed: list[PackedLinear] = []
         if dtype is not None and dtype != model.dtype:
             self._model = copy.deepcopy(model).to(dtype).requires_grad_(False)
+            if can_pack(self._model):
+                self._packed = pack(self._model, model)
         self._end = TurnEnd(tokenizer, stop_tags, end_ids(model, tokenizer))
         self._rows = rows
         self._waiting: list[Request] = []
@@ -145,7 +149,9 @@ class TransformersSampler:
         """Take the model's weights as they are now; keys and values of the old ones are dropped."""
         self._lines.forget()
         if self._model is not self._source:
-            self._model.load_state_dict(self._source.state_dict())
+            state = self._source.state_dict()
+            self._model.load_state_dict({name: state[name] for name in self._model.state_dict()})
+            refresh(self._packed, self._source)
 
     def rest(self) -> None:
         """It samples with the policy's own memory: there is none to give."""
@@ -176,8 +182,8 @@ class TransformersSampler:
     @property
     def held(self) -> tuple[int, int]:
         """Bytes of its own weights, and the most of keys and values so far."""
-        own = [] if self._model is self._source else self._model.parameters()
-        return sum(p.nbytes for p in own), self._lines.peak_bytes
+        own = [] if self._model is self._source else [*self._model.parameters(), *self._packed]
+        return sum(weights.nbytes for weights in own), self._lines.peak_bytes
 
     def _admit(self, active: list[_Row]) -> None:
         """Let waiting requests join."""

@@ -21,6 +21,7 @@ import random
 import statistics
 from collections.abc import Callable
 from contextlib import redirect_stderr
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ import torch
 
 from learners.models import LoadedModel, load_model
 from learners.run_config import RunConfig
-from learners.sampler import Request, Sampler, TransformersSampler
+from learners.sampler import Request, Sampler
 from learners.samplers import open_sampler
 from tests.perf.clocks import in_turn, measuring_parser, ratio, seconds_of, spread
 
@@ -141,18 +142,19 @@ def ways_of(given: argparse.Namespace, work: Workload) -> dict[str, Callable[[],
     with redirect_stderr(io.StringIO()):  # a bar of progress
         plain, loaded = load_model("smollm2"), load_model("smollm2")
     plain.model.set_attn_implementation("sdpa")  # as transformers has it
+    plain.model.to(torch.bfloat16)
     for one in (plain, loaded):
-        one.model.to(torch.bfloat16)
         without_ends(one)
+    config = RunConfig(autocast=True, sampler_rows=given.episodes)
+    sampler = open_sampler(config, loaded, ())
     ways: dict[str, Callable[[], object]] = {
         "usual": lambda: usual(plain, work),
-        "ours": lambda: play(TransformersSampler(*loaded, (), rows=given.episodes), work),
+        "ours": lambda: play(sampler, work),
     }
     if importlib.util.find_spec("vllm") is None:
         print("vLLM is not installed here: `make .venv-vllm/.installed`, .venv-vllm/bin/python")
     elif "vllm" not in given.without:
-        config = RunConfig(sampler="vllm", autocast=True, sampler_rows=given.episodes)
-        engine = open_sampler(config, loaded, ())
+        engine = open_sampler(replace(config, sampler="vllm"), loaded, ())
         ways["vllm"] = lambda: play(engine, work)
     return {name: way for name, way in ways.items() if name not in given.without}
 
@@ -177,7 +179,7 @@ def main() -> None:
     print(f"usual: {work.usual_work[0]} tokens read, {work.usual_work[1]} decoded")
     print(f"least: {work.least_read} tokens read, {work.tokens} decoded")
     measured = {name: partial(seconds_of, way, given.clock) for name, way in ways.items()}
-    seconds = in_turn(measured, given.rounds, warm_up=False)
+    seconds = in_turn(measured, given.rounds)
     for name, found in seconds.items():
         rates = [work.tokens / each for each in found]
         print(f"{name:6} {statistics.median(rates):6.1f} tokens/s ({spread(rates, 1)})")

@@ -1,0 +1,62 @@
+"""A sampler in bfloat16 on a CPU computes with weights laid out once per update."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from learners.lora import add_adapters
+from learners.models import load_model
+from learners.packed_weights import PackedLinear, can_pack, pack, refresh
+from learners.sampler import Request, TransformersSampler
+
+
+@pytest.fixture
+def rounded():
+    model = load_model("tiny", dtype=torch.bfloat16).model
+    if not can_pack(model):
+        pytest.skip("this torch or processor packs no bfloat16 weights")
+    return model
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_products_are_those_of_the_plain_layer(rounded, bias):
+    plain = nn.Linear(96, 40, bias=bias, dtype=torch.bfloat16)
+    packed = PackedLinear("", plain.bias)
+    packed.take(plain.weight)
+    for shape in ((1, 96), (33, 96), (2, 150, 96)):
+        rows = torch.randn(shape).bfloat16()
+        with torch.no_grad():
+            torch.testing.assert_close(packed(rows), plain(rows))
+    assert packed.nbytes == 96 * 40 * 2
+
+
+def test_every_layer_is_packed_and_follows_its_source(rounded):
+    source = load_model("tiny", seed=5).model
+    packed = pack(rounded, source)
+    assert len(packed) == 3 * 7 + 1, "seven in each of three layers, and the head"
+    ids = torch.tensor([[70, 71, 72]])
+    with torch.no_grad():
+        source.lm_head.weight.mul_(3)
+        old = rounded(ids).logits
+        refresh(packed, source)
+        torch.testing.assert_close(rounded(ids).logits, 3 * old, rtol=0.02, atol=0.02)
+
+
+def test_adapters_are_left_as_they_are(rounded):
+    """A sampler of a model with adapters says what the rounded model says."""
+    pytest.importorskip("peft")
+    loaded = load_model("tiny", seed=2)
+    add_adapters(loaded.model, 4, None, seed=0)
+    with torch.no_grad():
+        for name, weights in loaded.model.named_parameters():
+            if ".lora_B." in name:
+                weights.normal_()
+    plain = copy.deepcopy(loaded.model).to(torch.bfloat16)
+    said = []
+    for model, dtype in ((loaded.model, torch.bfloat16), (plain, None)):
+        sampler = TransformersSampler(model, loaded.tokenizer, (), rows=4, dtype=dtype)
+        sampler.submit(Request((70, 71, 72), (), 8, "one", 0, 0.0))
+        said += [completion.token_ids for _, completion in sampler.completed()]
+    assert said[0] == said[1]
