@@ -4,6 +4,8 @@ The gradient of a log-probability is written in as few passes over the vocabular
 autograd's own, of gather and logsumexp, fills and adds tensors as large as the logits three times.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -37,3 +39,19 @@ def entropies(logits: Tensor) -> Tensor:
     logprobs = torch.log_softmax(logits, dim=-1)
     found: Tensor = -torch.linalg.vecdot(logprobs.exp(), logprobs)
     return found
+
+
+@contextmanager
+def rounded_factors(enabled: bool) -> Iterator[None]:
+    """Round the factors of float32 products to bfloat16 (TF32 on a GPU); sums stay in float32.
+
+    For the head of a model in autocast: its weights are rounded like all others, but logits are
+    not, whose rounding alone would move a log-probability by up to 0.06.
+    """
+    before = torch.get_float32_matmul_precision()
+    if enabled:
+        torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

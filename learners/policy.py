@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from learners.attention import takes_trees
 from learners.batch import Batch, pack
 from learners.logprobs import entropies as entropies_of
-from learners.logprobs import token_logprobs
+from learners.logprobs import rounded_factors, token_logprobs
 from learners.memory import Kept
 from learners.models import LoadedModel
 from learners.optimizers import make_optimizer
@@ -112,7 +112,8 @@ class Policy:
         for group, packing in self.work.parts:
             batch = pack(group, self.model.device, packing=packing)
             recorder = Recorder() if keep is not None and packing is not None else None
-            logprobs, entropies = self._forward(batch, entropies=True, recorder=recorder)
+            with rounded_factors(self.autocast):
+                logprobs, entropies = self._forward(batch, entropies=True, recorder=recorder)
             for index, row in enumerate(group):
                 if keep is not None and packing is not None and recorder is not None:
                     ids = token_ids(row.trajectory)
@@ -183,7 +184,7 @@ class Policy:
                 everything=everything,
                 packing=packing,
             )
-            with self._checkpointed():
+            with self._checkpointed(), rounded_factors(self.autocast):
                 with self._counted(packed):
                     logprobs, _ = self._forward(packed, entropies=False)
                     value = loss(logprobs, packed)

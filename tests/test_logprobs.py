@@ -1,8 +1,9 @@
 """Log-probabilities with a gradient of their own: equal to autograd's."""
 
+import pytest
 import torch
 
-from learners.logprobs import entropies, token_logprobs
+from learners.logprobs import entropies, rounded_factors, token_logprobs
 
 LOGITS = torch.tensor([[0.2, 0.3, 0.5], [0.1, 0.1, 0.8]], dtype=torch.float64).log()
 
@@ -36,3 +37,18 @@ def test_one_token_may_stand_for_several_rows():
 def test_entropy_by_hand():
     """-(0.2 ln 0.2 + 0.3 ln 0.3 + 0.5 ln 0.5) = 1.0297 nats."""
     assert abs(float(entropies(LOGITS)[0]) - 1.0297) < 1e-4
+
+
+def test_factors_are_rounded_within_the_block_and_sums_are_not():
+    """1 + 2^-9 is no bfloat16 and becomes 1; their sum 1030 is none either, and stays."""
+    rows, ones = torch.full((64, 1030), 1 + 2**-9), torch.ones(1030, 64)
+    exact = rows @ ones
+    with pytest.raises(KeyError), rounded_factors(True):
+        rounded = rows @ ones
+        raise KeyError
+    assert torch.equal(rows @ ones, exact), "as before after the block"
+    with rounded_factors(False):
+        assert torch.equal(rows @ ones, exact)
+    if torch.equal(rounded, exact):
+        pytest.skip("this processor multiplies no bfloat16")
+    assert rounded.unique().tolist() == [1030.0]
