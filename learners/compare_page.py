@@ -14,6 +14,7 @@ from learners.compare_config import Config, budget, methods, of_spec
 from learners.compare_summary import TASKS, read_summary
 
 RESULTS = "results"
+DISCUSSION = "discussion.md"
 METHOD = "learners.compare_page"
 HEAD = """\
 # Results
@@ -46,7 +47,8 @@ def page(results: Path, links: str) -> str:
     Raises:
         UsageError: a spec or a summary cannot be read.
     """
-    parts = [HEAD]
+    discussion = results / DISCUSSION
+    parts = [HEAD, *([discussion.read_text("utf-8")] if discussion.exists() else [])]
     parts += [section(of_spec(spec), results, links) for spec in sorted(results.glob("*.toml"))]
     return "\n".join([*parts, NOT_HERE])
 

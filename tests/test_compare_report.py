@@ -274,6 +274,8 @@ def test_the_page_tells_of_every_spec_and_of_what_was_not_run(config, tmp_path):
         "**Not run**: appo/SyntheticQA-v0, level 3, 5 seeds, each to 200,000 tokens: grpo." in text
     )
     assert "7B" in text
+    (results / "discussion.md").write_text("## What these show\n")
+    assert compare_page.page(results, "../results").split("## ")[1] == "What these show\n\n"
 
 
 def test_the_page_of_results_is_what_the_command_writes():
