@@ -170,6 +170,7 @@ def _start_trial(config: Config, method: Method, seed: int) -> Trial:
     parts = {"model": config.model, "start": config.start, "env": config.env, "seed": seed}
     parts |= _judged(config) | {"validation_tasks": config.validation_tasks, **shared}
     parts |= {} if parsed.judge_model is None else {"judge_model": parsed.judge_model}
+    parts |= {"dtype": "bfloat16"} if parsed.autocast else {}
     digest = _digest(parts)
     folder, summary = _places(config, START, seed, digest)
     evaluations = tuple(
@@ -202,6 +203,7 @@ def _evaluation(
     given = ["--model", model, "--env", config.env, "--split", split, "--tasks", str(tasks)]
     given += ["--samples", str(samples), "--temperature", repr(config.temperature)]
     given += ["--seed", str(seed), "--threads", "1", "--out", str(evaluation_folder(folder, split))]
+    given += ["--dtype", "bfloat16"] if run.autocast else []
     for name in (*SHARED, *LIMITS):
         value = getattr(run, name)
         words = value if isinstance(value, tuple) else (value,)

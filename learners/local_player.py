@@ -88,7 +88,9 @@ class LocalPlayer:
         prompts = {t: len(rollouts.prompt(env.instructions, q)) for t, q in questions.items()}
         lengths = [prompts[job.task.id] + most_tokens for job in jobs]
         for group in grouped(jobs, lengths, self.rows):
-            sampler = TransformersSampler(model, tokenizer, env.stop_tags, rows=group.rows)
+            sampler = TransformersSampler(
+                model, tokenizer, env.stop_tags, rows=group.rows, dtype=model.dtype
+            )
             _play(replace(rollouts, sampler=sampler), group.jobs, keep)
 
 

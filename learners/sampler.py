@@ -109,12 +109,13 @@ class TransformersSampler:
     ) -> None:
         """Sample from `model`; a turn ends at a stop tag or an end token.
 
-        With a `dtype` other than the model's, it samples from a copy that `sync` refreshes.
+        With a `dtype` other than the model's, or one for which weights are laid out anew, it
+        samples from a copy that `sync` refreshes.
         """
         self._source = model
         self._model = model
         self._packed: list[PackedLinear] = []
-        if dtype is not None and dtype != model.dtype:
+        if dtype is not None and (dtype != model.dtype or can_pack(model)):
             self._model = copy.deepcopy(model).to(dtype).requires_grad_(False)
             if can_pack(self._model):
                 self._packed = pack(self._model, model)

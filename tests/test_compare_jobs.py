@@ -5,13 +5,14 @@ import shlex
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
 from learners.compare import main, start_command
 from learners.compare_config import Config
 from learners.compare_jobs import Children, TrialFailed, run_all, start_is_there
-from learners.compare_plan import final_trials
+from learners.compare_plan import final_trials, start_trials
 
 FAIL = "print('the plug is out'); raise SystemExit(3)"
 
@@ -87,3 +88,13 @@ def test_an_estimate_without_a_start_says_what_is_missing(tmp_path, capsys):
     assert "2 methods x 3 seeds, each to 200,000 tokens: 9 trials" in said
     assert "9 not run yet" in said
     assert "which is not there" in said
+
+
+def test_what_trains_in_bfloat16_is_evaluated_in_it():
+    plain = Config(methods=("grpo",), model="somewhere")
+    rounded = replace(plain, settings=("autocast",))
+    for trials in (start_trials, lambda config: final_trials(config, {})):
+        (one, *_), (other, *_) = trials(plain), trials(rounded)
+        assert "--dtype bfloat16" in shlex.join(other.evaluations[0])
+        assert "--dtype" not in shlex.join(one.evaluations[0])
+        assert other.digest != one.digest

@@ -43,9 +43,8 @@ def test_factors_are_rounded_within_the_block_and_sums_are_not():
     """1 + 2^-9 is no bfloat16 and becomes 1; their sum 1030 is none either, and stays."""
     rows, ones = torch.full((64, 1030), 1 + 2**-9), torch.ones(1030, 64)
     exact = rows @ ones
-    with pytest.raises(KeyError), rounded_factors(True):
+    with rounded_factors(True):
         rounded = rows @ ones
-        raise KeyError
     assert torch.equal(rows @ ones, exact), "as before after the block"
     with rounded_factors(False):
         assert torch.equal(rows @ ones, exact)

@@ -55,8 +55,8 @@ def test_adapters_are_left_as_they_are(rounded):
                 weights.normal_()
     plain = copy.deepcopy(loaded.model).to(torch.bfloat16)
     said = []
-    for model, dtype in ((loaded.model, torch.bfloat16), (plain, None)):
+    for model, dtype in ((loaded.model, torch.bfloat16), (plain, None), (plain, torch.bfloat16)):
         sampler = TransformersSampler(model, loaded.tokenizer, (), rows=4, dtype=dtype)
         sampler.submit(Request((70, 71, 72), (), 8, "one", 0, 0.0))
         said += [completion.token_ids for _, completion in sampler.completed()]
-    assert said[0] == said[1]
+    assert said[0] == said[1] == said[2]
