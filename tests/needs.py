@@ -13,6 +13,11 @@ SANDBOX = (
     "Linux 6.12 with Landlock and seccomp, see docs/sandbox.md",
     "on such kernels, CI included",
 )
+BFLOAT16 = (
+    "a processor that multiplies bfloat16, and torch with oneDNN",
+    "AVX-512 or AMX, see `lscpu`",
+    "on such processors",
+)
 ROWS = (
     "the benchmarks' rows",
     "set APPO_DATA to their folder, see docs/benchmarks.md",

@@ -10,13 +10,14 @@ from learners.lora import add_adapters
 from learners.models import load_model
 from learners.packed_weights import PackedLinear, can_pack, pack, refresh
 from learners.sampler import Request, TransformersSampler
+from tests import needs
 
 
 @pytest.fixture
 def rounded():
     model = load_model("tiny", dtype=torch.bfloat16).model
     if not can_pack(model):
-        pytest.skip("this torch or processor packs no bfloat16 weights")
+        needs.lacking(*needs.BFLOAT16)
     return model
 
 
@@ -46,7 +47,7 @@ def test_every_layer_is_packed_and_follows_its_source(rounded):
 
 def test_adapters_are_left_as_they_are(rounded):
     """A sampler of a model with adapters says what the rounded model says."""
-    pytest.importorskip("peft")
+    needs.packages("peft")
     loaded = load_model("tiny", seed=2)
     add_adapters(loaded.model, 4, None, seed=0)
     with torch.no_grad():
