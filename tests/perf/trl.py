@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 
+from envs import ToolEnv
 from learners import grpo
 from learners.session import run_iteration
 from learners.task_order import served
@@ -72,6 +73,8 @@ class Counted:
     def __init__(self, clock: str) -> None:
         self.clock = CLOCKS[clock]
         self.begun = self.clock()
+        self.calls = 0
+        """Of tools in this iteration, where nobody else counts them."""
         self.found: dict[str, list[float]] = {"seconds": [], "tokens": [], "calls": [], "rows": []}
 
     def ended(self, tokens: float, calls: float, rows: float) -> None:
@@ -105,78 +108,65 @@ def ours(given: argparse.Namespace) -> Counted:
     return counted
 
 
-def trl(given: argparse.Namespace) -> Counted:
-    from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
+class Episode:
+    """What TRL drives; its public methods but `reset` are the tools that the policy calls."""
 
-    env, counted = environment(), Counted(given.clock)
-    calls = [0]
+    def __init__(self, env: ToolEnv, counted: Counted) -> None:
+        self._first, self._counted = env, counted
+        self._env = env.fork()
+        self._ended: float | None = None
 
-    class Episode:
-        def __init__(self) -> None:
-            self._env = env.fork()
-            self._ended: float | None = None
+    def reset(self, task: str, **_: object) -> None:
+        self._env, self._ended = self._first.fork(), None
+        self._env.reset(options={"task": task})
 
-        def reset(self, task: str, **_: object) -> None:
-            self._env, self._ended = env.fork(), None
-            self._env.reset(options={"task": task})
+    def _step(self, turn: str) -> str:
+        said, reward, terminated, truncated, _ = self._env.step(turn)
+        self._ended = reward if terminated or truncated else None
+        return said
 
-        def _step(self, turn: str) -> str:
-            said, reward, terminated, truncated, _ = self._env.step(turn)
-            self._ended = reward if terminated or truncated else None
-            return said
+    def _call(self, tool: str, argument: str) -> str:
+        if self._ended is not None:
+            return ""
+        self._counted.calls += 1
+        return self._step(f"<think> so</think><{tool}> {argument}</{tool}>")
 
-        def _call(self, tool: str, argument: str) -> str:
-            if self._ended is not None:
-                return ""
-            calls[0] += 1
-            return self._step(f"<think> so</think><{tool}> {argument}</{tool}>")
+    def _judged(self, last: dict[str, Any]) -> float:
+        if self._ended is None and last["role"] == "assistant":
+            self._step(last["content"])
+        return self._env.truncate("length", "")[1] if self._ended is None else self._ended
 
-        def _judged(self, last: dict[str, Any]) -> float:
-            if self._ended is None and last["role"] == "assistant":
-                self._step(last["content"])
-            return self._env.truncate("length", "")[1] if self._ended is None else self._ended
+    def search(self, argument: str) -> str:
+        """Search.
 
-        def search(self, argument: str) -> str:
-            """Search.
+        Args:
+            argument: what to look for.
+        """
+        return self._call("search", argument)
 
-            Args:
-                argument: what to look for.
-            """
-            return self._call("search", argument)
+    def calculator(self, argument: str) -> str:
+        """Calculate.
 
-        def calculator(self, argument: str) -> str:
-            """Calculate.
+        Args:
+            argument: an expression.
+        """
+        return self._call("calculator", argument)
 
-            Args:
-                argument: an expression.
-            """
-            return self._call("calculator", argument)
 
-    def reward(completions: list[Any], environments: list[Episode], **_: object) -> list[float]:
-        scored = zip(completions, environments, strict=True)
-        return [one._judged(said[-1]) for said, one in scored]
+def reward(completions: list[Any], environments: list[Episode], **_: object) -> list[float]:
+    scored = zip(completions, environments, strict=True)
+    return [one._judged(said[-1]) for said, one in scored]
 
-    class Watch(TrainerCallback):
-        def on_step_end(self, *_: object, **__: object) -> None:
-            lengths = trainer._metrics["train"]["completions/mean_length"]
-            rows = given.prompts * given.rollouts
-            counted.ended(lengths[-1] * rows, calls[0], rows)
-            calls[0] = 0
 
-    tokenizer = AutoTokenizer.from_pretrained(given.policy)
-    tokenizer.chat_template, tokenizer.response_template = TEMPLATE, RESPONSE
-    model = AutoModelForCausalLM.from_pretrained(given.policy, dtype=torch.float32)
-    ends = [tokenizer.eos_token, *(f"</{name}>" for name in (*TOOLS, "answer"))]
-    model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(ends)
-    rows = given.prompts * given.rollouts
-    config = GRPOConfig(
+def trl_configuration(given: argparse.Namespace, most_calls: int) -> Any:
+    from trl import GRPOConfig
+
+    return GRPOConfig(
         output_dir=tempfile.mkdtemp(),
-        per_device_train_batch_size=rows,
+        per_device_train_batch_size=given.prompts * given.rollouts,
         num_generations=given.rollouts,
         max_completion_length=given.tokens,
-        max_tool_calling_iterations=env.max_tool_calls,
+        max_tool_calling_iterations=most_calls,
         max_steps=given.iterations + 1,
         learning_rate=1e-6,
         loss_type="grpo",
@@ -192,6 +182,27 @@ def trl(given: argparse.Namespace) -> Counted:
         shuffle_dataset=False,
         seed=given.seed,
     )
+
+
+def trl(given: argparse.Namespace) -> Counted:
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import GRPOTrainer
+
+    env, counted = environment(), Counted(given.clock)
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, *_: object, **__: object) -> None:
+            lengths = trainer._metrics["train"]["completions/mean_length"]
+            rows = given.prompts * given.rollouts
+            counted.ended(lengths[-1] * rows, counted.calls, rows)
+            counted.calls = 0
+
+    tokenizer = AutoTokenizer.from_pretrained(given.policy)
+    tokenizer.chat_template, tokenizer.response_template = TEMPLATE, RESPONSE
+    model = AutoModelForCausalLM.from_pretrained(given.policy, dtype=torch.float32)
+    ends = [tokenizer.eos_token, *(f"</{name}>" for name in (*TOOLS, "answer"))]
+    model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(ends)
     data = [
         {"prompt": [{"role": "user", "content": task.question}], "task": task.id}
         for number in range(given.iterations + 1)
@@ -200,10 +211,10 @@ def trl(given: argparse.Namespace) -> Counted:
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=reward,
-        args=config,
+        args=trl_configuration(given, env.max_tool_calls),
         train_dataset=Dataset.from_list(data),
         processing_class=tokenizer,
-        environment_factory=Episode,
+        environment_factory=lambda: Episode(env, counted),
         callbacks=[Watch()],
     )
     counted.begun = counted.clock()
