@@ -16,6 +16,7 @@ import random
 import statistics
 from contextlib import nullcontext, redirect_stderr
 from functools import partial
+from typing import NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -80,9 +81,26 @@ def policies(loaded: LoadedModel, arguments: argparse.Namespace) -> dict[str, Po
     }
 
 
-def _products(body: int, head: int, tokens: int, predicted: int) -> int:
-    """Three passes over the layers, four over the head, whose first is repeated."""
-    return 3 * body * tokens + 4 * head * predicted
+class Bounds(NamedTuple):
+    """What all rows take over what their different tokens take."""
+
+    tokens: float
+    products: float
+
+
+def bounds_of(rows: list[Row], loaded: LoadedModel, prompt: int) -> Bounds:
+    """Products: three passes over the layers, four over the head, whose first is repeated."""
+    whole = [(*row.trajectory.prompt_ids, *row.trajectory.response_ids) for row in rows]
+    different = {ids[: end + 1] for ids in whole for end in range(len(ids))}
+    head = loaded.model.get_output_embeddings().weight.numel()
+    body = sum(p.numel() for p in loaded.model.base_model.parameters()) - head
+
+    def products(lengths: list[int]) -> int:
+        return 3 * body * len(lengths) + 4 * head * sum(length > prompt for length in lengths)
+
+    every = [end + 1 for ids in whole for end in range(len(ids))]
+    least = products(list(map(len, different)))
+    return Bounds(len(every) / len(different), products(every) / least)
 
 
 def main() -> None:
@@ -107,24 +125,13 @@ def main() -> None:
     }
     seconds = in_turn(measured, arguments.rounds)
     ours = ways["ours: tree"].work
-    different = {
-        (*row.trajectory.prompt_ids, *row.trajectory.response_ids)[: end + 1]
-        for row in rows
-        for end in range(len(row.trajectory.prompt_ids) + len(row.trajectory))
-    }
-    bound = ours.row_tokens / len(different)
-    predicted = sum(len(row.trajectory) for row in rows)
-    least = sum(len(prefix) > arguments.prompt for prefix in different)
-    head = loaded.model.get_output_embeddings().weight.numel()
-    body = sum(p.numel() for p in loaded.model.base_model.parameters()) - head
-    work = _products(body, head, ours.row_tokens, predicted)
-    bound_of_work = work / _products(body, head, len(different), least)
+    bound, of_products = bounds_of(rows, loaded, arguments.prompt)
     medians = {way: statistics.median(taken) for way, taken in seconds.items()}
     kind = "bfloat16" if arguments.autocast else "float32"
     print(
         f"{arguments.model}, {kind}, {arguments.threads} threads, {arguments.clock} time: "
         f"{len(rows)} rows of {ours.row_tokens} tokens, bound {bound:.2f}, of products "
-        f"{bound_of_work:.2f}, "
+        f"{of_products:.2f}, "
         f"{'read as a tree' if ours.trees else 'trees do not pay'}"
     )
     print(f"{'':24}{'tokens':>8}{'seconds':>9}{'spread':>16}{'x padded':>10}{'of bound':>10}")
