@@ -2,7 +2,7 @@
 
 A product with weights as they are first lays them out, at every call: for the few rows of a
 sampling step that costs as much as the product. Here it is done once for each update of the policy.
-The products are the same to the bit.
+The products are those of the plain layers, up to rounding.
 """
 
 from typing import TYPE_CHECKING

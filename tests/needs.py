@@ -14,9 +14,9 @@ SANDBOX = (
     "on such kernels, CI included",
 )
 BFLOAT16 = (
-    "a processor that multiplies bfloat16, and torch with oneDNN",
-    "AVX-512 or AMX, see `lscpu`",
-    "on such processors",
+    "products of bfloat16 on the processor",
+    "run on x86 with avx512_bf16 or amx_bf16 (`lscpu`), with the torch of `make setup`",
+    "on such processors, CI's where it has one",
 )
 ROWS = (
     "the benchmarks' rows",

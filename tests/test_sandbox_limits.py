@@ -216,7 +216,7 @@ def test_a_sandbox_that_serves_nobody_is_no_fault_of_a_state(monkeypatch):
 def test_a_state_is_not_blamed_where_the_machine_is_too_busy_to_tell(monkeypatch, why):
     monkeypatch.setattr(python, "open_sandbox", lambda *_arguments: Scripted(why))
     monkeypatch.setattr(python.time, "sleep", lambda _seconds: None)
-    monkeypatch.setattr(python, "PROMPT", 0.0)
+    monkeypatch.setattr(python, "SOON", 0.0)
     tool = PythonTool("local", sandboxes=1)
     state = (tool.initial_state(ToolContext())[0], (("1", python._digest("")),))
     with pytest.raises(ToolUnavailable, match="10 times in a row"):

@@ -32,7 +32,7 @@ PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)
 """Seconds between attempts to open a sandbox that was there before."""
 ATTEMPTS = 10
 """Sandboxes tried for one call before the tool counts as unavailable."""
-PROMPT = 1.0
+SOON = 1.0
 """Seconds for a fresh session and a cell; a machine too busy for that blames no state."""
 
 
@@ -183,9 +183,9 @@ class PythonTool:
         if session.state is None or not state[1]:
             return False
         reply = sandbox.run(session.state, ["1"])
-        prompt = time.perf_counter() - begun < PROMPT
+        soon = time.perf_counter() - begun < SOON
         sandbox.drop([handle for handle in (session.state, reply.state) if handle is not None])
-        return reply.state is not None and prompt
+        return reply.state is not None and soon
 
     def _run(self, sandbox: Sandbox, state: PythonState, cell: str) -> Reply:
         """Run from the live state, or from a rebuilt one."""
