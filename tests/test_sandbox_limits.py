@@ -9,7 +9,7 @@ import pytest
 from tools import python, repl_session
 from tools.python import PythonTool
 from tools.repl_jobs import Job, Live, Output
-from tools.sandbox import CellResult, Limits, Reply
+from tools.sandbox import CellResult, DockerOptions, Limits, Reply, open_sandbox
 from tools.tool import ToolContext, ToolUnavailable
 
 LIMITS = Limits(
@@ -163,6 +163,26 @@ def test_states_evicted_while_they_are_forked_answer_all_the_same():
         assert made.mismatches == 0
     finally:
         made.close()
+
+
+def test_a_state_is_new_when_its_cells_have_ended_not_when_they_began():
+    """A long replay among many sessions: what it rebuilt must not be the first to be evicted."""
+    sandbox = open_sandbox("local", Limits(live_states=4), DockerOptions())
+    try:
+        session = sandbox.open(0, []).state
+        slow = []
+        cell = "import time; time.sleep(1.5); x = 7"
+        thread = threading.Thread(target=lambda: slow.append(sandbox.run(session, ["1", cell])))
+        thread.start()
+        while thread.is_alive():
+            sandbox.run(sandbox.open(1, []).state, ["1"])
+        sandbox.open(1, [])
+        time.sleep(0.2)
+        assert slow[0].why is None
+        assert sandbox.status()["evicted"] > 4
+        assert sandbox.run(slow[0].state, ["x"]).results[0].text == "7\n"
+    finally:
+        sandbox.close()
 
 
 class Scripted:

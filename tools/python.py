@@ -216,7 +216,7 @@ class PythonTool:
             if not history or session is None:
                 return Reply(session, (), "lost" if reply.why == "lost" else "gone")
         reply = sandbox.run(session, [cell for cell, _digest in history])
-        crowded = (reply.why or "").startswith("session_")
+        crowded = (reply.why or "").startswith(("session_", "all_"))
         if crowded or reply.why in ("gone", "broken", "fault", "lost", "crash"):
             # It ran before: whatever ended it now came from outside. The caller tries again.
             with self._lock:
