@@ -140,6 +140,8 @@ def test_a_hundred_megabytes_of_code_are_refused_before_they_are_sent(tool):
 def test_states_evicted_while_they_are_forked_answer_all_the_same():
     """Eviction looks, decides and acts; forks, drops and rebuilds come in between."""
     made = PythonTool("local", Limits(live_states=3, spares=2))
+    made._opened()
+    made._limits = Limits()  # only the hub evicts
     wrong = []
 
     def work(number):
