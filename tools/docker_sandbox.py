@@ -162,7 +162,7 @@ def _create(client: "docker.DockerClient", limits: Limits, options: DockerOption
         stdin_open=True,
         user=options.user,
         working_dir=FOLDER,
-        environment={"PATH": "/usr/local/bin:/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"},
+        environment={"PYTHONDONTWRITEBYTECODE": "1"},
         network_disabled=True,
         host_config=host,
         labels={"appo-sandbox": str(os.getpid())},

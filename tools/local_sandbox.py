@@ -104,6 +104,7 @@ def end_group(leader: int) -> None:
 def readable_paths() -> list[str]:
     """What cells may read here: the interpreter, its packages, system libraries; nothing else."""
     wanted = ["/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/localtime"]
+    wanted += ["/etc/fonts"]
     wanted += ["/proc/cpuinfo", "/proc/meminfo"]
     for prefix in (sys.prefix, sys.base_prefix):
         wanted += [os.path.join(prefix, part) for part in ("bin", "lib", "lib64", "pyvenv.cfg")]
