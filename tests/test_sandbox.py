@@ -218,6 +218,17 @@ def test_an_old_kernel_is_named_with_what_it_lacks(monkeypatch):
         local_sandbox.open_local(LIMITS)
 
 
+def test_a_machine_without_a_filter_of_system_calls_is_sent_to_docker(monkeypatch):
+    class Unfiltered(local_sandbox.HubSandbox):
+        def __init__(self, *given):
+            super().__init__(*given)
+            self.filtered = False
+
+    monkeypatch.setattr(local_sandbox, "HubSandbox", Unfiltered)
+    with pytest.raises(ToolUnavailable, match=r"no filter of system calls.*Docker"):
+        local_sandbox.open_local(LIMITS)
+
+
 NO_LANDLOCK = """
 import ctypes, errno, struct, sys
 sys.path.insert(0, {repository!r})

@@ -127,6 +127,11 @@ def open_docker(limits: Limits, options: DockerOptions) -> HubSandbox:
         "signals": True,
     }
     sandbox = HubSandbox(transport, boot_message("repl_spawn", settings, state, limits), limits)
+    if not sandbox.filtered:
+        log.warning(
+            "on the engine's machine no filter of system calls of ours is known: cells have the"
+            " engine's own, which leaves them more"
+        )
     if sandbox.apart:
         log.warning(
             "the engine's kernel has Landlock version %d: states in a container are not kept from"

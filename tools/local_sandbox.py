@@ -161,4 +161,10 @@ def open_local(limits: Limits) -> HubSandbox:
     message = boot_message("sandbox_jail", settings, state, limits)
     sandbox = HubSandbox(transport, message, limits)
     transport.inside = sandbox.pid
+    if not sandbox.filtered:
+        sandbox.close()
+        raise ToolUnavailable(
+            f"on {platform.machine()} no filter of system calls is known, without which cells could"
+            " reach the network; install Docker and use sandbox='docker'"
+        )
     return sandbox
