@@ -210,6 +210,14 @@ def test_without_linux_the_error_says_docker(monkeypatch):
         local_sandbox.open_local(LIMITS)
 
 
+def test_on_windows_the_error_says_where_to_go(monkeypatch):
+    monkeypatch.setattr(docker_sandbox.sys, "platform", "win32")
+    monkeypatch.delattr(os, "register_at_fork")
+    tool = PythonTool("auto")
+    with pytest.raises(ToolUnavailable, match=r"(?s)local: .* needs Linux.*docker: .*WSL 2"):
+        begin(tool)
+
+
 def test_an_old_kernel_is_named_with_what_it_lacks(monkeypatch):
     import sandlock
 

@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import struct
+import sys
 import threading
 from typing import TYPE_CHECKING
 
@@ -101,6 +102,8 @@ def open_docker(limits: Limits, options: DockerOptions) -> HubSandbox:
         ToolUnavailable: no engine, no image; says what to do.
         SandboxLost: the container started and ended; the text says what it complained of.
     """
+    if sys.platform == "win32":
+        raise ToolUnavailable("on Windows run under WSL 2, where Docker and the rest serve")
     client = _client()
     import docker
 
