@@ -90,7 +90,7 @@ def test_cells_one_after_the_other_add_up(kind, limit, cell, said):
             "y = {}",
             "import subprocess, time\nfor i in range(15): subprocess.Popen(['sleep', '9'])\n"
             "time.sleep(3)",
-            "had more than 12 processes, this cell most of them",
+            "had more than 12 processes and threads, this cell most of them",
         ),
     ],
 )

@@ -29,7 +29,7 @@ PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)
 """Seconds between attempts to open a sandbox that was there before."""
 ATTEMPTS = 10
 """Sandboxes tried for one call before the tool counts as unavailable."""
-KILLS = 2
+KILLS = 4
 """Times that a cell is run again after a SIGKILL that was none of the sandbox's: by the system for
 want of memory, or by the cell itself, which then does it each time."""
 SOON = 1.0
