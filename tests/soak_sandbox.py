@@ -156,13 +156,13 @@ def session(tool: PythonTool, number: int, span: Span, end: float) -> None:
 
 
 def disturb(tool: PythonTool, span: Span, every: float, done: threading.Event) -> None:
-    """Kill a process of the sandbox now and then; in the first quarter the hub, too."""
+    """Kill a process of the sandbox now and then; in the first eighth the hub, too."""
     choice, tally = random.Random(99), span.tally
     while not done.wait(every):
         sandbox = tool._sandbox
         if sandbox is None or sandbox.name != "local":
             continue
-        if choice.random() < 0.1 and span.share() < 0.25:
+        if choice.random() < 0.1 and span.share() < 0.125:
             target = sandbox._transport._process.pid
             tally.hubs += 1
         else:
@@ -280,7 +280,7 @@ def main() -> int:
     if every:
         killer.start()
     # The first half warms up: what is loaded once, or kept for reuse, is no leak. The last hub
-    # that is killed makes room for one that is cold, a quarter of the way.
+    # that is killed makes room for one that is cold, an eighth of the way.
     run_sessions(tool, arguments.sessions, span, 1 / 2)
     before = settle(tool)
     print(f"after {tally.cells} cells:", shown(before), flush=True)
