@@ -14,7 +14,7 @@ from torch import Tensor
 from learners.draw import draw, uniform
 from learners.kv_lines import Line, Lines
 from learners.line_reader import LineReader
-from learners.packed_weights import PackedLinear, can_pack, pack, refresh
+from learners.packed_weights import Product, can_pack, pack, refresh
 from learners.read_together import read_together
 from learners.tree import Completion, StopReason
 from learners.turn_end import TurnEnd, end_ids
@@ -114,7 +114,7 @@ class TransformersSampler:
         """
         self._source = model
         self._model = model
-        self._packed: list[PackedLinear] = []
+        self._packed: list[Product] = []
         if dtype is not None and (dtype != model.dtype or can_pack(model)):
             self._model = copy.deepcopy(model).to(dtype).requires_grad_(False)
             if can_pack(self._model):

@@ -1,7 +1,8 @@
 # ruff: noqa: E501 - a cell is one string, as it is sent
 """What hostile cells try. Each prints LEAK or HARM where it succeeds; `says` is what the model is told.
 
-Names filled in by the suite: {canary} a host file, {folder} its folder, {pid} a host process, {tcp}, {udp} ports and
+Names filled in by the suite: {canary} a host file, {folder} its folder, {others} a host process, the learner, the hub
+and another state's process, {tcp}, {udp} ports and
 {unix}, {abstract} addresses where the host listens, {victim} the work folder of another session, {repository} the project, {secret} what must never be seen.
 """
 
@@ -13,6 +14,9 @@ libc = ctypes.CDLL(None, use_errno=True)
 def tried(what, action):
     try:
         value = action()
+    except (NameError, TypeError, AttributeError, SyntaxError) as error:
+        print(what, 'LEAK: the attack itself is wrong:', error)
+        return
     except BaseException as error:
         print(what, 'refused', type(error).__name__)
         return
@@ -181,14 +185,17 @@ PROCESSES = [
         "killing process 1, the hub and neighbours",
         "for p in [1, *range(max(2, os.getpid() - 300), os.getpid())]:\n    tried(p, lambda: os.kill(p, 9) or 1)",
     ),
-    refused("killing a process of the host", "tried('host', lambda: os.kill({pid}, 9) or 1)"),
+    refused(
+        "killing the host's processes, the learner, the hub and other states",
+        "for p in ({others}): tried(p, lambda: os.kill(p, 9) or 1)",
+    ),
     refused(
         "signals by descriptor",
-        "tried('pidfd', lambda: signal.pidfd_send_signal(os.pidfd_open(os.getppid()), 9) or 1)",
+        "for p in (os.getppid(), {others}): tried('pidfd', lambda: signal.pidfd_send_signal(os.pidfd_open(p), 9) or 1)",
     ),
     refused(
         "signals by thread and by queue",
-        "p = os.getppid()\ntried('tgkill', lambda: sys_call(234, p, p, 9) + 1 or -1)\ntried('sigqueue', lambda: sys_call(129, p, 9, ctypes.create_string_buffer(128)) + 1 or -1)",
+        "for p in (os.getppid(), {others}):\n    tried('tgkill', lambda: sys_call(234, p, p, 9) + 1 or -1)\n    tried('sigqueue', lambda: sys_call(129, p, 9, ctypes.create_string_buffer(128)) + 1 or -1)",
     ),
     Attack(
         "signals by a descriptor's owner",
@@ -200,33 +207,33 @@ PROCESSES = [
     ),
     refused(
         "tracing the parent and the host",
-        "for p in (os.getppid(), {pid}, 1):\n    tried(p, lambda: libc.ptrace(16, p, 0, 0) + 1 or -1)",
+        "for p in (os.getppid(), {others}, 1):\n    tried(p, lambda: libc.ptrace(16, p, 0, 0) + 1 or -1)",
     ),
     refused(
         "reading the memory of others",
-        "b = ctypes.create_string_buffer(8)\nfor p in (os.getppid(), {pid}, 1):\n    tried(p, lambda: open(f'/proc/{{p}}/mem', 'rb').read(1))\n    tried(p, lambda: sys_call(310, p, b, 1, b, 1, 0) + 1 or -1)",
+        "b = ctypes.create_string_buffer(8)\nfor p in (os.getppid(), {others}, 1):\n    tried(p, lambda: open(f'/proc/{{p}}/mem', 'rb').read(1))\n    tried(p, lambda: sys_call(310, p, b, 1, b, 1, 0) + 1 or -1)",
     ),
     refused(
         "writing the memory of others",
-        "for p in (os.getppid(), {pid}, 1): tried(p, lambda: open(f'/proc/{{p}}/mem', 'r+b'))",
+        "for p in (os.getppid(), {others}, 1): tried(p, lambda: open(f'/proc/{{p}}/mem', 'r+b'))",
     ),
     refused(
         "environment, maps and descriptors of others",
-        "for p in (os.getppid(), {pid}, 1):\n    for f in ('environ', 'maps', 'auxv'): tried((p, f), lambda: open(f'/proc/{{p}}/{{f}}', 'rb').read(10))\n    tried(p, lambda: os.listdir(f'/proc/{{p}}/fd'))",
+        "for p in (os.getppid(), {others}, 1):\n    for f in ('environ', 'maps', 'auxv'): tried((p, f), lambda: open(f'/proc/{{p}}/{{f}}', 'rb').read(10))\n    tried(p, lambda: os.listdir(f'/proc/{{p}}/fd'))",
     ),
     refused(
         "taking descriptors of others",
-        "tried('getfd', lambda: sys_call(438, os.pidfd_open(os.getppid()), 0, 0) + 1 or -1)",
+        "for p in (os.getppid(), {others}): tried('getfd', lambda: sys_call(438, os.pidfd_open(p), 0, 0) + 1 or -1)",
     ),
     refused(
         "ways to others through /proc",
-        "up = [os.getppid()]\nfor p in (os.getppid(), {pid}):\n"
+        "up = [os.getppid()]\nfor p in (os.getppid(), {others}):\n"
         "    for f in ('cwd/mine', 'root{canary}', 'fd/4', 'mem', 'task'):\n"
         "        tried((p, f), lambda: os.open(f'/proc/{{p}}/{{f}}', os.O_RDONLY))\n",
     ),
     refused(
         "limits and priorities of others",
-        "for p in (os.getppid(), {pid}, 1):\n    tried(p, lambda: resource.prlimit(p, resource.RLIMIT_NOFILE, (0, 0)) or 1)\n    tried(p, lambda: os.sched_setaffinity(p, [0]) or 1)\n    tried(p, lambda: os.setpriority(os.PRIO_PROCESS, p, 19) or 1)",
+        "for p in (os.getppid(), {others}, 1):\n    tried(p, lambda: resource.prlimit(p, resource.RLIMIT_NOFILE, (0, 0)) or 1)\n    tried(p, lambda: os.sched_setaffinity(p, [0]) or 1)\n    tried(p, lambda: os.setpriority(os.PRIO_PROCESS, p, 19) or 1)",
     ),
     Attack(
         "a daemon by double fork",

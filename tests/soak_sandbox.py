@@ -52,7 +52,7 @@ class Tally:
     wrong: list[str] = field(default_factory=list)
     kills: int = 0
     hubs: int = 0
-    hit: int = 0
+    busy: int = 0
     trees: int = 0
     sample: list[Known] = field(default_factory=list)
 
@@ -94,16 +94,9 @@ def draw(seed: int, count: int) -> int:
     return value
 
 
-class Hit(Exception):
-    """The killer met a running cell; it must have left no trace."""
-
-
 def run(tool: PythonTool, state: PythonState, cell: str) -> tuple[PythonState, str]:
-    """Run a cell; Hit if a kill from outside ended it."""
+    """Run a cell; one that is killed from outside is run again, and nobody notices."""
     following, result = tool.run(state, cell)
-    if "(signal 9)" in result.text:
-        assert following == state, "a killed cell left a trace"
-        raise Hit
     return following, result.text
 
 
@@ -155,9 +148,6 @@ def session(tool: PythonTool, number: int, span: Span, end: float) -> None:
                     tree.append(following)
                 if span.share() >= end:
                     break
-        except Hit:
-            with tally.lock:
-                tally.hit += 1
         except Exception as error:
             with tally.lock:
                 tally.wrong.append(f"{type(error).__name__}: {error}"[:300])
@@ -166,13 +156,13 @@ def session(tool: PythonTool, number: int, span: Span, end: float) -> None:
 
 
 def disturb(tool: PythonTool, span: Span, every: float, done: threading.Event) -> None:
-    """Kill a process of the sandbox now and then; in the first quarter the hub, too."""
+    """Kill a process of the sandbox now and then; in the first eighth the hub, too."""
     choice, tally = random.Random(99), span.tally
     while not done.wait(every):
         sandbox = tool._sandbox
         if sandbox is None or sandbox.name != "local":
             continue
-        if choice.random() < 0.1 and span.share() < 0.25:
+        if choice.random() < 0.1 and span.share() < 0.125:
             target = sandbox._transport._process.pid
             tally.hubs += 1
         else:
@@ -180,6 +170,7 @@ def disturb(tool: PythonTool, span: Span, every: float, done: threading.Event) -
             busy = [pid for pid in busy if pid != sandbox.pid]
             target = choice.choice(busy or group(sandbox.pid)[1:] or [0])
             tally.kills += target > 0
+            tally.busy += target in busy
         if target:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(target, signal.SIGKILL)
@@ -289,7 +280,7 @@ def main() -> int:
     if every:
         killer.start()
     # The first half warms up: what is loaded once, or kept for reuse, is no leak. The last hub
-    # that is killed makes room for one that is cold, a quarter of the way.
+    # that is killed makes room for one that is cold, an eighth of the way.
     run_sessions(tool, arguments.sessions, span, 1 / 2)
     before = settle(tool)
     print(f"after {tally.cells} cells:", shown(before), flush=True)
@@ -305,8 +296,8 @@ def main() -> int:
     print(f"after {tally.cells} cells in {seconds:.0f} s:", shown(after))
     print(
         f"{arguments.sessions} sessions, {tally.trees} trees; cells stopped by a limit or dead:"
-        f" {tally.stopped}; kills from outside: {tally.kills} processes, of which ran a cell:"
-        f" {tally.hit}; {tally.hubs} hubs"
+        f" {tally.stopped}; kills from outside: {tally.kills} processes, of which were running:"
+        f" {tally.busy}; {tally.hubs} hubs"
     )
     print(f"wrong or failed: {len(tally.wrong)}", *tally.wrong[:10], sep="\n  ")
     print(f"replayed afresh: {len(tally.sample)}, of which otherwise: {disagree}")
@@ -315,8 +306,7 @@ def main() -> int:
         name for name, value in after.items() if value > before[name] * most(name, arguments.growth)
     ]
     print("grown:", leaks or "nothing")
-    untrue = tally.hit > tally.kills
-    return int(bool(tally.wrong or disagree or left or leaks or untrue))
+    return int(bool(tally.wrong or disagree or left or leaks))
 
 
 def shown(found: dict[str, float]) -> str:

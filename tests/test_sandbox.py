@@ -1,6 +1,7 @@
 """Sandboxes when things go wrong around them: learners, hubs and containers that die."""
 
 import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -210,12 +211,55 @@ def test_without_linux_the_error_says_docker(monkeypatch):
         local_sandbox.open_local(LIMITS)
 
 
+def test_on_windows_the_error_says_where_to_go(monkeypatch):
+    monkeypatch.setattr(docker_sandbox.sys, "platform", "win32")
+    monkeypatch.delattr(os, "register_at_fork")
+    tool = PythonTool("auto")
+    with pytest.raises(ToolUnavailable, match=r"(?s)local: .* needs Linux.*docker: .*WSL 2"):
+        begin(tool)
+
+
 def test_an_old_kernel_is_named_with_what_it_lacks(monkeypatch):
     import sandlock
 
     monkeypatch.setattr(sandlock, "landlock_abi_version", lambda: 2)
     with pytest.raises(ToolUnavailable, match=r"Landlock version 2.*Linux 6.2.*Docker"):
         local_sandbox.open_local(LIMITS)
+
+
+def test_a_machine_without_a_filter_of_system_calls_is_sent_to_docker(monkeypatch):
+    class Unfiltered(local_sandbox.HubSandbox):
+        def __init__(self, *given):
+            super().__init__(*given)
+            self.filtered = False
+
+    monkeypatch.setattr(local_sandbox, "HubSandbox", Unfiltered)
+    with pytest.raises(ToolUnavailable, match=r"no filter of system calls.*Docker"):
+        local_sandbox.open_local(LIMITS)
+
+
+MOVED = b"""
+FROM appo-sandbox:local
+RUN mkdir -p /opt/python/bin && mv /usr/bin/python3* /opt/python/bin/
+ENV PATH=/opt/python/bin:/usr/bin:/bin
+"""
+
+
+@pytest.mark.docker
+@pytest.mark.full
+def test_an_image_may_keep_its_python_where_it_likes():
+    import docker
+
+    tag = "appo-sandbox-test:moved"
+    with contextlib.closing(docker.from_env()) as client:
+        client.images.build(fileobj=io.BytesIO(MOVED), tag=tag, network_mode="none", rm=True)
+        made = PythonTool("docker", LIMITS, DockerOptions(image=tag))
+        try:
+            cell = "import subprocess; subprocess.check_output(['python3', '-c', 'print(6 * 7)'])"
+            assert made.run(begin(made), cell)[1].text == "b'42\\n'\n"
+        finally:
+            made.close()
+            client.images.remove(tag, force=True)
 
 
 NO_LANDLOCK = """

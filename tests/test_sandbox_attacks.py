@@ -69,11 +69,11 @@ class Host:
         self.sockets.append(made)
         return made.getsockname()
 
-    def fill(self, cell: str, victim: str) -> str:
+    def fill(self, cell: str, victim: str, tool: PythonTool) -> str:
         return cell.format(
             canary=self.canary,
             folder=self.canary.parent,
-            pid=self.process.pid,
+            others=", ".join(map(str, [self.process.pid, *others(tool)])),
             tcp=self.tcp,
             udp=self.udp,
             unix=self.unix,
@@ -115,6 +115,15 @@ def processes_in(tool: PythonTool) -> list[str]:
         rows = transport._client.api.top(transport.container, "-eo pid,stat,args")["Processes"]
         return [row for row in rows[1:] if not row[1].startswith("Z")]
     return group(sandbox.pid)
+
+
+def others(tool: PythonTool) -> list[int]:
+    """The learner, the hub and states, by the numbers that they have where cells run."""
+    sandbox = tool._opened()
+    if sandbox.name == "docker":
+        return [sandbox.pid, sandbox.pid + 1]  # the first process, and maybe a state
+    states = [int(pid) for pid in group(sandbox.pid) if int(pid) != sandbox.pid]
+    return [os.getpid(), sandbox._transport._process.pid, sandbox.pid, *states[:1]]
 
 
 def expected(tool: PythonTool) -> int:
@@ -200,7 +209,7 @@ def test_attack(arena, host, attack):
     parent = tool.initial_state(ToolContext(seed=8))
     parent, _ = ran(tool, parent, SETTLED.format("own", "parent"), "settled")
     folder = ran(tool, victim, "os.getcwd()", "/")[1].text.strip("'\n").rpartition("/")[0]
-    state, result = ran(tool, parent, host.fill(attack.cell, folder), attack.says)
+    state, result = ran(tool, parent, host.fill(attack.cell, folder, tool), attack.says)
     assert "LEAK" not in result.text
     assert host.secret not in result.text.replace(host.abstract, "")
     assert attack.says in result.text

@@ -90,7 +90,7 @@ def test_cells_one_after_the_other_add_up(kind, limit, cell, said):
             "y = {}",
             "import subprocess, time\nfor i in range(15): subprocess.Popen(['sleep', '9'])\n"
             "time.sleep(3)",
-            "had more than 12 processes, this cell most of them",
+            "had more than 12 processes and threads, this cell most of them",
         ),
     ],
 )
@@ -219,7 +219,7 @@ def test_a_state_is_blamed_for_what_it_did_itself(monkeypatch, why):
     monkeypatch.setattr(python, "open_sandbox", lambda *_arguments: sandbox)
     monkeypatch.setattr(python.time, "sleep", lambda _seconds: None)
     tool = PythonTool("local", sandboxes=1)
-    state = (tool.initial_state(ToolContext())[0], (("1", python._digest("")),))
+    state = (tool.initial_state(ToolContext())[0], (("1", python.output_digest("")),))
     assert tool.run(state, "x")[1].text.startswith("[not run: an earlier cell has broken")
     assert (sandbox.runs >= python.ATTEMPTS) == (why == "gone"), "replays count too"
 
@@ -229,7 +229,7 @@ def test_a_sandbox_that_serves_nobody_is_no_fault_of_a_state(monkeypatch):
     monkeypatch.setattr(python.time, "sleep", lambda _seconds: None)
     monkeypatch.setattr(Scripted, "open", lambda *_arguments: Reply(None, (), "gone"))
     tool = PythonTool("local", sandboxes=1)
-    state = (tool.initial_state(ToolContext())[0], (("1", python._digest("")),))
+    state = (tool.initial_state(ToolContext())[0], (("1", python.output_digest("")),))
     with pytest.raises(ToolUnavailable, match="10 times in a row"):
         tool.run(state, "x")
 
@@ -240,7 +240,7 @@ def test_a_state_is_not_blamed_where_the_machine_is_too_busy_to_tell(monkeypatch
     monkeypatch.setattr(python.time, "sleep", lambda _seconds: None)
     monkeypatch.setattr(python, "SOON", 0.0)
     tool = PythonTool("local", sandboxes=1)
-    state = (tool.initial_state(ToolContext())[0], (("1", python._digest("")),))
+    state = (tool.initial_state(ToolContext())[0], (("1", python.output_digest("")),))
     with pytest.raises(ToolUnavailable, match="10 times in a row"):
         tool.run(state, "x")
 

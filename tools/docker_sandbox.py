@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import struct
+import sys
 import threading
 from typing import TYPE_CHECKING
 
@@ -101,6 +102,8 @@ def open_docker(limits: Limits, options: DockerOptions) -> HubSandbox:
         ToolUnavailable: no engine, no image; says what to do.
         SandboxLost: the container started and ended; the text says what it complained of.
     """
+    if sys.platform == "win32":
+        raise ToolUnavailable("on Windows run under WSL 2, where Docker and the rest serve")
     client = _client()
     import docker
 
@@ -127,6 +130,11 @@ def open_docker(limits: Limits, options: DockerOptions) -> HubSandbox:
         "signals": True,
     }
     sandbox = HubSandbox(transport, boot_message("repl_spawn", settings, state, limits), limits)
+    if not sandbox.filtered:
+        log.warning(
+            "on the engine's machine no filter of system calls of ours is known: cells have the"
+            " engine's own, which leaves them more"
+        )
     if sandbox.apart:
         log.warning(
             "the engine's kernel has Landlock version %d: states in a container are not kept from"
@@ -162,7 +170,7 @@ def _create(client: "docker.DockerClient", limits: Limits, options: DockerOption
         stdin_open=True,
         user=options.user,
         working_dir=FOLDER,
-        environment={"PATH": "/usr/local/bin:/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"},
+        environment={"PYTHONDONTWRITEBYTECODE": "1"},
         network_disabled=True,
         host_config=host,
         labels={"appo-sandbox": str(os.getpid())},

@@ -104,6 +104,7 @@ def end_group(leader: int) -> None:
 def readable_paths() -> list[str]:
     """What cells may read here: the interpreter, its packages, system libraries; nothing else."""
     wanted = ["/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/localtime"]
+    wanted += ["/etc/fonts"]
     wanted += ["/proc/cpuinfo", "/proc/meminfo"]
     for prefix in (sys.prefix, sys.base_prefix):
         wanted += [os.path.join(prefix, part) for part in ("bin", "lib", "lib64", "pyvenv.cfg")]
@@ -160,4 +161,10 @@ def open_local(limits: Limits) -> HubSandbox:
     message = boot_message("sandbox_jail", settings, state, limits)
     sandbox = HubSandbox(transport, message, limits)
     transport.inside = sandbox.pid
+    if not sandbox.filtered:
+        sandbox.close()
+        raise ToolUnavailable(
+            f"on {platform.machine()} no filter of system calls is known, without which cells could"
+            " reach the network; install Docker and use sandbox='docker'"
+        )
     return sandbox

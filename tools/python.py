@@ -5,19 +5,16 @@ what it printed. A live interpreter is only a cache of it, found by the value an
 when it is gone.
 """
 
-import base64
-import hashlib
 import logging
 import os
-import re
 import threading
 import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 
+from tools.python_values import attached, output_digest, with_digests
 from tools.sandbox import DockerOptions, Limits, Reply, Sandbox, SandboxLost, open_sandbox
 from tools.sandbox_pool import Pool
 from tools.sandbox_texts import BROKEN, LONGEST_CELL, joined, stopped, too_long
@@ -32,6 +29,9 @@ PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)
 """Seconds between attempts to open a sandbox that was there before."""
 ATTEMPTS = 10
 """Sandboxes tried for one call before the tool counts as unavailable."""
+KILLS = 4
+"""Times that a cell is run again after a SIGKILL that was none of the sandbox's: by the system for
+want of memory, or by the cell itself, which then does it each time."""
 SOON = 1.0
 """Seconds for a fresh session and a cell; a machine too busy for that blames no state."""
 
@@ -62,7 +62,7 @@ class PythonTool:
         """
         if sandbox not in ("auto", "local", "docker"):
             raise ValueError(f"sandbox {sandbox!r}: expected auto, local or docker")
-        self._kind = sandbox
+        self._kind = self._taken = sandbox
         self._limits = limits or Limits()
         self._docker = docker or DockerOptions()
         self._sandboxes = sandboxes
@@ -83,18 +83,21 @@ class PythonTool:
         self._live: OrderedDict[PythonState, int] = OrderedDict()
 
     def initial_state(self, context: ToolContext) -> PythonState:
-        attachments = tuple((path, _file_digest(path)) for path in context.attachments)
-        return ((context.seed, attachments), ())
+        """Before any cell. ValueError if two attachments would have one name in the folder."""
+        return ((context.seed, with_digests(context.attachments)), ())
 
     def run(self, state: PythonState, argument: str) -> tuple[PythonState, ToolResult]:
         begun = time.perf_counter()
         if len(argument) > LONGEST_CELL:
             return state, ToolResult(too_long(argument), False, time.perf_counter() - begun)
-        closings, own_faults, outside = self._closings, 0, False
+        closings, own_faults, kills, outside = self._closings, 0, 0, False
         for attempt in range(ATTEMPTS):
             sandbox = self._opened() if attempt == 0 else self._reopened()
             try:
                 reply = self._run(sandbox, state, argument)
+                if killed(reply) and kills < KILLS:
+                    kills += 1
+                    continue
                 if reply.why not in ("gone", "broken", "fault", "lost"):
                     return self._result(sandbox, state, argument, reply, begun)
                 why = f"the process of the state is gone ({reply.why})"
@@ -141,7 +144,9 @@ class PythonTool:
     def _opened(self) -> Sandbox:
         with self._lock:
             if self._sandbox is None:
-                first = open_sandbox(self._kind, self._limits, self._docker)
+                first = open_sandbox(self._taken, self._limits, self._docker)
+                # What another Python replays may answer otherwise: from now on it is this one.
+                self._taken = first.name
                 self._sandbox = self._pooled(first)
             return self._sandbox
 
@@ -211,7 +216,7 @@ class PythonTool:
         with self._lock:
             session = self._live.get(session_key) if self._sandbox is sandbox else None
         if session is None or not history:
-            reply = sandbox.open(seed, [_attached(path, digest) for path, digest in attachments])
+            reply = sandbox.open(seed, [attached(path, digest) for path, digest in attachments])
             session = self._keep(sandbox, session_key, reply.state)
             if not history or session is None:
                 return Reply(session, (), "lost" if reply.why == "lost" else "gone")
@@ -229,9 +234,14 @@ class PythonTool:
         return Reply(self._keep(sandbox, state, reply.state), (), None)
 
     def _compare(self, state: PythonState, reply: Reply) -> None:
+        ended = len(reply.results) - (reply.state is None)
         for number, (_cell, digest) in enumerate(state[1]):
-            same = number < len(reply.results) and _digest(reply.results[number].text) == digest
-            if not same or reply.state is None:
+            if number >= ended:
+                raise ToolUnavailable(
+                    f"the state could not be rebuilt: cell {number + 1} of {len(state[1])} was"
+                    f" stopped ({reply.why}), which it was not when it was recorded"
+                )
+            if output_digest(reply.results[number].text) != digest:
                 self.mismatches += 1
                 raise ToolUnavailable(
                     f"the state could not be rebuilt: cell {number + 1} of {len(state[1])} answered"
@@ -265,9 +275,14 @@ class PythonTool:
         if reply.state is None:
             text = joined(result.text, stopped(result.status, result.code, self._limits))
             return state, ToolResult(text, False, seconds)
-        following: PythonState = (state[0], (*state[1], (cell, _digest(result.text))))
+        following: PythonState = (state[0], (*state[1], (cell, output_digest(result.text))))
         self._keep(sandbox, following, reply.state)
         return following, ToolResult(result.text, result.status == "ok", seconds)
+
+
+def killed(reply: Reply) -> bool:
+    """Whether a cell was ended by a SIGKILL of which the sandbox knows nothing."""
+    return reply.why == "crash" and reply.results[-1].code == -9
 
 
 def _forget_after_fork(tool: PythonTool) -> None:
@@ -278,22 +293,5 @@ def _forget_after_fork(tool: PythonTool) -> None:
         if alive is not None:
             alive._forget()
 
-    os.register_at_fork(after_in_child=forget)
-
-
-def _digest(text: str) -> str:
-    """Of an output without what may differ between two runs: addresses, the work folder."""
-    blank = re.sub(r"0x[0-9a-fA-F]+", "0x", text)
-    blank = re.sub(r"(/[^\s/'\"]+)*(/\.~[0-9a-f]+)+", "/work", blank)
-    return hashlib.sha256(blank.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
-def _file_digest(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
-
-
-def _attached(path: str, digest: str) -> tuple[str, str]:
-    content = Path(path).read_bytes()
-    if hashlib.sha256(content).hexdigest()[:16] != digest:
-        raise ToolUnavailable(f"{path} is not the file that the episode began with")
-    return Path(path).name, base64.b64encode(content).decode()
+    if hasattr(os, "register_at_fork"):  # where processes fork
+        os.register_at_fork(after_in_child=forget)

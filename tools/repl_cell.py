@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import errno
 import io
 import linecache
 import os
@@ -20,7 +21,9 @@ OK, ERROR = "ok", "error"
 class Prompt:
     """The names that cells define, and how a cell runs among them; replaces `__main__`."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: dict[str, int]) -> None:
+        """`limits` are bytes of `memory` and `file_size`, and the number of `open_files`."""
+        self.limits = limits
         self.module = types.ModuleType("__main__")
         self.module.__dict__["__builtins__"] = builtins
         self.count = 0
@@ -51,6 +54,7 @@ class Prompt:
             status = _tell_exit(end)
         except BaseException as error:
             _tell_error(error)
+            _tell_limit(error, self.limits)
         _flush()
         return status
 
@@ -58,13 +62,15 @@ class Prompt:
         self, source: str, name: str
     ) -> tuple[types.CodeType | None, types.CodeType | None]:
         tree = ast.parse(source, name)
-        linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+        linecache.cache[name] = (len(source), None, f"{source}\n".splitlines(keepends=True), name)
         last = None
-        if tree.body and isinstance(tree.body[-1], ast.Expr) and not _ends_quietly(source):
-            expression = tree.body.pop()
-            assert isinstance(expression, ast.Expr)
-            last = compile(ast.Expression(expression.value), name, "eval")
-        return (compile(tree, name, "exec") if tree.body else None), last
+        if tree.body and isinstance(tree.body[-1], ast.Expr):
+            expression = tree.body[-1]
+            if not _ends_quietly(source, expression):
+                tree.body.pop()
+                # What this file imports from the future is no business of a cell.
+                last = compile(ast.Expression(expression.value), name, "eval", dont_inherit=True)
+        return (compile(tree, name, "exec", dont_inherit=True) if tree.body else None), last
 
     def _echo(self, value: object) -> None:
         if value is not None:
@@ -81,9 +87,11 @@ def renew_streams() -> None:
     sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = stream  # type: ignore[misc]
 
 
-def _ends_quietly(source: str) -> bool:
-    """A last line that ends in a semicolon asks for no echo."""
-    return source.rstrip().endswith(";")
+def _ends_quietly(source: str, last: ast.Expr) -> bool:
+    """A semicolon after the last expression asks for no echo."""
+    lines = source.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    line = lines[(last.end_lineno or 1) - 1].encode("utf-8", "surrogatepass")
+    return line[last.end_col_offset or 0 :].lstrip().startswith(b";")
 
 
 def _no_input(_prompt: object = "", /) -> str:
@@ -108,14 +116,30 @@ def _tell_exit(end: SystemExit) -> str:
 
 
 def _tell_error(error: BaseException) -> None:
-    """Print the traceback without the frames of this file; survive what cannot be printed."""
+    """Print the traceback from the cell's first frame on; survive what cannot be printed."""
     try:
         trace = error.__traceback__
-        while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        while trace is not None and not trace.tb_frame.f_code.co_filename.startswith("<cell "):
             trace = trace.tb_next
+        inner = trace
+        while inner is not None:
+            if inner.tb_next and inner.tb_next.tb_frame.f_code.co_filename == __file__:
+                inner.tb_next = None
+            inner = inner.tb_next
         sys.stderr.write("".join(traceback.format_exception(type(error), error, trace)))
     except BaseException:
         note(f"{type(error).__name__}, whose traceback could not be printed")
+
+
+def _tell_limit(error: BaseException, limits: dict[str, int]) -> None:
+    """Which limit it was, where Python reports one as an error that the cell might have caught."""
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, MemoryError) or number == errno.ENOMEM:
+        note(f"a cell may use {limits['memory'] >> 20} MiB of memory")
+    elif number == errno.EFBIG:
+        note(f"a file may have {limits['file_size'] >> 20} MiB")
+    elif number == errno.EMFILE:
+        note(f"a process may have {limits['open_files']} files open")
 
 
 def _flush() -> None:

@@ -20,7 +20,8 @@ def copy_folder(source: str, target: str) -> int:
         entries = list(os.scandir(source))
     except OSError:
         return 1
-    for entry in entries:
+    # A folder in memory lists its newest entry first: so the copy is listed like the original.
+    for entry in reversed(entries):
         if entry.name.startswith(".~"):
             continue
         new = os.path.join(target, entry.name)
@@ -55,18 +56,51 @@ def regular_files(most: int) -> list[int]:
     return [fd for fd in regular if not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH]
 
 
-def reopen(fds: list[int], old: str, new: str) -> None:
-    """Point open files at this state's own copies, with positions that siblings do not share."""
+def reopen(fds: list[int], old: str, new: str) -> int:
+    """Point open files at this state's own copies, with positions that siblings do not share.
+
+    Returns:
+        How many have lost what was in them: deleted ones that cannot be read.
+    """
+    lost = 0
     for fd in fds:
+        position = os.lseek(fd, 0, os.SEEK_CUR)
         try:
-            path = os.readlink(f"/proc/self/fd/{fd}")
-            if path.startswith(old + "/"):
-                path = new + path[len(old) :]
-            flags = fcntl.fcntl(fd, fcntl.F_GETFL) & ~(os.O_CREAT | os.O_TRUNC | os.O_EXCL)
-            position = os.lseek(fd, 0, os.SEEK_CUR)
-            fresh = os.open(path, flags | os.O_CLOEXEC)
-            os.lseek(fresh, position, os.SEEK_SET)
-            os.dup2(fresh, fd, inheritable=False)
-            os.close(fresh)
+            fresh = _by_name(fd, old, new)
         except OSError:
-            continue
+            copy = _by_content(fd, new)
+            lost += copy is None
+            fresh = os.open(os.devnull, os.O_RDWR) if copy is None else copy
+        os.lseek(fresh, position, os.SEEK_SET)
+        os.dup2(fresh, fd, inheritable=False)
+        os.close(fresh)
+    return lost
+
+
+def _by_name(fd: int, old: str, new: str) -> int:
+    """The file of that name in this state's folder; OSError if the open one was deleted."""
+    path = os.readlink(f"/proc/self/fd/{fd}")
+    if not os.path.samestat(os.stat(path), os.fstat(fd)):
+        raise FileNotFoundError(path)
+    if path.startswith(old + "/"):
+        path = new + path[len(old) :]
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL) & ~(os.O_CREAT | os.O_TRUNC | os.O_EXCL)
+    return os.open(path, flags | os.O_CLOEXEC)
+
+
+def _by_content(fd: int, folder: str) -> int | None:
+    """A file without a name that holds the same; None if that cannot be read or written."""
+    path = os.path.join(folder, f".{os.urandom(8).hex()}")
+    try:
+        copy = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return None
+    os.unlink(path)
+    at = 0
+    try:
+        while part := os.pread(fd, 1 << 20, at):
+            at += os.pwrite(copy, part, at)
+    except OSError:
+        os.close(copy)
+        return None
+    return copy

@@ -205,7 +205,7 @@ class Hub:
     def _freeze(self, live: Live, job: Job) -> None:
         """From here on the process only forks."""
         self.wires.close_output(job)
-        live.job, live.spent, live.used = None, job.spent(live), time.monotonic()
+        live.freeze()
         live.cpu_allowed = usage.own_cpu(live.pid) + PATIENCE
         del self.running[live.handle]
         self.states[live.handle] = live

@@ -155,9 +155,11 @@ class Job:
             return "cpu"
         if not self.replaying and live.before.cpu + used.cpu > limits["session_cpu"]:
             return "session_cpu"
-        live.held.update(memory=used.resident, processes=used.processes)
+        live.held.update(memory=used.resident, processes=max(used.processes, used.threads))
         if used.processes > limits["processes"]:
             return "processes"
+        if used.threads > limits["threads"]:
+            return "threads"
         if used.resident > limits["memory"] and memory_of(live.pid) > limits["memory"]:
             return "memory"
         if used.nameless > limits["disk"]:
@@ -210,6 +212,12 @@ class Live:
             self.pidfd = os.pidfd_open(pid)
         except OSError:
             self.pidfd = -1
+
+    def freeze(self) -> None:
+        """Its cells have ended: it is as new as that, and one process again."""
+        assert self.job is not None
+        self.spent, self.used = self.job.spent(self), time.monotonic()
+        self.held["processes"], self.job = 1, None
 
     def branches(self) -> bool:
         """Whether another child of this state is likelier to come next than one of its newest."""

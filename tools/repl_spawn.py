@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -12,6 +13,9 @@ from tools.repl_link import Message
 
 def launch(settings: Message, channel: socket.socket) -> tuple[int, Callable[[], None]]:
     """Run the interpreter with `channel` as its descriptor 0; its process id and how to end it."""
+    # The image says where its programs are: its Python need not be where Debian's is.
+    settings["env"]["PATH"] = os.environ.get("PATH", settings["env"]["PATH"])
+    settings["state"]["roots"] += [sys.prefix, sys.base_prefix]
     command: list[str] = [sys.executable, "-s", "-c", settings["boot"]]
     process = subprocess.Popen(
         command,

@@ -17,6 +17,7 @@ import signal
 import socket
 import struct
 import sys
+import tempfile
 import threading
 from typing import Any
 
@@ -62,7 +63,7 @@ class State:
     def __init__(self, channel: Channel, settings: Message) -> None:
         self.channel = channel
         self.folder = settings["folder"]
-        self.prompt = Prompt()
+        self.prompt = Prompt(settings["limits"])
         self.walls = kernel.Walls(settings["roots"], settings["devices"], kernel.landlock_abi())
         self.open_files: list[int] = []
         self.missing = 0
@@ -70,7 +71,7 @@ class State:
         self.has_files = False
         self.alone = True
         self.mask = kernel.only(signal.SIGCONT)
-        files = settings["open_files"]
+        files = settings["limits"]["open_files"]
         self.cell_files, self.own_files = (files, files + 32), (files + 32, files + 32)
 
     def serve(self) -> None:
@@ -124,10 +125,11 @@ class State:
         old, self.folder = self.folder, folder
         os.mkdir(folder)
         self.missing = copy_folder(old, folder) if self.has_files else 0
-        reopen(self.open_files, old, folder)
-        os.chdir(folder)
+        self.missing += reopen(self.open_files, old, folder)
+        _enter(folder, old)
         for name in ("HOME", "TMPDIR"):
             os.environ[name] = folder
+        tempfile.tempdir = None  # it remembers the folder of before
         self.walls.enclose(folder)
 
     def _begin_session(self, message: Message) -> None:
@@ -137,6 +139,9 @@ class State:
         numpy_random = sys.modules.get("numpy.random")
         if numpy_random is not None:
             numpy_random.seed(seed % 2**32)
+        sympy_random = sys.modules.get("sympy.core.random")
+        if sympy_random is not None:
+            sympy_random.seed(seed)
         for name, content in message["files"]:
             with create(name, 0o444) as file:
                 file.write(base64.b64decode(content))
@@ -181,6 +186,16 @@ class State:
             count = received[0]["count"] if received else 0
             note(f"{count} process(es) that the cell left running were ended")
         return threads
+
+
+def _enter(folder: str, old: str) -> None:
+    """Stand in the copy of the folder in which the cell before stood."""
+    try:
+        here = os.getcwd()
+        inside = here[len(old) :] if here.startswith(old + "/") else ""
+        os.chdir(folder + inside)
+    except OSError:
+        os.chdir(folder)
 
 
 def _buried(pid: int) -> bool:

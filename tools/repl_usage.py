@@ -24,6 +24,7 @@ class Usage(NamedTuple):
     cpu: float
     resident: int
     processes: int
+    threads: int
     nameless: int
 
 
@@ -120,15 +121,16 @@ def send(pid: int, number: int) -> None:
 
 def usage(pid: int, most: int) -> Usage:
     """Sum over `pid` and its descendants."""
-    cpu, resident, nameless = 0.0, 0, 0
+    cpu, resident, threads, nameless = 0.0, 0, 0, 0
     members = family(pid, most)
     for member in members:
         values = fields(member)
         if values:
             cpu += sum(int(value) for value in values[11:15]) / TICK
             resident += int(values[21]) * PAGE
+            threads += int(values[17])
             nameless += nameless_bytes(member)
-    return Usage(cpu, resident, len(members), nameless)
+    return Usage(cpu, resident, len(members), threads, nameless)
 
 
 def process_limits(pid: int, limits: dict[str, float]) -> dict[str, int]:

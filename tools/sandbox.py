@@ -31,6 +31,8 @@ class Limits:
     """Memory of a cell's processes together; also what one may add to the bare interpreter."""
     processes: int = 32
     """Processes of a cell at one time."""
+    threads: int = 256
+    """Threads of all its processes at one time."""
     output: int = 16 << 20
     """Output of a cell before it is stopped."""
     output_shown: int = 8000
@@ -54,7 +56,7 @@ class Limits:
     session_disk: int = 1 << 30
     """Size of all their work folders."""
     session_processes: int = 512
-    """All their processes; each live state is one."""
+    """All their processes, and the threads of each; a live state is one."""
     live_states: int = 512
     """States kept alive; the longest unused are forgotten and rebuilt by replay when needed."""
     spares: int = 32
@@ -62,7 +64,7 @@ class Limits:
     live_memory: int = 2 << 30
     """Memory of all live states, shared pages counted once."""
     all_processes: int = 1536
-    """Processes of the whole sandbox, frozen states included."""
+    """Processes and their threads of the whole sandbox, frozen states included."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +165,8 @@ def open_sandbox(kind: str, limits: Limits, docker: DockerOptions) -> Sandbox:
         except (SandboxLost, ToolUnavailable) as error:
             failures.append(f"{name}: {error}")
             continue
+        for failure in failures:
+            log.warning("python cannot run in the sandbox %s", failure)
         log.info("python runs in the %s sandbox", sandbox.name)
         return sandbox
     raise ToolUnavailable("no sandbox for Python code can be had here.\n" + "\n".join(failures))

@@ -39,7 +39,14 @@ def boot_message(
             "boot": boot_code(),
             "modules": sources(INSIDE),
             "limits": dataclasses.asdict(limits),
-            "state": {**state, "open_files": limits.open_files},
+            "state": {
+                **state,
+                "limits": {
+                    "memory": limits.memory,
+                    "file_size": limits.file_size,
+                    "open_files": limits.open_files,
+                },
+            },
         },
     }
 

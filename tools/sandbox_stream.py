@@ -68,6 +68,8 @@ class HubSandbox:
         self.modules = tuple(str(name) for name in ready["modules"])
         self.landlock = int(ready["landlock"])
         self.apart = self.landlock < APART_BELOW
+        self.filtered = bool(ready["filtered"])
+        """Whether system calls are filtered: none but the machines of `repl_filter` have that."""
 
     def open(self, seed: int, files: Sequence[tuple[str, str]]) -> Reply:
         return self._cells({"op": "open", "seed": seed, "files": list(files)}, 1)

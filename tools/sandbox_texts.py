@@ -27,6 +27,7 @@ def stopped(status: str, code: int | None, limits: Limits) -> str:
         "wall": f"the cell took longer than {limits.wall:g} s",
         "memory": f"the cell used more than {limits.memory >> 20} MiB of memory",
         "processes": f"the cell had more than {limits.processes} processes",
+        "threads": f"the cell had more than {limits.threads} threads",
         "output": f"the cell wrote more than {limits.output >> 20} MiB of output",
         "disk": f"the work folder held more than {limits.disk >> 20} MiB or {limits.files} files",
         "session_cpu": f"the cells of this session have used more than {limits.session_cpu:g} s of"
@@ -40,9 +41,9 @@ def stopped(status: str, code: int | None, limits: Limits) -> str:
         "session_disk": "all branches of this session together held more than"
         f" {limits.session_disk >> 20} MiB of files, this cell most of it",
         "session_processes": "all branches of this session together had more than"
-        f" {limits.session_processes} processes, this cell most of them",
+        f" {limits.session_processes} processes and threads, this cell most of them",
         "all_processes": "all sessions of this sandbox together had more than"
-        f" {limits.all_processes} processes, this cell most of them",
+        f" {limits.all_processes} processes and threads, this cell most of them",
     }
     how = "" if code is None else f" (signal {-code})" if code < 0 else f" (exit code {code})"
     reason = reasons.get(status, f"the Python process ended{how}")
