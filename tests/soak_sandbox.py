@@ -24,6 +24,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.sandboxes import forget_states
 from tools.python import PythonState, PythonTool
 from tools.sandbox import Limits
 from tools.tool import ToolContext
@@ -217,11 +218,8 @@ def measure(tool: PythonTool) -> dict[str, float]:
 
 def settle(tool: PythonTool) -> dict[str, float]:
     """Drop every state and measure once all is quiet."""
-    with tool._lock:
-        handles = list(tool._live.values())
-        tool._live.clear()
+    forget_states(tool)
     sandbox = tool._opened()
-    sandbox.drop(handles)
     time.sleep(3)
     # Folders are deleted in the background.
     folder = Path(sandbox._transport.folder) if sandbox.name == "local" else Path("/nowhere")

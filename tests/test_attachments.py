@@ -6,10 +6,9 @@ import pytest
 
 from envs import ToolEnv
 from tests import needs
+from tests.sandboxes import KINDS
 from tools.python import PythonTool
 from tools.tool import ToolContext, ToolUnavailable
-
-KINDS = ["local", pytest.param("docker", marks=[pytest.mark.docker, pytest.mark.full])]
 
 
 @pytest.fixture(scope="module", params=KINDS)

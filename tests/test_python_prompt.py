@@ -4,14 +4,11 @@ import gc
 
 import pytest
 
+from tests.sandboxes import KINDS, forget_states
 from tools.python import PythonTool
 from tools.sandbox import DockerOptions, Limits, open_sandbox
 from tools.tool import ToolContext, ToolUnavailable
 
-KINDS = [
-    "local",
-    pytest.param("docker", marks=[pytest.mark.docker, pytest.mark.full]),
-]
 LIMITS = Limits(memory=256 << 20, file_size=1 << 20, threads=60)
 
 
@@ -29,14 +26,6 @@ def play(tool, *cells, seed=0):
         state, result = tool.run(state, cell)
         said = result.text
     return state, said
-
-
-def evicted(tool):
-    """Forget every live state: the next call replays."""
-    with tool._lock:
-        handles = list(tool._live.values())
-        tool._live.clear()
-    tool._opened().drop(handles)
 
 
 OPENED = [
@@ -65,7 +54,7 @@ def test_temporary_files_can_be_made_in_every_cell(tool):
     cell = "import tempfile\nwith tempfile.NamedTemporaryFile('w+') as f: f.write('x')\nf.name"
     state, said = play(tool, cell, cell, cell)
     assert "/tmp" in said
-    evicted(tool)
+    forget_states(tool)
     assert tool.run(state, "f.closed")[1].text == "True\n", "a name that is drawn is not compared"
 
 
@@ -82,7 +71,7 @@ def test_a_folder_is_listed_alike_in_every_copy_and_after_a_replay(tool):
     for _copy in range(3):
         state, result = tool.run(state, "os.listdir()")
         assert result.text == first
-    evicted(tool)
+    forget_states(tool)
     assert tool.run(state, "os.listdir()")[1].text == first
 
 
@@ -157,7 +146,7 @@ def test_threads_beyond_the_limit_end_the_cell_and_leave_the_state(tool):
 
 
 def test_a_cell_killed_from_outside_is_run_again(tool):
-    """It kills itself, but only the first time it runs: that is how it looks from here."""
+    """It kills itself, but only the first times it runs: that is how it looks from here."""
     sandbox, runs = tool._opened(), []
     state, _ = play(tool, "x = 1")
 

@@ -11,16 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.sandboxes import KINDS
 from tools import docker_sandbox, local_sandbox, python
 from tools.python import PythonTool
 from tools.sandbox import DockerOptions, Limits
 from tools.tool import ToolContext, ToolUnavailable
 
 LIMITS = Limits(cpu=5.0, wall=20.0, memory=256 << 20, processes=16)
-KINDS = [
-    "local",
-    pytest.param("docker", marks=[pytest.mark.docker, pytest.mark.full]),
-]
 
 
 @pytest.fixture(params=KINDS)
@@ -34,16 +31,13 @@ def begin(tool, cell="x = 41"):
     return tool.run(tool.initial_state(ToolContext(seed=1)), cell)[0]
 
 
-def kill_hub(tool, number=signal.SIGKILL):
+def kill_hub(tool):
     """Kill what runs the sandbox: the hub's process, or the container."""
     transport = tool._sandbox._transport
     if tool.sandbox_name == "docker":
-        if number == signal.SIGSTOP:
-            transport._client.api.pause(transport.container)
-        else:
-            transport._client.api.kill(transport.container)
+        transport._client.api.kill(transport.container)
     else:
-        os.kill(transport._process.pid, number)
+        os.kill(transport._process.pid, signal.SIGKILL)
 
 
 def test_a_killed_hub_or_container_is_rebuilt_by_replay(tool):

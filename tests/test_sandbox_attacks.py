@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.sandbox_attacks import ATTACKS
+from tests.sandboxes import KINDS
 from tools.python import PythonTool
 from tools.sandbox import Limits
 from tools.tool import ToolContext
@@ -35,10 +36,6 @@ CLOCK = f"took longer than {LIMITS.wall:g} s"
 TRIES = 6
 SETTLED = "{0} = '{1}'\nwith open('mine', 'w') as file: file.write('{1}')\nprint('settled')"
 """A session's first cell: a variable and a file of its own."""
-KINDS = [
-    "local",
-    pytest.param("docker", marks=[pytest.mark.docker, pytest.mark.full]),
-]
 
 
 class Host:

@@ -6,6 +6,7 @@ import types
 
 import pytest
 
+from tests.sandboxes import KINDS
 from tools import python, repl_session
 from tools.python import PythonTool
 from tools.repl_jobs import Job, Live, Output
@@ -20,10 +21,6 @@ LIMITS = Limits(
     session_disk=20 << 20,
     session_processes=12,
 )
-KINDS = [
-    "local",
-    pytest.param("docker", marks=[pytest.mark.docker, pytest.mark.full]),
-]
 BURN = "import time\nbegun = time.process_time()\nwhile time.process_time() - begun < 0.7: pass"
 KEPT = "Variables and files are as they were before this cell.]"
 

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from tests.sandboxes import KINDS
 from tools.local_sandbox import open_local
 from tools.python import PythonTool
 from tools.sandbox import Limits, SandboxLost
@@ -15,10 +16,6 @@ from tools.sandbox_pool import Pool
 from tools.tool import ToolContext, ToolUnavailable
 
 LIMITS = Limits(cpu=5.0, wall=20.0, memory=256 << 20, processes=16)
-KINDS = [
-    "local",
-    pytest.param("docker", marks=[pytest.mark.docker, pytest.mark.full]),
-]
 
 
 def begin(tool, seed, cell="x = 41"):

@@ -114,13 +114,8 @@ def readable_paths() -> list[str]:
     return list(dict.fromkeys([*found, *real]))
 
 
-def open_local(limits: Limits) -> HubSandbox:
-    """Start the local sandbox.
-
-    Raises:
-        ToolUnavailable: not on Linux, sandlock missing, or its kernel features missing.
-        SandboxLost: it started and ended; the text says what it complained of.
-    """
+def _landlock() -> int:
+    """Version of Landlock here; ToolUnavailable where nothing local can be had."""
     if sys.platform != "linux":
         raise ToolUnavailable(
             f"the local sandbox needs Linux, this is {platform.system()};"
@@ -139,6 +134,17 @@ def open_local(limits: Limits) -> HubSandbox:
             f"this kernel ({platform.release()}) has {has}, the local sandbox needs version {LEAST}"
             " (Linux 6.2; all of it 6.12); install Docker and use sandbox='docker'"
         )
+    return int(version)
+
+
+def open_local(limits: Limits) -> HubSandbox:
+    """Start the local sandbox.
+
+    Raises:
+        ToolUnavailable: not on Linux, sandlock missing, or its kernel features missing.
+        SandboxLost: it started and ended; the text says what it complained of.
+    """
+    version = _landlock()
     degraded = [name for name, (needed, _so) in WITHOUT.items() if version < needed]
     for name in degraded:
         log.warning("Landlock version %d has no %s: %s", version, name, WITHOUT[name][1])

@@ -7,6 +7,7 @@ when it is gone.
 
 import logging
 import os
+import signal
 import threading
 import time
 import weakref
@@ -95,7 +96,7 @@ class PythonTool:
             sandbox = self._opened() if attempt == 0 else self._reopened()
             try:
                 reply = self._run(sandbox, state, argument)
-                if killed(reply) and kills < KILLS:
+                if _killed(reply) and kills < KILLS:
                     kills += 1
                     continue
                 if reply.why not in ("gone", "broken", "fault", "lost"):
@@ -280,9 +281,9 @@ class PythonTool:
         return following, ToolResult(result.text, result.status == "ok", seconds)
 
 
-def killed(reply: Reply) -> bool:
+def _killed(reply: Reply) -> bool:
     """Whether a cell was ended by a SIGKILL of which the sandbox knows nothing."""
-    return reply.why == "crash" and reply.results[-1].code == -9
+    return reply.why == "crash" and reply.results[-1].code == -signal.SIGKILL
 
 
 def _forget_after_fork(tool: PythonTool) -> None:

@@ -22,7 +22,7 @@ class Prompt:
     """The names that cells define, and how a cell runs among them; replaces `__main__`."""
 
     def __init__(self, limits: dict[str, int]) -> None:
-        """`limits` are bytes of `memory` and `file_size`, and the number of `open_files`."""
+        """`limits` by name: of bytes `memory` and `file_size`, and `open_files`, are told."""
         self.limits = limits
         self.module = types.ModuleType("__main__")
         self.module.__dict__["__builtins__"] = builtins

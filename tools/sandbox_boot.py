@@ -30,6 +30,7 @@ def boot_message(
     launcher: str, settings: Mapping[str, object], state: Mapping[str, object], limits: Limits
 ) -> dict[str, object]:
     """The first message to a hub: its source, and what it hands on to the first process inside."""
+    bounds = dataclasses.asdict(limits)
     return {
         "modules": sources([*HUB, launcher, "repl_hub", "repl_main"]),
         "entry": "repl_main",
@@ -38,15 +39,8 @@ def boot_message(
             "launcher": launcher,
             "boot": boot_code(),
             "modules": sources(INSIDE),
-            "limits": dataclasses.asdict(limits),
-            "state": {
-                **state,
-                "limits": {
-                    "memory": limits.memory,
-                    "file_size": limits.file_size,
-                    "open_files": limits.open_files,
-                },
-            },
+            "limits": bounds,
+            "state": {**state, "limits": bounds},
         },
     }
 

@@ -1,0 +1,18 @@
+"""What tests of cells share: the sandboxes they run against, and how to make a tool forget."""
+
+import pytest
+
+from tools.python import PythonTool
+
+KINDS = [
+    "local",
+    pytest.param("docker", marks=[pytest.mark.docker, pytest.mark.full]),
+]
+
+
+def forget_states(tool: PythonTool) -> None:
+    """Drop every live state: the next call replays."""
+    with tool._lock:
+        handles = list(tool._live.values())
+        tool._live.clear()
+    tool._opened().drop(handles)
