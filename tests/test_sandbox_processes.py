@@ -5,6 +5,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 from pathlib import Path
@@ -196,3 +197,32 @@ def settles(action, wanted):
     while (value := action()) != wanted and time.monotonic() < deadline:
         time.sleep(0.05)
     return value == wanted
+
+
+def test_where_memory_runs_out_cells_go_before_states_and_the_first_process():
+    """A fork bomb must not take the others of its container along: its children inherit."""
+    sandbox = open_local(Limits(spares=0))
+
+    def scores():
+        found = {}
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                if os.getpgid(int(entry.name)) == sandbox.pid:
+                    score = int((entry / "oom_score_adj").read_text())
+                    found[score] = found.get(score, 0) + 1
+            except OSError:
+                continue
+        return found
+
+    try:
+        session = sandbox.open(0, []).state
+        assert scores() == {repl_kernel.STILL: 2}, "the first process and the session"
+        cell = "import os, time\nif os.fork() == 0: time.sleep(9)\ntime.sleep(2)"
+        thread = threading.Thread(target=sandbox.run, args=(session, [cell]))
+        thread.start()
+        time.sleep(1)
+        assert scores() == {repl_kernel.STILL: 2, repl_kernel.RUNNING: 2}
+        thread.join()
+        assert scores() == {repl_kernel.STILL: 3}
+    finally:
+        sandbox.close()

@@ -13,6 +13,7 @@ import threading
 import time
 from typing import NamedTuple
 
+from tools import repl_kernel as kernel
 from tools import repl_usage as usage
 from tools.repl_link import Link, Message, Output
 from tools.repl_remove import clear, remove
@@ -208,6 +209,7 @@ class Live:
         """The kernel said which process speaks for this state (shedding threads changes it)."""
         self.close()
         self.pid = pid
+        kernel.offer_to_the_oom_killer(pid, kernel.RUNNING)
         try:
             self.pidfd = os.pidfd_open(pid)
         except OSError:
@@ -218,6 +220,8 @@ class Live:
         assert self.job is not None
         self.spent, self.used = self.job.spent(self), time.monotonic()
         self.held["processes"], self.job = 1, None
+        if self.pid:
+            kernel.offer_to_the_oom_killer(self.pid)
 
     def branches(self) -> bool:
         """Whether another child of this state is likelier to come next than one of its newest."""

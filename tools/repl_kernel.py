@@ -34,10 +34,14 @@ def prctl(option: int, argument: int) -> None:
         raise OSError(ctypes.get_errno(), f"prctl {option} refused")
 
 
-def offer_to_the_oom_killer(pid: int) -> None:
-    """When memory runs out, let cells die before the hub and the learner."""
+STILL, RUNNING = 800, 1000
+"""How readily the system kills states that keep still, and cells with all that they start."""
+
+
+def offer_to_the_oom_killer(pid: int, score: int = STILL) -> None:
+    """When memory runs out, let cells die first, then states, then the hub and the learner."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/oom_score_adj", "w") as file:
-        file.write("800")
+        file.write(str(score))
 
 
 def drop_capabilities() -> None:
