@@ -207,3 +207,18 @@ def test_auto_says_why_it_is_not_local_and_stays_with_what_it_took(monkeypatch, 
     tool.close()
     del tool
     gc.collect()
+
+
+def test_nothing_is_left_of_the_rehearsal(tool):
+    """The first process runs cells of ours before it is forked for anybody's."""
+    said = tool.run(
+        tool.initial_state(ToolContext()),
+        "import linecache, os, random, sys\n"
+        "print(sorted(name for name in dir() if not name.startswith('__')))\n"
+        "print([name for name in linecache.cache if name.startswith('<cell')])\n"
+        "print(sys.exc_info(), sorted(os.listdir('.')), random.random())",
+    )[1].text
+    names, cells, rest = said.splitlines()
+    assert names == "['linecache', 'os', 'random', 'sys']"
+    assert cells == "['<cell 1>']"
+    assert rest.startswith("(None, None, None) [] ")

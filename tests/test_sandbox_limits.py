@@ -184,6 +184,20 @@ def test_a_state_is_new_when_its_cells_have_ended_not_when_they_began():
         sandbox.close()
 
 
+def test_first_cells_of_one_session_share_its_limits_and_need_no_state_before_them():
+    sandbox = open_sandbox("local", Limits(session_processes=2, spares=0), DockerOptions())
+    try:
+        first = [sandbox.open(0, [], ["1"], session).state for session in (7, 7, 7, 8, 8, 0, 0)]
+        until = time.monotonic() + 20
+        while sandbox.status()["states"] > 6 and time.monotonic() < until:
+            time.sleep(0.05)
+        assert sandbox.status()["states"] == 6
+        why = [sandbox.run(state, ["1"]).why for state in (first[0], first[5], first[6])]
+        assert why == ["gone", None, None]
+    finally:
+        sandbox.close()
+
+
 class Scripted:
     """A sandbox that opens sessions and answers every cell of the second kind in one way."""
 
@@ -193,8 +207,8 @@ class Scripted:
         self.why = why
         self.runs = 0
 
-    def open(self, seed, files):
-        return Reply(1, (), None)
+    def open(self, seed, files, cells=(), session=0):
+        return self.run(1, cells) if cells else Reply(1, (), None)
 
     def run(self, state, cells):
         if list(cells) == ["1"]:

@@ -91,7 +91,7 @@ def test_files_that_are_only_named_are_not_opened_anew_in_every_child(tmp_path):
     path.write_text("x")
     named, opened = os.open(path, os.O_PATH), os.open(path, os.O_RDONLY)
     try:
-        found = repl_files.regular_files(max(named, opened) + 1)
+        found = repl_files.Descriptors(max(named, opened) + 1).regular_files()
         assert opened in found
         assert named not in found
     finally:

@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from functools import partial
 
-from tools.python_values import attached, output_digest, with_digests
+from tools.python_values import attached, difference, output_digest, with_digests
 from tools.sandbox import DockerOptions, Limits, Reply, Sandbox, SandboxLost, open_sandbox
 from tools.sandbox_pool import Pool
 from tools.sandbox_texts import BROKEN, LONGEST_CELL, joined, stopped, too_long
@@ -185,13 +185,12 @@ class PythonTool:
     def _healthy(self, sandbox: Sandbox, state: PythonState) -> bool:
         """Whether a fresh session is served, and soon: then the fault is the state's own."""
         begun = time.perf_counter()
-        session = sandbox.open(0, [])
-        if session.state is None or not state[1]:
-            return False
-        reply = sandbox.run(session.state, ["1"])
+        reply = sandbox.open(0, [], ["1"])
         soon = time.perf_counter() - begun < SOON
-        sandbox.drop([handle for handle in (session.state, reply.state) if handle is not None])
-        return reply.state is not None and soon
+        if reply.state is None:
+            return False
+        sandbox.drop([reply.state])
+        return soon and bool(state[1])
 
     def _run(self, sandbox: Sandbox, state: PythonState, cell: str) -> Reply:
         """Run from the live state, or from a rebuilt one."""
@@ -207,48 +206,41 @@ class PythonTool:
                 self._live.pop(state, None)
             if reply.why == "deep":
                 sandbox.drop([handle])
+        if not state[1]:
+            return self._begin(sandbox, state, [cell])
         rebuilt = self._rebuild(sandbox, state)
         return rebuilt if rebuilt.state is None else sandbox.run(rebuilt.state, [cell])
 
+    def _begin(self, sandbox: Sandbox, fresh: PythonState, cells: list[str]) -> Reply:
+        """Run the first cells of a session; only one with files is kept, to lay them out once."""
+        (seed, attachments), _none = fresh
+        if not attachments and not sandbox.apart:
+            return sandbox.open(seed, [], cells, abs(hash(fresh)))
+        with self._lock:
+            session = self._live.get(fresh) if self._sandbox is sandbox else None
+        if session is None:
+            reply = sandbox.open(seed, [attached(path, digest) for path, digest in attachments])
+            session = self._keep(sandbox, fresh, reply.state)
+            if session is None:
+                return Reply(None, (), "lost" if reply.why == "lost" else "gone")
+        return sandbox.run(session, cells)
+
     def _rebuild(self, sandbox: Sandbox, state: PythonState) -> Reply:
         """Make a state live again by running its cells in one fresh process."""
-        (seed, attachments), history = state
-        session_key: PythonState = ((seed, attachments), ())
-        with self._lock:
-            session = self._live.get(session_key) if self._sandbox is sandbox else None
-        if session is None or not history:
-            reply = sandbox.open(seed, [attached(path, digest) for path, digest in attachments])
-            session = self._keep(sandbox, session_key, reply.state)
-            if not history or session is None:
-                return Reply(session, (), "lost" if reply.why == "lost" else "gone")
-        reply = sandbox.run(session, [cell for cell, _digest in history])
+        fresh: PythonState = (state[0], ())
+        reply = self._begin(sandbox, fresh, [cell for cell, _digest in state[1]])
         crowded = (reply.why or "").startswith(("session_", "all_"))
         if crowded or reply.why in ("gone", "broken", "fault", "lost", "crash"):
             # It ran before: whatever ended it now came from outside. The caller tries again.
-            with self._lock:
-                self._live.pop(session_key, None)
-            sandbox.drop([session])
+            self._drop(sandbox, fresh)
             return Reply(None, (), "lost" if crowded or reply.why == "lost" else "gone")
         with self._lock:
             self.replays += 1
-        self._compare(state, reply)
+        different = difference(state[1], reply)
+        if different is not None:
+            self.mismatches += 1
+            raise ToolUnavailable(f"the state could not be rebuilt: {different}")
         return Reply(self._keep(sandbox, state, reply.state), (), None)
-
-    def _compare(self, state: PythonState, reply: Reply) -> None:
-        ended = len(reply.results) - (reply.state is None)
-        for number, (_cell, digest) in enumerate(state[1]):
-            if number >= ended:
-                raise ToolUnavailable(
-                    f"the state could not be rebuilt: cell {number + 1} of {len(state[1])} was"
-                    f" stopped ({reply.why}), which it was not when it was recorded"
-                )
-            if output_digest(reply.results[number].text) != digest:
-                self.mismatches += 1
-                raise ToolUnavailable(
-                    f"the state could not be rebuilt: cell {number + 1} of {len(state[1])} answered"
-                    " otherwise than when it was recorded (does it read a clock or the system's"
-                    " randomness?)"
-                )
 
     def _keep(self, sandbox: Sandbox, state: PythonState, handle: int | None) -> int | None:
         """Remember where a state lives; forget the longest unused."""

@@ -1,4 +1,4 @@
-"""What a state of the Python tool is made of beside its cells: digests of files and of outputs."""
+"""What a state of the Python tool is known by: digests of files and of outputs."""
 
 import base64
 import hashlib
@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from tools.sandbox import Reply
 from tools.tool import ToolUnavailable
 
 
@@ -15,6 +16,21 @@ def output_digest(text: str) -> str:
     blank = re.sub(r"\btmp[a-z0-9_]{8}\b", "tmp", blank)
     blank = re.sub(r"(/[^\s/'\"]+)*(/\.~[0-9a-f]+)+", "/work", blank)
     return hashlib.sha256(blank.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def difference(history: Sequence[tuple[str, str]], reply: Reply) -> str | None:
+    """In what a replay went otherwise than the (cell, digest of its output) before; or None."""
+    ended = len(reply.results) - (reply.state is None)
+    for number, (_cell, digest) in enumerate(history):
+        which = f"cell {number + 1} of {len(history)}"
+        if number >= ended:
+            return f"{which} was stopped ({reply.why}), which it was not when it was recorded"
+        if output_digest(reply.results[number].text) != digest:
+            return (
+                f"{which} answered otherwise than when it was recorded (does it read a clock or the"
+                " system's randomness?)"
+            )
+    return None
 
 
 def with_digests(paths: Sequence[str]) -> tuple[tuple[str, str], ...]:

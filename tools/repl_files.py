@@ -45,15 +45,21 @@ def create(path: str, mode: int) -> BinaryIO:
     return open(path, "xb", opener=lambda path, flags: os.open(path, flags, mode))
 
 
-def regular_files(most: int) -> list[int]:
-    """Descriptors above the standard three that are open on ordinary files, not just name one."""
-    poller = select.poll()
-    for fd in range(3, most):
-        poller.register(fd, 0)
-    closed = {fd for fd, event in poller.poll(0) if event & select.POLLNVAL}
-    there = [fd for fd in range(3, most) if fd not in closed]
-    regular = [fd for fd in there if stat.S_ISREG(os.fstat(fd).st_mode)]
-    return [fd for fd in regular if not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH]
+class Descriptors:
+    """Those above the standard three and below `most`; who asks need not list them again."""
+
+    def __init__(self, most: int) -> None:
+        self.numbers = frozenset(range(3, most))
+        self.poller = select.poll()
+        for fd in self.numbers:
+            self.poller.register(fd, 0)
+
+    def regular_files(self) -> list[int]:
+        """Those that are open on ordinary files, not just name one."""
+        closed = [fd for fd, event in self.poller.poll(0) if event & select.POLLNVAL]
+        there = sorted(self.numbers.difference(closed))
+        regular = [fd for fd in there if stat.S_ISREG(os.fstat(fd).st_mode)]
+        return [fd for fd in regular if not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH]
 
 
 def reopen(fds: list[int], old: str, new: str) -> int:

@@ -34,7 +34,6 @@ class Hub:
         self.states: dict[int, Live] = {}
         self.running: dict[int, Live] = {}
         self.spares: dict[int, Live] = {}
-        self.wanted: list[Live] = []
         self.remover = Remover()
         self.next_handle = 1
         self.dead: list[Live] = []
@@ -42,6 +41,7 @@ class Hub:
         self.counters = {"cells": 0, "evicted": 0, "killed": 0}
         self.patrol = Patrol(self.limits, group, settings["own_disk"])
         self.zygote = Live(0, zygote, None, Folder(settings["folder"], None), None)
+        self.wanted = [self.zygote]
 
     def serve(self) -> None:
         """Work until the other end of descriptor 0 is closed."""
@@ -67,16 +67,16 @@ class Hub:
     def _request(self, message: Message) -> None:
         operation = message["op"]
         if operation == "open":
-            begin = {"op": "session", "seed": message["seed"], "files": message["files"]}
-            self._run(self.zygote, message["id"], [begin])
+            live = self._run(self.zygote, message["id"], repl_session.steps(message))
+            live.session = message["session"] or -live.handle
+            self._prepare(self.zygote)
         elif operation == "run":
             parent = self.states.get(message["state"])
-            cells = [{"op": "exec", "cell": cell} for cell in message["cells"]]
             why = "deep"
             if parent is None or parent.job is not None or parent in self.doomed:
                 why = self.patrol.why_gone(message["state"])
             elif parent.depth < DEEPEST:
-                self._run(parent, message["id"], cells)
+                self._run(parent, message["id"], repl_session.steps(message))
                 return
             answer({"id": message["id"], "state": None, "results": [], "why": why})
         elif operation == "drop":
@@ -88,7 +88,7 @@ class Hub:
 
     def _run(
         self, parent: Live, request: int, steps: list[Message], results: tuple[Message, ...] = ()
-    ) -> None:
+    ) -> Live:
         """Give `steps` to a child of `parent`: the spare one if there is, else a new one."""
         live, parent.spare = parent.spare or self._fork(parent), None
         self.spares.pop(live.handle, None)
@@ -102,9 +102,10 @@ class Hub:
                 self.wires.send(live, steps[0])
         except Broken:
             self._ended(live)
-            return
-        if live.pid:
-            self._advance(live, job, sent=True)
+        else:
+            if live.pid:
+                self._advance(live, job, sent=True)
+        return live
 
     def _prepare(self, parent: Live) -> None:
         """Fork a state in advance, while nothing runs: the next cell finds its process waiting."""
@@ -230,8 +231,6 @@ class Hub:
         kept = live.handle if why is None else None
         answer({"id": job.request, "state": kept, "results": job.results, "why": why})
         likely, other = (parent, live) if parent.branches() else (live, parent)
-        if why is None and not self.running:
-            self._prepare(likely)
         self.wanted = [*self.wanted[-30:], other, likely]
 
     def _ended(self, live: Live) -> None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from tools import repl_usage as usage
 from tools.repl_jobs import Live, memory_of
+from tools.repl_link import Message
 
 FRESH = 2.0
 """Seconds for which a measure of memory is good enough to evict by."""
@@ -27,6 +28,15 @@ class Excess(NamedTuple):
     states: list[Live]
     cell: Live | None
     reason: str
+
+
+def steps(request: Message) -> list[Message]:
+    """What a request asks for, one after the other; the first cell of a session begins it."""
+    cells: list[Message] = [{"op": "exec", "cell": cell} for cell in request["cells"]]
+    if request["op"] == "open":
+        begin = {"seed": request["seed"], "files": request["files"]}
+        cells = [cells[0] | {"begin": begin}, *cells[1:]] if cells else [{"op": "session", **begin}]
+    return cells
 
 
 def measure(live: Live, now: float) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import gc
 import json
+import linecache
 import os
 import random
 import resource
@@ -23,7 +24,7 @@ from typing import Any
 
 from tools import repl_kernel as kernel
 from tools.repl_cell import Prompt, note
-from tools.repl_files import copy_folder, create, regular_files, reopen
+from tools.repl_files import Descriptors, copy_folder, create, reopen
 from tools.repl_filter import filter_system_calls
 
 Message = dict[str, Any]
@@ -63,7 +64,8 @@ class State:
     def __init__(self, channel: Channel, settings: Message) -> None:
         self.channel = channel
         self.folder = settings["folder"]
-        self.prompt = Prompt(settings["limits"])
+        self.limits = settings["limits"]
+        self.prompt = Prompt(self.limits)
         self.walls = kernel.Walls(settings["roots"], settings["devices"], kernel.landlock_abi())
         self.open_files: list[int] = []
         self.missing = 0
@@ -73,6 +75,7 @@ class State:
         self.mask = kernel.only(signal.SIGCONT)
         files = settings["limits"]["open_files"]
         self.cell_files, self.own_files = (files, files + 32), (files + 32, files + 32)
+        self.descriptors = Descriptors(files + 32)
 
     def serve(self) -> None:
         """Answer the hub until it closes the channel; a forked child goes on here with its own."""
@@ -86,6 +89,8 @@ class State:
                 self._fork(message, fds)
             elif operation == "session":
                 self._begin_session(message)
+                self.channel.send({"op": "done", "status": "ok"})
+                self._look_around()
             elif operation == "exec":
                 self._execute(message)
             elif operation == "reap":
@@ -98,7 +103,7 @@ class State:
 
     def _fork(self, message: Message, fds: list[int]) -> None:
         """Become two: the parent stays as it is, the child takes the channel that came."""
-        numbers = random.getstate()
+        numbers = None if self.alone else random.getstate()
         try:
             parent = kernel.persist(kernel.fork if self.alone else os.fork) != 0
         except OSError:
@@ -108,7 +113,7 @@ class State:
             for fd in fds:
                 os.close(fd)
             return
-        if not self.alone:
+        if numbers is not None:
             random.setstate(numbers)
         self.alone = True
         self.dead = []
@@ -145,18 +150,23 @@ class State:
         for name, content in message["files"]:
             with create(name, 0o444) as file:
                 file.write(base64.b64decode(content))
-        self.channel.send({"op": "done", "status": "ok"})
-        self._look_around()
 
     def _look_around(self) -> None:
         """What a child will have to be given; found out while nobody waits."""
-        self.open_files = regular_files(self.own_files[1])
+        self.open_files = self.descriptors.regular_files()
         try:
             self.has_files = bool(os.listdir(self.folder))
         except OSError:
             self.has_files = True
 
     def _execute(self, message: Message) -> None:
+        self.channel.send(self._done(message))
+        self._look_around()
+
+    def _done(self, message: Message) -> Message:
+        """Run a cell; the answer."""
+        if message.get("begin"):
+            self._begin_session(message["begin"])
         kernel.adopt_orphans(True)
         resource.setrlimit(resource.RLIMIT_NOFILE, self.cell_files)
         if self.missing:
@@ -168,9 +178,27 @@ class State:
         resource.setrlimit(resource.RLIMIT_NOFILE, self.own_files)
         threads = self._settle()
         kernel.adopt_orphans(False)
-        self.channel.send({"op": "done", "status": status, "threads": threads})
         self.alone = not threads
-        self._look_around()
+        return {"op": "done", "status": status, "threads": threads}
+
+    def rehearse(self) -> None:
+        """Do once what every child will do, so that it need not be done anew in each.
+
+        Python adapts code that runs, fills caches and binds what it calls: each is a page written,
+        and a page that a child writes is first copied for it.
+        """
+        shown, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        for cell in ["x = [1]\nprint(x)\nx", "1 / 0"] * 8:
+            message = json.loads(json.dumps({"cell": cell, "begin": {"seed": 0, "files": []}}))
+            json.dumps(self._done(message))
+            self._look_around()
+        os.dup2(shown, 1)
+        for fd in (shown, nowhere):
+            os.close(fd)
+        linecache.clearcache()
+        self.prompt = Prompt(self.limits)
+        self.prompt.install()
 
     def _settle(self) -> bool:
         """Leave no process running, no timer set; whether threads beside the main one are left."""
@@ -247,6 +275,7 @@ def main(settings: Message) -> None:
     state = State(channel, settings)
     os.chdir(settings["folder"])
     state.prompt.install()
+    state.rehearse()
     for name in [name for name in sys.modules if name.partition(".")[0] == "tools"]:
         del sys.modules[name]
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

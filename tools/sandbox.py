@@ -115,8 +115,21 @@ class Sandbox(Protocol):
     apart: bool
     """Whether states are not kept from each other's files, so that each session needs its own."""
 
-    def open(self, seed: int, files: Sequence[tuple[str, str]]) -> Reply:
-        """A fresh session with `files` (name, content in base64) in its work folder."""
+    def open(
+        self,
+        seed: int,
+        files: Sequence[tuple[str, str]],
+        cells: Sequence[str] = (),
+        session: int = 0,
+    ) -> Reply:
+        """A fresh session, and `cells` run in it: the state after them.
+
+        Args:
+            seed: of every generator.
+            files: (name, content in base64), laid in its work folder.
+            cells: those that an episode begins with; none leaves a state to run them from.
+            session: its number, where several share the limits of one session; 0: its own.
+        """
         ...
 
     def run(self, state: int, cells: Sequence[str]) -> Reply:
@@ -174,13 +187,9 @@ def open_sandbox(kind: str, limits: Limits, docker: DockerOptions) -> Sandbox:
 
 def _prove(sandbox: Sandbox) -> None:
     """Run a cell: the only proof that a sandbox works."""
-    session = sandbox.open(0, [])
-    if session.state is not None:
-        reply = sandbox.run(session.state, ["6 * 7"])
-        if reply.results and reply.results[0].text == "42\n":
-            sandbox.drop([state for state in (session.state, reply.state) if state is not None])
-            return
-        session = reply
-    sandbox.close()
-    said = session.results[-1].text if session.results else ""
-    raise SandboxLost(f"a first cell did not run ({session.why}) {said}")
+    reply = sandbox.open(0, [], ["6 * 7"])
+    said = reply.results[-1].text if reply.results else ""
+    if reply.state is None or said != "42\n":
+        sandbox.close()
+        raise SandboxLost(f"a first cell did not run ({reply.why}) {said}")
+    sandbox.drop([reply.state])

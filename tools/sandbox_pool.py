@@ -55,9 +55,15 @@ class Pool:
         with self._changed:
             self._fill()
 
-    def open(self, seed: int, files: Sequence[tuple[str, str]]) -> Reply:
+    def open(
+        self,
+        seed: int,
+        files: Sequence[tuple[str, str]],
+        cells: Sequence[str] = (),
+        session: int = 0,
+    ) -> Reply:
         number = self._choose()
-        return self._ask(number, lambda member: member.open(seed, files))
+        return self._ask(number, lambda member: member.open(seed, files, cells, session))
 
     def run(self, state: int, cells: Sequence[str]) -> Reply:
         number, handle = state % PLACES, state // PLACES

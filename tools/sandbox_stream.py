@@ -71,8 +71,15 @@ class HubSandbox:
         self.filtered = bool(ready["filtered"])
         """Whether system calls are filtered: none but the machines of `repl_filter` have that."""
 
-    def open(self, seed: int, files: Sequence[tuple[str, str]]) -> Reply:
-        return self._cells({"op": "open", "seed": seed, "files": list(files)}, 1)
+    def open(
+        self,
+        seed: int,
+        files: Sequence[tuple[str, str]],
+        cells: Sequence[str] = (),
+        session: int = 0,
+    ) -> Reply:
+        begin = {"op": "open", "seed": seed, "files": list(files), "session": session}
+        return self._cells({**begin, "cells": list(cells)}, max(1, len(cells)))
 
     def run(self, state: int, cells: Sequence[str]) -> Reply:
         return self._cells({"op": "run", "state": state, "cells": list(cells)}, len(cells))
