@@ -1,7 +1,8 @@
 """Log-probabilities of tokens and entropies, from logits over the vocabulary.
 
 The gradient of a log-probability is written in as few passes over the vocabulary as it takes:
-autograd's own, of gather and logsumexp, fills and adds tensors as large as the logits three times.
+autograd's own, of gather and logsumexp, fills and adds tensors as large as the logits three times,
+and logsumexp alone takes several times as long as log_softmax.
 """
 
 from collections.abc import Iterator
@@ -15,15 +16,15 @@ from torch import Tensor
 class _Logprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:  # noqa: ANN401
-        whole = logits.logsumexp(-1)
-        ctx.save_for_backward(logits, whole, targets)
-        return logits.gather(1, targets[:, None])[:, 0] - whole
+        whole = torch.log_softmax(logits, -1)
+        ctx.save_for_backward(whole, targets)
+        return whole.gather(1, targets[:, None])[:, 0]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
         """Of log p(target) by the logits: [target] - p."""
-        logits, whole, targets = ctx.saved_tensors
-        found = (logits - whole[:, None]).exp_().mul_(-gradient[:, None])
+        whole, targets = ctx.saved_tensors
+        found = whole.exp().mul_(-gradient[:, None])
         found[torch.arange(len(targets), device=targets.device), targets] += gradient
         return found, None
 
@@ -34,10 +35,94 @@ def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
     return found
 
 
-def entropies(logits: Tensor) -> Tensor:
-    """(n,) nats, of (n, V) logits."""
-    logprobs = torch.log_softmax(logits, dim=-1)
-    found: Tensor = -torch.linalg.vecdot(logprobs.exp(), logprobs)
+def logprobs_and_entropies(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Both (n,) nats, of (n,) targets under (n, V) logits, without a gradient."""
+    whole = torch.log_softmax(logits.detach(), dim=-1)
+    return whole.gather(1, targets[:, None])[:, 0], -torch.linalg.vecdot(whole.exp(), whole)
+
+
+class _HeadLogprobs(torch.autograd.Function):
+    """Logits of `part` tokens at a time, in one place, and once more for the gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: float,
+        part: int,
+    ) -> Tensor:
+        ctx.save_for_backward(hidden, weight, bias, targets)
+        ctx.temperature, ctx.part = temperature, part
+        found = [
+            whole.gather(1, targets[own, None])[:, 0]
+            for own, whole in _in_parts(hidden, weight, bias, temperature, part)
+        ]
+        return torch.cat(found)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        """Of log p(target) by the state: (weight of the target - mean weight under p) / T."""
+        hidden, weight, bias, targets = ctx.saved_tensors
+        above = (gradient / ctx.temperature).to(weight.dtype)
+        scaled = hidden * above[:, None]
+        by_hidden = torch.empty_like(hidden)
+        by_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        by_bias = torch.zeros_like(bias) if ctx.needs_input_grad[2] else None
+        for own, whole in _in_parts(hidden, weight, bias, ctx.temperature, ctx.part):
+            p = whole.exp_().to(weight.dtype)
+            torch.mm(p, weight, out=by_hidden[own])
+            if by_weight is not None:
+                by_weight.addmm_(p.T, scaled[own], alpha=-1)
+            if by_bias is not None:
+                by_bias.addmv_(p.T, above[own], alpha=-1)
+        by_hidden = (weight[targets] - by_hidden).mul_(above[:, None])
+        if by_weight is not None:
+            by_weight.index_add_(0, targets, scaled)
+        if by_bias is not None:
+            by_bias.index_add_(0, targets, above)
+        return by_hidden, by_weight, by_bias, None, None, None
+
+
+def _in_parts(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, part: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """Which tokens, and the log-probabilities (n, V) of all that might follow; overwritten."""
+    precision = torch.promote_types(weight.dtype, torch.float32)
+    size = (min(part, len(hidden)), len(weight))
+    logits, found = hidden.new_empty(size), hidden.new_empty(size, dtype=precision)
+    for start in range(0, len(hidden), part):
+        own = slice(start, min(start + part, len(hidden)))
+        here = torch.mm(hidden[own], weight.T, out=logits[: own.stop - start])
+        if bias is not None:
+            here += bias
+        if temperature != 1.0:
+            here /= temperature
+        whole = found[: own.stop - start]
+        torch.log_softmax(here, 1, dtype=precision, out=whole)
+        yield own, whole
+
+
+def head_logprobs(
+    hidden: Tensor, head: torch.nn.Linear, targets: Tensor, temperature: float, part: int
+) -> Tensor:
+    """Log-probabilities of many tokens, whose logits never exist all at once.
+
+    Args:
+        hidden: (n, D) states that predict them.
+        head: (V, D) weights, and a bias or none.
+        targets: (n,) ids.
+        temperature: that logits are divided by.
+        part: tokens whose logits exist at the same time.
+
+    Returns:
+        (n,) nats.
+    """
+    found: Tensor = _HeadLogprobs.apply(  # type: ignore[no-untyped-call]
+        hidden, head.weight, head.bias, targets, temperature, part
+    )
     return found
 
 

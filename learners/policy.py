@@ -12,12 +12,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from learners.attention import takes_trees
 from learners.batch import Batch, pack
-from learners.logprobs import entropies as entropies_of
-from learners.logprobs import rounded_factors, token_logprobs
+from learners.logprobs import (
+    head_logprobs,
+    logprobs_and_entropies,
+    rounded_factors,
+    token_logprobs,
+)
 from learners.memory import Kept
 from learners.models import LoadedModel
 from learners.optimizers import make_optimizer
@@ -238,29 +241,37 @@ class Policy:
         else:  # n tokens of the tree, each maybe of several rows
             wanted, back = torch.unique(tree.places[rows, columns + 1], return_inverse=True)
             before, targets = hidden[0, tree.previous[wanted]], tree.token_ids[wanted]
-        # Many logits are computed again in the backward pass, not kept.
-        again = torch.is_grad_enabled() and len(targets) * self.model.config.vocab_size
-        logprobs, surprise = [], []
-        for start in range(0, len(targets), CHUNK):
-            args = (before[start : start + CHUNK], targets[start : start + CHUNK])
-            if again > KEPT_LOGITS:
-                logprobs.append(checkpoint(self._logprobs, *args, use_reentrant=False))
-                continue
-            logits = self._scaled(args[0])
-            logprobs.append(token_logprobs(logits, args[1]))
-            if entropies:
-                surprise.append(entropies_of(logits))
+        logprobs, surprise = self._of_states(before, targets, entropies=entropies)
         # (B, T), entry t speaks of token t itself
         blank = hidden.new_zeros(batch.token_ids.shape, dtype=self._precision)
 
-        def filled(parts: list[Tensor]) -> Tensor:
-            if not parts:
+        def filled(found: Tensor) -> Tensor:
+            if not len(found):
                 return blank
-            found = torch.cat(parts)
-            found = found if back is None else found[back]
-            return blank.index_put((rows, columns + 1), found)
+            return blank.index_put((rows, columns + 1), found if back is None else found[back])
 
         return filled(logprobs), filled(surprise)
+
+    def _of_states(
+        self, hidden: Tensor, targets: Tensor, *, entropies: bool
+    ) -> tuple[Tensor, Tensor]:
+        """(n,) log-probabilities and, where asked for, entropies, by (n, D) states before them."""
+        # Many logits are computed again in the backward pass, not kept.
+        again = torch.is_grad_enabled() and len(targets) * self.model.config.vocab_size
+        if again > KEPT_LOGITS:
+            head = self.model.get_output_embeddings()
+            found = head_logprobs(hidden, head, targets, self.temperature, CHUNK)
+            return found, found.new_empty(0)
+        logprobs, surprise = [hidden.new_empty(0)], [hidden.new_empty(0)]
+        for start in range(0, len(targets), CHUNK):
+            logits, own = self._scaled(hidden[start : start + CHUNK]), targets[start:][:CHUNK]
+            if entropies:
+                one, other = logprobs_and_entropies(logits, own)
+                logprobs.append(one)
+                surprise.append(other)
+            else:
+                logprobs.append(token_logprobs(logits, own))
+        return torch.cat(logprobs), torch.cat(surprise)
 
     def _hidden(self, batch: Batch, recorder: Recorder | None) -> Tensor:
         """(B, T, D) last states of the rows, or (1, U, D) of the tokens of their tree."""
@@ -291,6 +302,3 @@ class Policy:
     def _scaled(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self.model.get_output_embeddings()(hidden).to(self._precision)
         return logits if self.temperature == 1.0 else logits / self.temperature  # (n, V)
-
-    def _logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        return token_logprobs(self._scaled(hidden), targets)

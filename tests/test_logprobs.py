@@ -1,8 +1,14 @@
 """Log-probabilities with a gradient of their own: equal to autograd's."""
 
+import pytest
 import torch
 
-from learners.logprobs import entropies, rounded_factors, token_logprobs
+from learners.logprobs import (
+    head_logprobs,
+    logprobs_and_entropies,
+    rounded_factors,
+    token_logprobs,
+)
 from tests import needs
 
 LOGITS = torch.tensor([[0.2, 0.3, 0.5], [0.1, 0.1, 0.8]], dtype=torch.float64).log()
@@ -36,7 +42,33 @@ def test_one_token_may_stand_for_several_rows():
 
 def test_entropy_by_hand():
     """-(0.2 ln 0.2 + 0.3 ln 0.3 + 0.5 ln 0.5) = 1.0297 nats."""
-    assert abs(float(entropies(LOGITS)[0]) - 1.0297) < 1e-4
+    logprobs, entropies = logprobs_and_entropies(LOGITS, torch.tensor([1, 2]))
+    torch.testing.assert_close(logprobs.exp(), torch.tensor([0.3, 0.8], dtype=torch.float64))
+    assert abs(float(entropies[0]) - 1.0297) < 1e-4
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_a_head_in_parts_has_the_gradient_of_its_logits(bias, temperature):
+    head = torch.nn.Linear(4, 9, bias=bias).double()
+    hidden = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([0, 8, 3, 3, 1, 0, 5])
+    parameters = (hidden, *head.parameters())
+
+    def found(*_parameters):
+        return head_logprobs(hidden, head, targets, temperature, 3)
+
+    expected = token_logprobs(head(hidden) / temperature, targets)
+    torch.testing.assert_close(found(), expected)
+    assert torch.autograd.gradcheck(found, parameters)
+
+
+def test_a_frozen_head_is_given_no_gradient():
+    head = torch.nn.Linear(4, 9, bias=False).requires_grad_(False)
+    hidden = torch.randn(2, 4, requires_grad=True)
+    head_logprobs(hidden, head, torch.tensor([0, 8]), 1.0, 2).sum().backward()
+    assert hidden.grad is not None
+    assert head.weight.grad is None
 
 
 def test_factors_are_rounded_within_the_block_and_sums_are_not():
