@@ -17,7 +17,8 @@ number, and an answer, and the number is looked for in what came back. All take 
 of their own, which start and warm up unmeasured; a median is of all episodes of all rounds. They do
 not do the same, as the last column says: only ours isolates what it runs, by the kernel, and keeps
 its state. Seconds are of the wall clock, since most of the work is done by other processes. The
-target: ahead of each of the four. A script, not a test: no time is asserted.
+target: ahead of each of the four, every episode in a session of its own. A script, not a test: no
+time is asserted.
 """
 
 import argparse
@@ -33,8 +34,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).parents[2]
 SECONDS = 300  # of one process; then it is given up
@@ -109,8 +112,11 @@ def skyrl() -> Iterator[Episode]:
 
 
 @contextmanager
-def openenv() -> Iterator[Episode]:
-    """The server is a process of its own; one connection serves all episodes."""
+def openenv(*, kept: bool) -> Iterator[Episode]:
+    """The server is a process of its own; a connection to it is a session.
+
+    Each episode has one of its own, as episodes at the same time need; or all take turns in one.
+    """
     from openenv.core.generic_client import GenericEnvClient
 
     with socket.socket() as free:
@@ -120,15 +126,22 @@ def openenv() -> Iterator[Episode]:
     with subprocess.Popen(here, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
             _listening(port, server)
-            with GenericEnvClient(base_url=f"http://127.0.0.1:{port}").sync() as env:
 
-                def episode(code: str) -> str:
-                    env.reset()
-                    said = env.step({"code": code}).observation["stdout"]
-                    env.step({"code": ""})
-                    return said
+            def session() -> AbstractContextManager[Any]:
+                return GenericEnvClient(base_url=f"http://127.0.0.1:{port}").sync()
 
-                yield episode
+            def played(env: Any, code: str) -> str:
+                env.reset()
+                said = env.step({"code": code}).observation["stdout"]
+                env.step({"code": ""})
+                return said
+
+            def alone(code: str) -> str:
+                with session() as env:
+                    return played(env, code)
+
+            with session() if kept else nullcontext() as env:
+                yield partial(played, env) if kept else alone
         finally:
             server.terminate()
 
@@ -213,7 +226,11 @@ PLAYERS = {
     "ours": (ours, "a fork of a warm interpreter, kept as a state, in a sandbox of the kernel"),
     "gem-llm": (gem, "python -c and a temporary folder a call; no sandbox by default"),
     "skyrl-gym": (skyrl, "python -c a call, no sandbox"),
-    "openenv": (openenv, "an interpreter of syntax trees (smolagents), in a server's process"),
+    "openenv": (
+        partial(openenv, kept=False),
+        "an interpreter of syntax trees (smolagents), in a server's process; a session an episode",
+    ),
+    "openenv kept": (partial(openenv, kept=True), "the same; one session for all"),
     "fhaviary": (aviary, "brings no Python tool; here one that runs python -c, no sandbox"),
 }
 
@@ -271,7 +288,8 @@ def main() -> None:
     for _ in range(given.rounds):
         for name in given.only:
             own = name in ("bare exec", "ours")
-            python = Path(sys.executable) if own else given.peers.absolute() / name / "bin/python"
+            folder = given.peers.absolute() / name.split()[0]
+            python = Path(sys.executable) if own else folder / "bin/python"
             found = measured(name, python, given.episodes)
             if isinstance(found, str):
                 reasons[name] = found
@@ -282,15 +300,15 @@ def main() -> None:
 
 def report(seconds: dict[str, list[float]], reasons: dict[str, str]) -> None:
     own = statistics.median(seconds["ours"]) if seconds.get("ours") else None
-    print(f"{'':12}{'ms':>8}{'quarter to three':>18}{'a second':>10}{'x ours':>8}  how")
+    print(f"{'':14}{'ms':>8}{'quarter to three':>18}{'a second':>10}{'x ours':>8}  how")
     for name, found in seconds.items():
         if len(found) < 2:
-            print(f"{name:12}left out: {reasons.get(name, 'too few episodes')}")
+            print(f"{name:14}left out: {reasons.get(name, 'too few episodes')}")
             continue
         low, middle, high = (1e3 * each for each in statistics.quantiles(found, n=4))
         over = "" if own is None else f"{middle / own / 1e3:.2f}"
         print(
-            f"{name:12}{middle:8.2f}{f'{low:.2f}-{high:.2f}':>18}{1e3 / middle:10.0f}{over:>8}"
+            f"{name:14}{middle:8.2f}{f'{low:.2f}-{high:.2f}':>18}{1e3 / middle:10.0f}{over:>8}"
             f"  {PLAYERS[name][1]}"
         )
 
