@@ -50,16 +50,18 @@ test-vllm: .venv-vllm/.installed
 soak: setup
 	$(BIN)/python -m tests.soak_sandbox
 
-# Side by side measurements; what they need beyond `make setup` they name. What needs environments of
-# its own is left out unless given: make perf TRL_PYTHON=folder/bin/python PEERS=folder
+# Side by side measurements, about forty minutes; what they need beyond `make setup` they name. vLLM is
+# among them once `make test-vllm` has made its environment. What needs others of its own is left out
+# unless given: make perf TRL_PYTHON=folder/bin/python PEERS=folder
 perf: setup
 	$(BIN)/python -m tests.perf.step
 	$(BIN)/python -m tests.perf.iteration
 	$(BIN)/python -m tests.perf.startup
 	$(BIN)/python -m tests.perf.update
+	$(BIN)/python -m tests.perf.update --model smollm2 --autocast --threads 2 --prompt 256 --response 256
 	$(BIN)/python -m tests.perf.branching
 	$(BIN)/python -m tests.perf.overlap
-	$(BIN)/python -m tests.perf.sampling
+	$(if $(wildcard .venv-vllm/.installed),.venv-vllm/bin,$(BIN))/python -m tests.perf.sampling --threads 2
 	$(BIN)/python -m tests.perf.scaling
 	$(BIN)/python -m tests.perf.trl $(if $(TRL_PYTHON),--trl-python $(TRL_PYTHON))
 	$(BIN)/python -m tests.perf.environments $(if $(PEERS),--peers $(PEERS))
