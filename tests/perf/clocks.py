@@ -47,7 +47,12 @@ def spread(found: Sequence[float], digits: int = 3) -> str:
     return f"{min(found):.{digits}f}-{max(found):.{digits}f}"
 
 
+def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
+    """What two ways said in the same round, divided."""
+    return [a / b for a, b in zip(over, under, strict=True)]
+
+
 def ratio(over: Sequence[float], under: Sequence[float], digits: int = 2) -> str:
     """The median of what two ways said in the same round, divided, with its spread."""
-    each = [a / b for a, b in zip(over, under, strict=True)]
+    each = ratios(over, under)
     return f"{statistics.median(each):.{digits}f} ({spread(each, digits)})"
