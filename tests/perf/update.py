@@ -3,12 +3,11 @@
     python -m tests.perf.update --model smollm2 --threads 2
 
 One prompt, some roots, branches of every root at uniform positions. All ways run in turn, round
-after round, so that a busy machine slows all alike; seconds are those of the median round, ratios are of
-one round each, and the median one counts. The bound is the
-number of tokens of all rows over that of different ones, which no exact way of reading each row
-can beat where attention is small; that of products counts the head, too, which only tokens of
-responses have, and they share less than prompts do. A script, not a test: times are printed and
-never asserted.
+after round, so that a busy machine slows all alike; seconds are those of the median round, ratios
+are of one round each, and the median one counts. The bound is the number of tokens of all rows over
+that of different ones, which no exact way of reading each row can beat where attention is small;
+that of products counts the head, too, which only tokens of responses have, and they share less than
+prompts do. A script, not a test: times are printed and never asserted.
 """
 
 import argparse
