@@ -12,6 +12,49 @@ from typing import Any
 import torch
 from torch import Tensor
 
+CHUNK = 512
+"""Tokens whose logits exist at the same time, where there are many."""
+KEPT_LOGITS = 1 << 24
+"""Most logits of a pass that are kept for its backward pass; beyond it they are computed again."""
+
+
+def of_states(
+    hidden: Tensor,
+    head: torch.nn.Linear,
+    targets: Tensor,
+    temperature: float,
+    *,
+    entropies: bool,
+) -> tuple[Tensor, Tensor]:
+    """What the tokens after some states are worth.
+
+    Args:
+        hidden: (n, D).
+        head: (V, D) weights, and a bias or none.
+        targets: (n,) ids.
+        temperature: that logits are divided by.
+        entropies: whether they are asked for, too; then there is no gradient.
+
+    Returns:
+        (n,) log-probabilities and (n,) or no entropies, in nats.
+    """
+    if torch.is_grad_enabled() and len(targets) * len(head.weight) > KEPT_LOGITS:
+        found = head_logprobs(hidden, head, targets, temperature, CHUNK)
+        return found, found.new_empty(0)
+    precision = torch.promote_types(hidden.dtype, torch.float32)
+    logprobs, surprise = [hidden.new_empty(0, dtype=precision)], []
+    for start in range(0, len(targets), CHUNK):
+        logits, own = head(hidden[start : start + CHUNK]).to(precision), targets[start:][:CHUNK]
+        if temperature != 1.0:
+            logits = logits / temperature
+        if entropies:
+            one, other = logprobs_and_entropies(logits, own)
+            logprobs.append(one)
+            surprise.append(other)
+        else:
+            logprobs.append(token_logprobs(logits, own))
+    return torch.cat(logprobs), torch.cat([*surprise, logprobs[0]])
+
 
 class _Logprobs(torch.autograd.Function):
     @staticmethod

@@ -15,12 +15,7 @@ from torch import Tensor
 
 from learners.attention import takes_trees
 from learners.batch import Batch, pack
-from learners.logprobs import (
-    head_logprobs,
-    logprobs_and_entropies,
-    rounded_factors,
-    token_logprobs,
-)
+from learners.logprobs import of_states, rounded_factors
 from learners.memory import Kept
 from learners.models import LoadedModel
 from learners.optimizers import make_optimizer
@@ -28,11 +23,6 @@ from learners.packing import Packing, Packs, Work, laid_out, token_ids
 from learners.read_together import Keep, Recorder
 from learners.run_config import OptimizerName
 from learners.tree import Row, Trajectory
-
-CHUNK = 512
-"""Tokens whose logits exist at the same time, where there are many."""
-KEPT_LOGITS = 1 << 24
-"""Most logits of a pass that are kept for its backward pass; beyond it they are computed again."""
 
 PolicyLoss = Callable[[Tensor, Batch], Tensor]
 """Log-probabilities (B, T) and their micro-batch -> a scalar to minimise; micro-batches add up."""
@@ -241,9 +231,10 @@ class Policy:
         else:  # n tokens of the tree, each maybe of several rows
             wanted, back = torch.unique(tree.places[rows, columns + 1], return_inverse=True)
             before, targets = hidden[0, tree.previous[wanted]], tree.token_ids[wanted]
-        logprobs, surprise = self._of_states(before, targets, entropies=entropies)
+        head = self.model.get_output_embeddings()
+        logprobs, surprise = of_states(before, head, targets, self.temperature, entropies=entropies)
         # (B, T), entry t speaks of token t itself
-        blank = hidden.new_zeros(batch.token_ids.shape, dtype=self._precision)
+        blank = hidden.new_zeros(batch.token_ids.shape, dtype=logprobs.dtype)
 
         def filled(found: Tensor) -> Tensor:
             if not len(found):
@@ -251,27 +242,6 @@ class Policy:
             return blank.index_put((rows, columns + 1), found if back is None else found[back])
 
         return filled(logprobs), filled(surprise)
-
-    def _of_states(
-        self, hidden: Tensor, targets: Tensor, *, entropies: bool
-    ) -> tuple[Tensor, Tensor]:
-        """(n,) log-probabilities and, where asked for, entropies, by (n, D) states before them."""
-        # Many logits are computed again in the backward pass, not kept.
-        again = torch.is_grad_enabled() and len(targets) * self.model.config.vocab_size
-        if again > KEPT_LOGITS:
-            head = self.model.get_output_embeddings()
-            found = head_logprobs(hidden, head, targets, self.temperature, CHUNK)
-            return found, found.new_empty(0)
-        logprobs, surprise = [hidden.new_empty(0)], [hidden.new_empty(0)]
-        for start in range(0, len(targets), CHUNK):
-            logits, own = self._scaled(hidden[start : start + CHUNK]), targets[start:][:CHUNK]
-            if entropies:
-                one, other = logprobs_and_entropies(logits, own)
-                logprobs.append(one)
-                surprise.append(other)
-            else:
-                logprobs.append(token_logprobs(logits, own))
-        return torch.cat(logprobs), torch.cat(surprise)
 
     def _hidden(self, batch: Batch, recorder: Recorder | None) -> Tensor:
         """(B, T, D) last states of the rows, or (1, U, D) of the tokens of their tree."""
@@ -293,12 +263,3 @@ class Policy:
                 )
         hidden: Tensor = found.last_hidden_state.to(self.model.dtype)
         return hidden
-
-    @property
-    def _precision(self) -> torch.dtype:
-        double = self.model.dtype == torch.float64
-        return torch.float64 if double else torch.float32
-
-    def _scaled(self, hidden: Tensor) -> Tensor:
-        logits: Tensor = self.model.get_output_embeddings()(hidden).to(self._precision)
-        return logits if self.temperature == 1.0 else logits / self.temperature  # (n, V)
