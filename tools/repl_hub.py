@@ -108,7 +108,7 @@ class Hub:
         return live
 
     def _prepare(self, parent: Live) -> None:
-        """Fork a state in advance, while nothing runs: the next cell finds its process waiting."""
+        """Fork a state in advance: the next cell finds its process waiting."""
         if parent.spare or parent.link.fileno() < 0 or parent.job or parent.depth >= DEEPEST:
             return
         if self.spares and len(self.spares) >= self.limits["spares"]:
