@@ -53,6 +53,20 @@ class Layout:
 
 
 @dataclass(frozen=True, eq=False)
+class Rectangle:
+    """Rows of a sampling pass that stand one after the other and read about equally many tokens."""
+
+    rows: slice
+    """Which: J of them."""
+    places: Tensor
+    """(J, Q) of their tokens; any place where a row has fewer than Q."""
+    mask: Tensor
+    """(J, 1, Q, T) 0 where they look and -inf elsewhere."""
+    filled: Tensor
+    """(J, Q) False where a row has fewer."""
+
+
+@dataclass(frozen=True, eq=False)
 class Step:
     """Rows of a sampling pass whose tokens stand side by side, in one row of U tokens.
 
@@ -63,12 +77,8 @@ class Step:
     """Rows that read one token each: the first ones."""
     single_mask: Tensor
     """(single, 1, 1, T) 0 where they look and -inf elsewhere."""
-    places: Tensor
-    """(J, Q) of the tokens of the other rows; any place where a row has fewer than Q."""
-    mask: Tensor
-    """(J, 1, Q, T) the same of these."""
-    filled: Tensor
-    """(J, Q) False where a row has fewer."""
+    others: tuple[Rectangle, ...]
+    """All other rows, in their order."""
 
 
 def register() -> str:
@@ -181,11 +191,11 @@ def step_attention(
         own = (slice(0, step.single), slice(None), slice(0, mask.shape[-1]))
         single = query[: step.single, :, None]  # (rows, H, 1, D)
         found.append(_grouped(single, key[own], value[own], mask, scaling)[:, :, 0])
-    if len(step.places):
-        own = (slice(step.single, None), slice(None), slice(0, step.mask.shape[-1]))
-        several = query[step.places].transpose(1, 2)  # (J, H, Q, D)
-        part = _grouped(several, key[own], value[own], step.mask, scaling)
-        found.append(part.transpose(1, 2)[step.filled])
+    for part in step.others:
+        own = (part.rows, slice(None), slice(0, part.mask.shape[-1]))
+        several = query[part.places].transpose(1, 2)  # (J, H, Q, D)
+        said = _grouped(several, key[own], value[own], part.mask, scaling)
+        found.append(said.transpose(1, 2)[part.filled])
     return torch.cat(found)
 
 

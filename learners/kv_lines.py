@@ -102,9 +102,11 @@ class Lines:
         return best, found
 
     def place(self, token_ids: tuple[int, ...]) -> int:
-        """Where the line is that knows most of these tokens; behind all where none does."""
-        line = self.longest(token_ids)[1]
-        return len(self._lines) if line is None else line.place
+        """Where the line is that these tokens go on from; behind all where there is none."""
+        shared, line = self.longest(token_ids)
+        if line is None or shared < len(line.token_ids):
+            return len(self._lines)
+        return line.place
 
     def take(self, token_ids: tuple[int, ...]) -> Line:
         """The last of the active lines, for what follows these tokens.

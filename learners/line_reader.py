@@ -1,16 +1,36 @@
 """A sampler's forward pass: the unread tokens of all its rows, each after what its line holds."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from learners.attention import Step, takes_trees
+from learners.attention import Rectangle, Step, takes_trees
 from learners.kv_lines import Lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+def even(lengths: Sequence[int], first: int = 0) -> Iterator[slice]:
+    """Neighbours that fill at least half of a rectangle as wide as the longest of them.
+
+    Args:
+        lengths: of rows that stand one after the other, at least 1.
+        first: index of the first.
+
+    Yields:
+        Which rows, from `first` on; each is in one slice.
+    """
+    begin = widest = filled = 0
+    for index, length in enumerate(lengths):
+        widest, filled = max(widest, length), filled + length
+        if widest * (index + 1 - begin) > 2 * filled:
+            yield slice(first + begin, first + index)
+            begin, widest, filled = index, length, length
+    if lengths:
+        yield slice(first + begin, first + len(lengths))
 
 
 class LineReader:
@@ -45,24 +65,29 @@ class LineReader:
         starts = counts.cumsum(0) - counts
         lines = torch.arange(len(unread)).repeat_interleave(counts)  # (U,)
         positions = known[lines] + torch.arange(len(lines)) - starts[lines]
-        # For their attention those that join stand in a rectangle.
-        steps = torch.arange(max(counts[before:].tolist(), default=0))
-        filled = steps < counts[before:, None]  # (J, Q)
-        looking = known[before:, None] + steps
-        device = self._model.device
         step = Step(
             before,
             self._mask(known[:before, None]),
-            ((starts[before:, None] + steps) * filled).to(device),
-            self._mask(looking),
-            filled.to(device),
+            tuple(
+                self._rectangle(rows, starts[rows], counts[rows], known[rows])
+                for rows in even(counts[before:].tolist(), before)
+            ),
         )
-        span = 1 + max(part.max().item() for part in (positions, looking) if part.numel())
+        span = max([int(positions.max()) + 1, *(part.mask.shape[-1] for part in step.others)])
         ids = torch.tensor([token for row in unread for token in row])
         everywhere = slice(0, len(unread))
-        hidden = self._forward(ids[None], lines[None], positions[None], everywhere, int(span), step)
+        hidden = self._forward(ids[None], lines[None], positions[None], everywhere, span, step)
         last: Tensor = hidden[0, starts + counts - 1]
         return last
+
+    def _rectangle(self, rows: slice, starts: Tensor, counts: Tensor, known: Tensor) -> Rectangle:
+        """For their attention rows that join stand in rectangles; all but `rows` is (J,)."""
+        steps = torch.arange(int(counts.max()))
+        filled = steps < counts[:, None]  # (J, Q)
+        places = (starts[:, None] + steps) * filled
+        device = self._model.device
+        mask = self._mask(known[:, None] + steps)
+        return Rectangle(rows, places.to(device), mask, filled.to(device))
 
     def _padded(self, unread: Sequence[Sequence[int]], known: Tensor, rows: slice) -> Tensor:
         width = max(map(len, unread))

@@ -57,8 +57,8 @@ def read_together(model: "PreTrainedModel", prefixes: Sequence[tuple[int, ...]])
     if len(prefixes) < 2 or not takes_trees(model):
         return None
     tree = packed(prefixes)
-    padded = len(prefixes) * max(map(len, prefixes))
-    if len(tree.token_ids) + ROW_COST * len(tree.layout.spans) >= padded:
+    apart = sum(map(len, prefixes))
+    if len(tree.token_ids) + ROW_COST * len(tree.layout.spans) >= apart:
         return None
     tree, recorder = tree.to(model.device), Recorder()
     model.base_model(

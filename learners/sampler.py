@@ -94,9 +94,9 @@ def servable(request: Request) -> Request:
 class TransformersSampler:
     """Samples with the policy's own model; finished rows leave the batch at once.
 
-    Mutated by `submit`, `completed` and `keep`. At most `rows` are served at a time, in order of
-    submission; what is known of a prefix is not read again, and what rows that join together share
-    is read once.
+    Mutated by `submit`, `completed` and `keep`. At most `rows` are served at a time, those with the
+    least to read first, before what is known of them makes room; what is known of a prefix is not
+    read again, and what rows that join together share is read once.
     """
 
     def __init__(
@@ -188,9 +188,8 @@ class TransformersSampler:
 
     def _admit(self, active: list[_Row]) -> None:
         """Let waiting requests join."""
-        free = self._rows - len(active)
-        joining = [self._waiting.pop(0) for _ in range(min(free, len(self._waiting)))]
-        # Turns that go on in the order of their lines: none of these need move.
+        joining = self._next(self._rows - len(active))
+        # Turns that go on first, in the order of their lines: none of these need move or make room.
         joining.sort(key=lambda request: self._lines.place(request.prefix_ids))
         before = len(active)
         self._lines.expected = before + len(joining)
@@ -200,6 +199,24 @@ class TransformersSampler:
             active.append(_Row(request, prefix, line, prefix[line.known :]))
         self._read_together(active[before:])
         self.prefilled_tokens += sum(len(row.unread) for row in active[before:])
+
+    def _next(self, most: int) -> list[Request]:
+        """Take waiting requests, the least to read first: later it might be more, and costlier.
+
+        Those that are submitted meanwhile stand behind.
+        """
+        order = list(range(len(self._waiting)))
+        if 0 < most < len(order):
+            order.sort(key=lambda index: self._unknown(self._waiting[index]))
+        chosen = [self._waiting[index] for index in order[:most]]
+        for index in sorted(order[:most], reverse=True):
+            del self._waiting[index]
+        return chosen
+
+    def _unknown(self, request: Request) -> int:
+        """Tokens before the first sampled one that no line holds."""
+        prefix = request.prefix_ids + request.prefill_ids
+        return len(prefix) - self._lines.longest(prefix)[0]
 
     def _read_together(self, joined: Sequence[_Row]) -> None:
         """Read what joining rows share once, all but the last token of each."""

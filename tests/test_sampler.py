@@ -5,9 +5,12 @@ import random
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from envs import EnvState
 from learners.draw import draw, uniform
+from learners.line_reader import even
 from learners.loop import Run
 from learners.models import load_model
 from learners.policy import Policy
@@ -241,6 +244,35 @@ def test_waiting_rows_join_as_soon_as_a_row_is_free(tiny):
     assert parrot.shapes == [(2, 1), (1, 1), (1, 3), (2, 1)]
 
 
+def test_what_is_known_is_served_before_it_makes_room(tiny):
+    """Two rows, four turns that go on and room for three lines: one is lost, and one is read."""
+    sampler = sampler_of(tiny, rows=2)
+    prompts = [(61, *range(100 + 20 * n, 110 + 20 * n)) for n in range(4)]
+    serve(sampler, request(prompts[0], max_tokens=1, key="shape"))
+    store = sampler._lines
+    store._most_bytes = 3 * store._most_bytes // store._most_lines(128)
+    sampler.sync()
+    serve(sampler, *(request(ids, max_tokens=1, key="first") for ids in prompts))
+    read = sampler.prefilled_tokens
+    serve(sampler, *(request((*ids, 99), max_tokens=1, key="second") for ids in prompts))
+    assert sampler.prefilled_tokens - read == 3 * 1 + (10 + 1)  # of the lost one all but 61
+
+
+@given(st.lists(st.integers(1, 300), max_size=40), st.integers(0, 5))
+def test_rows_stand_in_rectangles_that_are_at_least_half_full(lengths, first):
+    parts = list(even(lengths, first))
+    rows = [row for part in parts for row in range(part.start, part.stop)]
+    assert rows == list(range(first, first + len(lengths)))
+    for part in parts:
+        inside = lengths[part.start - first : part.stop - first]
+        assert max(inside) * len(inside) <= 2 * sum(inside)
+
+
+def test_alike_rows_stand_in_one_rectangle():
+    lengths = [12, 14, 9, 300, 310, 11, 12]
+    assert list(even(lengths, 4)) == [slice(4, 7), slice(7, 11)]
+
+
 def test_every_request_has_its_own_limit(tiny):
     _, sampler = parrot_sampler(tiny, SCRIPT)
     said = serve(sampler, *(request([61], max_tokens=n, key=str(n)) for n in (5, 1, 200)))
@@ -316,8 +348,8 @@ def test_a_sampler_of_another_precision_follows_the_weights_when_told(tiny):
 
 @pytest.mark.parametrize("kind", ["tiny", "grouped"])
 def test_rows_that_join_are_read_in_one_pass_with_those_under_way(kind):
-    """Three rows decode while two join, one with much to read and one with a long line: one pass
-    of 3 + 30 + 2 tokens, and each says what it says alone."""
+    """Three rows decode while five join, some with much to read and one with a long line: one pass
+    of 3 + 30 + 2 + 4 + 5 + 20 tokens, and each says what it says alone."""
     loaded = model_of(kind)
     sampler, passes = sampler_of(loaded), []
     draw_ids = random.Random(5)
@@ -327,6 +359,7 @@ def test_rows_that_join_are_read_in_one_pass_with_those_under_way(kind):
     joining = [
         request([draw_ids.randrange(50) for _ in range(30)], key="much", max_tokens=4),
         request([*long, *said.token_ids, 9], key="on", max_tokens=4),
+        *(request([n, *range(n, 1, -1)], key=f"of {n}", max_tokens=4) for n in (4, 5, 20)),
     ]
     hook = loaded.model.base_model.register_forward_pre_hook(
         lambda _module, _args, given: passes.append(tuple(given["input_ids"].shape)),
@@ -341,7 +374,7 @@ def test_rows_that_join_are_read_in_one_pass_with_those_under_way(kind):
                 sampler.submit(other)
         found[one.key] = completion
     hook.remove()
-    assert (1, 3 + 30 + 2) in passes
+    assert (1, 3 + 30 + 2 + 4 + 5 + 20) in passes
     for one in [*going, *joining]:
         (alone,) = serve(sampler_of(loaded), one)
         assert found[one.key].token_ids == alone.token_ids
