@@ -145,7 +145,7 @@ class Lines:
 
     def keep(self, token_ids: tuple[int, ...], kept: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Keep a sequence that somebody else read, see `fill`; not what is known or has no room."""
-        crowded = self._full() and len(self._lines) == self.active
+        crowded = self.full() and len(self._lines) == self.active
         if crowded or self.longest(token_ids)[0] == len(token_ids):
             return
         line = self._open()
@@ -185,11 +185,11 @@ class Lines:
     def _may_end(self, line: Line, shared: int) -> bool:
         """Whether nothing is lost when a kept line goes on after so many of its tokens."""
         line.used = self._now()
-        return shared == len(line.token_ids) or (self._full() and line is self._oldest())
+        return shared == len(line.token_ids) or (self.full() and line is self._oldest())
 
     def _open(self) -> Line:
         """A new line behind all others; where there is no room, the oldest kept one ends."""
-        while self._full():
+        while self.full():
             self._drop(self._oldest())
         line = Line((), 0, len(self._lines), self._now())
         self._lines.append(line)
@@ -232,7 +232,8 @@ class Lines:
         bytes_each = sum(store[:, 0, :, 0].nbytes for store in self._layers) * span
         return max(self._rows, self._most_bytes // max(1, bytes_each))
 
-    def _full(self) -> bool:
+    def full(self) -> bool:
+        """Whether the next line that is opened ends a kept one."""
         return bool(self._layers) and len(self._lines) >= self._most_lines(self._layers[0].shape[3])
 
     def _layer(self, number: int, like: Tensor) -> Tensor:

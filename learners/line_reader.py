@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def even(lengths: Sequence[int], first: int = 0) -> Iterator[slice]:
+def rectangles(lengths: Sequence[int], first: int = 0) -> Iterator[slice]:
     """Neighbours that fill at least half of a rectangle as wide as the longest of them.
 
     Args:
@@ -70,10 +70,10 @@ class LineReader:
             self._mask(known[:before, None]),
             tuple(
                 self._rectangle(rows, starts[rows], counts[rows], known[rows])
-                for rows in even(counts[before:].tolist(), before)
+                for rows in rectangles(counts[before:].tolist(), before)
             ),
         )
-        span = max([int(positions.max()) + 1, *(part.mask.shape[-1] for part in step.others)])
+        span = max(m.shape[-1] for m in (step.single_mask, *(part.mask for part in step.others)))
         ids = torch.tensor([token for row in unread for token in row])
         everywhere = slice(0, len(unread))
         hidden = self._forward(ids[None], lines[None], positions[None], everywhere, span, step)
@@ -81,7 +81,7 @@ class LineReader:
         return last
 
     def _rectangle(self, rows: slice, starts: Tensor, counts: Tensor, known: Tensor) -> Rectangle:
-        """For their attention rows that join stand in rectangles; all but `rows` is (J,)."""
+        """How the attention sees these rows, which join; all but `rows` is (J,)."""
         steps = torch.arange(int(counts.max()))
         filled = steps < counts[:, None]  # (J, Q)
         places = (starts[:, None] + steps) * filled

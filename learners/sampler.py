@@ -94,9 +94,10 @@ def servable(request: Request) -> Request:
 class TransformersSampler:
     """Samples with the policy's own model; finished rows leave the batch at once.
 
-    Mutated by `submit`, `completed` and `keep`. At most `rows` are served at a time, those with the
-    least to read first, before what is known of them makes room; what is known of a prefix is not
-    read again, and what rows that join together share is read once.
+    Mutated by `submit`, `completed` and `keep`. At most `rows` are served at a time, in order of
+    submission; where the store of keys and values is full those with the least to read first,
+    before what is known of them makes room. What is known of a prefix is not read again, and what
+    rows that join together share is read once.
     """
 
     def __init__(
@@ -201,12 +202,9 @@ class TransformersSampler:
         self.prefilled_tokens += sum(len(row.unread) for row in active[before:])
 
     def _next(self, most: int) -> list[Request]:
-        """Take waiting requests, the least to read first: later it might be more, and costlier.
-
-        Those that are submitted meanwhile stand behind.
-        """
+        """Take waiting requests; those that are submitted meanwhile stand behind."""
         order = list(range(len(self._waiting)))
-        if 0 < most < len(order):
+        if 0 < most < len(order) and self._lines.full():
             order.sort(key=lambda index: self._unknown(self._waiting[index]))
         chosen = [self._waiting[index] for index in order[:most]]
         for index in sorted(order[:most], reverse=True):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from envs import EnvState
 from learners.draw import draw, uniform
-from learners.line_reader import even
+from learners.line_reader import rectangles
 from learners.loop import Run
 from learners.models import load_model
 from learners.policy import Policy
@@ -260,7 +260,7 @@ def test_what_is_known_is_served_before_it_makes_room(tiny):
 
 @given(st.lists(st.integers(1, 300), max_size=40), st.integers(0, 5))
 def test_rows_stand_in_rectangles_that_are_at_least_half_full(lengths, first):
-    parts = list(even(lengths, first))
+    parts = list(rectangles(lengths, first))
     rows = [row for part in parts for row in range(part.start, part.stop)]
     assert rows == list(range(first, first + len(lengths)))
     for part in parts:
@@ -270,7 +270,7 @@ def test_rows_stand_in_rectangles_that_are_at_least_half_full(lengths, first):
 
 def test_alike_rows_stand_in_one_rectangle():
     lengths = [12, 14, 9, 300, 310, 11, 12]
-    assert list(even(lengths, 4)) == [slice(4, 7), slice(7, 11)]
+    assert list(rectangles(lengths, 4)) == [slice(4, 7), slice(7, 11)]
 
 
 def test_every_request_has_its_own_limit(tiny):

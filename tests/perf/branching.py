@@ -5,7 +5,7 @@
 Five ways, in turn, round after round; the median counts:
 
 * a prefix at a time: what every branch needs is read for it alone, one branch after the other;
-* a padded batch: the same for all branches at once, as a batched `generate` does;
+* an unshared batch: the same for all branches at once, in rows without padding;
 * ours, new weights: nothing is known (the policy moved), what branches share is read once;
 * ours, trunk scored: the moved policy has scored the trunk, as APPO does before it branches, and
   left keys and values; the scoring pass itself is not counted, as the method needs it anyway;
@@ -66,7 +66,7 @@ def once(
         served(sampler, [trunk])
     if way == "ours, trunk scored":
         score(loaded, sampler, trunk.prefix_ids)
-    apart = way in ("a prefix at a time", "a padded batch")
+    apart = way in ("a prefix at a time", "an unshared batch")
     read = sampler.prefilled_tokens
     with patch("learners.sampler.read_together", lambda *_: None) if apart else nullcontext():
         taken = seconds_of(lambda: branch_out(sampler, branches, way), clock)
@@ -93,7 +93,7 @@ def branch_out(sampler: TransformersSampler, branches: list[Request], way: str) 
 
 WAYS = (
     "a prefix at a time",
-    "a padded batch",
+    "an unshared batch",
     "ours, new weights",
     "ours, trunk scored",
     "ours, trunk known",
