@@ -55,19 +55,33 @@ def compare(config: Config) -> dict[str, str]:
     Raises:
         The errors that `main` explains; what was done until then is kept.
     """
-    from learners import compare_plan as plan
     from learners.compare_estimate import estimate
-    from learners.compare_jobs import make_start, run_all
-    from learners.compare_material import chosen_rates
     from learners.compare_summary import keep_tasks
     from learners.progress import Narrator
 
     narrator = Narrator()
-    first = [*plan.start_trials(config), *plan.tuning_trials(config)]
     if config.dry_run:
         narrator.say(estimate(config, narrator))
         return {}
     tasks = keep_tasks(config)
+    failed = {} if config.report_only else run_missing(config, tasks, narrator)
+    for title, why in failed.items():
+        narrator.say(f"\n{title} failed: {why}")
+    write_report(config, tasks, narrator)
+    return failed
+
+
+def run_missing(config: Config, tasks: dict[str, Any], narrator: "Narrator") -> dict[str, str]:
+    """Run the trials that have no summary: the start and the tuning first, then the seeds.
+
+    Returns:
+        Why trials failed, by their titles.
+    """
+    from learners import compare_plan as plan
+    from learners.compare_jobs import make_start, run_all
+    from learners.compare_material import chosen_rates
+
+    first = [*plan.start_trials(config), *plan.tuning_trials(config)]
     if unfinished(first) or unfinished(plan.final_trials(config, chosen_rates(config) or {})):
         make_start(start_command(config), config, plan.runs_folder(config), narrator.say)
     failed = run_all(first, tasks, config.jobs, narrator.say)
@@ -75,9 +89,6 @@ def compare(config: Config) -> dict[str, str]:
     if rates is not None:
         final = plan.final_trials(config, rates)
         failed |= run_all(final, tasks, config.jobs, narrator.say)
-    for title, why in failed.items():
-        narrator.say(f"\n{title} failed: {why}")
-    write_report(config, tasks, narrator)
     return failed
 
 

@@ -67,6 +67,8 @@ class Config:
     dry_run: bool = False
     """Say what would be run, how long it takes and what it costs; one iteration of a method that
     was never timed is played for it."""
+    report_only: bool = False
+    """Run nothing: write the report of the runs that have their summary."""
     out: str | None = None
     """Folder of the runs; runs/compare/<name> by default. Run again to resume."""
     results: str = "results"

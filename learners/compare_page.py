@@ -24,7 +24,8 @@ results/. Every comparison is made, and gone on with, by
 
     python -m learners.compare --spec results/<name>.toml --jobs 2
 
-A run that has its summary is not run again; `--dry-run` says what is missing and how long it takes.
+A run that has its summary is not run again; `--dry-run` says what is missing and how long it takes,
+`--report-only` writes the report of what there is.
 """
 NOT_HERE = """\
 ## Not run

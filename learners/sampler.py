@@ -6,6 +6,7 @@ The same request gives the same tokens whatever else is in the batch (see `learn
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
@@ -21,6 +22,9 @@ from learners.turn_end import TurnEnd, end_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PASS_TOKENS = 16_384
+"""What rows that join may read in one pass, so that its memory is bounded; one row may need more."""
 
 
 class Request(NamedTuple):
@@ -107,6 +111,7 @@ class TransformersSampler:
         stop_tags: Sequence[str],
         rows: int = 64,
         dtype: torch.dtype | None = None,
+        pass_tokens: int = PASS_TOKENS,
     ) -> None:
         """Sample from `model`; a turn ends at a stop tag or an end token.
 
@@ -121,7 +126,7 @@ class TransformersSampler:
             if can_pack(self._model):
                 self._packed = pack(self._model, model)
         self._end = TurnEnd(tokenizer, stop_tags, end_ids(model, tokenizer))
-        self._rows = rows
+        self._rows, self._pass_tokens = rows, pass_tokens
         self._waiting: list[Request] = []
         self._lines = Lines(rows)
         self._reader = LineReader(self._model, self._lines)
@@ -206,10 +211,20 @@ class TransformersSampler:
         order = list(range(len(self._waiting)))
         if 0 < most < len(order) and self._lines.full():
             order.sort(key=lambda index: self._unknown(self._waiting[index]))
-        chosen = [self._waiting[index] for index in order[:most]]
-        for index in sorted(order[:most], reverse=True):
+        order = order[:most]
+        order = order[: self._fitting([self._waiting[index] for index in order])]
+        chosen = [self._waiting[index] for index in order]
+        for index in sorted(order, reverse=True):
             del self._waiting[index]
         return chosen
+
+    def _fitting(self, requests: Sequence[Request]) -> int:
+        """How many of them, from the first on, one pass may read: at least one."""
+        most = self._pass_tokens
+        sizes = [len(request.prefix_ids) + len(request.prefill_ids) for request in requests]
+        if sum(sizes) > most:
+            sizes = [self._unknown(request) for request in requests]
+        return max(1, sum(total <= most for total in accumulate(sizes)))
 
     def _unknown(self, request: Request) -> int:
         """Tokens before the first sampled one that no line holds."""

@@ -1,10 +1,12 @@
 """What a comparison says, from summaries written by hand: numbers, words, figures, the page."""
 
 import json
+import shutil
 
 import pytest
 
 from learners import compare_page
+from learners.compare import main
 from learners.compare_config import Config, of_spec
 from learners.compare_material import chosen_rates, collect
 from learners.compare_plan import final_trials, start_trials, tuning_trials
@@ -287,3 +289,20 @@ def test_the_page_of_results_is_what_the_command_writes():
         wanted = compare_page.section(of_spec(spec), ROOT / "results", "../results")
         under_way = "## Not run\n\n- " in wanted or "but for" in wanted
         assert wanted in written or under_way
+
+
+def test_a_report_of_what_there_is_runs_nothing(tmp_path, capsys):
+    """The kept summaries of a comparison without two: it names them, and makes no runs folder."""
+    kept = ROOT / "results" / "proof-of-life"
+    shutil.copytree(kept, tmp_path / "proof-of-life")
+    lost = sorted((tmp_path / "proof-of-life").glob("grpo-*.json"))
+    for summary in lost:
+        summary.unlink()
+    spec = ROOT / "results" / "proof-of-life.toml"
+    main([f"--spec={spec}", f"--results={tmp_path}", f"--out={tmp_path}/runs", "--report-only"])
+    found = json.loads((tmp_path / "proof-of-life" / "report.json").read_text())
+    assert found["missing"] == ["grpo, seed 0", "grpo, seed 1"]
+    assert "grpo" not in found["methods"]
+    assert "grpo, seed 1" in capsys.readouterr().out
+    assert not any(summary.exists() for summary in lost)
+    assert not (tmp_path / "runs").exists()

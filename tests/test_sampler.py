@@ -244,6 +244,33 @@ def test_waiting_rows_join_as_soon_as_a_row_is_free(tiny):
     assert parrot.shapes == [(2, 1), (1, 1), (1, 3), (2, 1)]
 
 
+def test_rows_that_join_read_so_much_at_a_time(tiny):
+    """At most six tokens: two rows of three, then one beside the two, then one of nine alone."""
+    parrot, sampler = parrot_sampler(tiny, SCRIPT, pass_tokens=6)
+    three = [request([61, 62 + n, 70], max_tokens=3, key=str(n)) for n in range(3)]
+    said = serve(sampler, *three, request(range(60, 69), max_tokens=1, key="long"))
+    assert parrot.shapes == [(2, 3), (2, 1), (1, 3), (3, 1), (1, 9), (1, 1)]
+    assert [len(one.token_ids) for one in said] == [3, 3, 3, 1]
+
+
+def test_what_is_known_needs_no_room_in_a_pass(tiny, monkeypatch):
+    """Three prompts of three tokens, at most six: two passes; then known, one with three rows."""
+    sampler, joined = sampler_of(tiny, pass_tokens=6), []
+    read = sampler._reader.last_states
+
+    def counted(unread, known, before):
+        joined.append(len(unread) - before)
+        return read(unread, known, before)
+
+    monkeypatch.setattr(sampler._reader, "last_states", counted)
+    three = [request([61, 62 + n, 70], max_tokens=2, key=str(n)) for n in range(3)]
+    together = serve(sampler_of(tiny), *three)
+    assert [c.token_ids for c in serve(sampler, *three)] == [c.token_ids for c in together]
+    assert joined == [2, 1, 0]
+    serve(sampler, *three)
+    assert joined[3:] == [3, 0]
+
+
 def test_what_is_known_is_served_before_it_makes_room(tiny):
     """Two rows, four turns that go on and room for three lines: one is lost, and one is read."""
     sampler = sampler_of(tiny, rows=2)
