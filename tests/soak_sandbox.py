@@ -13,8 +13,6 @@ allocator: with one for each of many threads, what is free but kept would hide w
 
 import argparse
 import contextlib
-import ctypes
-import gc
 import os
 import random
 import signal
@@ -22,9 +20,8 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from tests.sandboxes import forget_states
+from tests.sandbox_leaks import at_rest, group, grown, shown
 from tools.python import PythonState, PythonTool
 from tools.sandbox import Limits
 from tools.tool import ToolContext
@@ -184,63 +181,6 @@ def kill_one(sandbox, choice: random.Random, span: Span) -> None:
             os.kill(target, signal.SIGKILL)
 
 
-def group(leader: int, letters: str = "RSDTtI") -> list[int]:
-    """Processes of a process group in these states; the leader among them comes first."""
-    found = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            fields = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[2]) == leader and fields[0] in letters:
-            found.append(int(name))
-    return sorted(found, key=lambda pid: (pid != leader, pid))
-
-
-def own_mib(pid: int | str) -> float:
-    """Memory that a process has to itself, in MiB: no files, nothing that it gave back."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) / 1024
-
-
-def measure(tool: PythonTool) -> dict[str, float]:
-    """What must not grow: descriptors here and in the hub, memory of both, processes per state."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    found = {
-        "learner descriptors": len(os.listdir("/proc/self/fd")),
-        "learner MiB": own_mib("self"),
-        "threads": threading.active_count(),
-    }
-    sandbox = tool._opened()
-    if sandbox.name == "local":
-        hub = sandbox._transport._process.pid
-        found["hub descriptors"] = len(os.listdir(f"/proc/{hub}/fd"))
-        found["hub MiB"] = own_mib(hub)
-        status = tool.status()
-        extra = len(group(sandbox.pid)) - 1 - status["states"] - status["spares"]
-        found["processes beyond the states"] = extra
-        # A process in waiting has descriptors of the hub: readings compare with as many of them.
-        found["spares"] = status["spares"]
-    return found
-
-
-def settle(tool: PythonTool) -> dict[str, float]:
-    """Drop every state and measure once all is quiet; a process waits for the next episode."""
-    tool.run(tool.initial_state(ToolContext(seed=0)), "0")
-    forget_states(tool)
-    sandbox = tool._opened()
-    time.sleep(3)
-    # Folders are deleted in the background, but for those of processes in waiting.
-    folder = Path(sandbox._transport.folder) if sandbox.name == "local" else Path("/nowhere")
-    quiet = time.monotonic() + 60
-    while len(list(folder.glob(".~*"))) > tool.status()["spares"]:
-        assert time.monotonic() < quiet, "folders that nobody holds"
-        time.sleep(0.5)
-    assert tool.status()["states"] == 0, "states that nobody holds"
-    return measure(tool)
-
-
 def replayed(tally: Tally, kind: str) -> int:
     """Replay a sample in a fresh sandbox; how many disagree."""
     tool, wrong = PythonTool(kind, LIMITS), 0
@@ -292,13 +232,13 @@ def main() -> int:
     # that is killed makes room for one that is cold, an eighth of the way.
     run_sessions(tool, arguments.sessions, span, 1 / 2)
     with tally.calm:
-        before = settle(tool)
+        before = at_rest(tool)
     print(f"after {tally.cells} cells:", shown(before), flush=True)
     run_sessions(tool, arguments.sessions, span, 1.0)
     done.set()
     if every:
         killer.join()
-    after, seconds = settle(tool), time.monotonic() - span.begun
+    after, seconds = at_rest(tool), time.monotonic() - span.begun
     status, sandbox = dict(tool.status()), tool._opened()
     tool.close()
     left = group(sandbox.pid) if sandbox.name == "local" else []
@@ -312,20 +252,9 @@ def main() -> int:
     print(f"wrong or failed: {len(tally.wrong)}", *tally.wrong[:10], sep="\n  ")
     print(f"replayed afresh: {len(tally.sample)}, of which otherwise: {disagree}")
     print(f"processes left after close: {len(left)}; counters: {status}")
-    leaks = [
-        name for name, value in after.items() if value > before[name] * most(name, arguments.growth)
-    ]
+    leaks = grown(before, after, arguments.growth)
     print("grown:", leaks or "nothing")
     return int(bool(tally.wrong or disagree or left or leaks))
-
-
-def shown(found: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in found.items())
-
-
-def most(name: str, growth: float) -> float:
-    """How much of its former value a measure may have: memory some per cent more, others as was."""
-    return 1.0 + growth / 100 if "MiB" in name else 1.0
 
 
 if __name__ == "__main__":
