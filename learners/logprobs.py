@@ -1,8 +1,8 @@
 """Log-probabilities of tokens and entropies, from logits over the vocabulary.
 
-The gradient of a log-probability is written in as few passes over the vocabulary as it takes:
-autograd's own, of gather and logsumexp, fills and adds tensors as large as the logits three times,
-and logsumexp alone takes several times as long as log_softmax.
+Logits of many tokens never exist all at once, and the gradient is written in as few passes over the
+vocabulary as it takes: autograd's own, of gather and logsumexp, fills and adds tensors as large as
+the logits three times, and logsumexp alone takes several times as long as log_softmax.
 """
 
 from collections.abc import Iterator
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 CHUNK = 512
-"""Tokens whose logits exist at the same time, where there are many."""
-KEPT_LOGITS = 1 << 24
-"""Most logits of a pass that are kept for its backward pass; beyond it they are computed again."""
+"""Tokens whose logits exist at the same time."""
+KEPT = 1 << 27
+"""Most numbers over the vocabulary that a pass keeps for its backward pass (512 MiB of float32); of
+tokens beyond it they are computed again."""
 
 
 def of_states(
@@ -38,44 +39,20 @@ def of_states(
     Returns:
         (n,) log-probabilities and (n,) or no entropies, in nats.
     """
-    if torch.is_grad_enabled() and len(targets) * len(head.weight) > KEPT_LOGITS:
-        found = head_logprobs(hidden, head, targets, temperature, CHUNK)
+    if not entropies:
+        found = head_logprobs(hidden, head, targets, temperature, CHUNK, KEPT)
         return found, found.new_empty(0)
     precision = torch.promote_types(hidden.dtype, torch.float32)
-    logprobs, surprise = [hidden.new_empty(0, dtype=precision)], []
+    logprobs = [hidden.new_empty(0, dtype=precision)]
+    surprise = list(logprobs)
     for start in range(0, len(targets), CHUNK):
         logits, own = head(hidden[start : start + CHUNK]).to(precision), targets[start:][:CHUNK]
         if temperature != 1.0:
             logits = logits / temperature
-        if entropies:
-            one, other = logprobs_and_entropies(logits, own)
-            logprobs.append(one)
-            surprise.append(other)
-        else:
-            logprobs.append(token_logprobs(logits, own))
-    return torch.cat(logprobs), torch.cat([*surprise, logprobs[0]])
-
-
-class _Logprobs(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:  # noqa: ANN401
-        whole = torch.log_softmax(logits, -1)
-        ctx.save_for_backward(whole, targets)
-        return whole.gather(1, targets[:, None])[:, 0]
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-        """Of log p(target) by the logits: [target] - p."""
-        whole, targets = ctx.saved_tensors
-        found = whole.exp().mul_(-gradient[:, None])
-        found[torch.arange(len(targets), device=targets.device), targets] += gradient
-        return found, None
-
-
-def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
-    """(n,) nats, of (n,) targets under (n, V) logits."""
-    found: Tensor = _Logprobs.apply(logits, targets)  # type: ignore[no-untyped-call]
-    return found
+        one, other = logprobs_and_entropies(logits, own)
+        logprobs.append(one)
+        surprise.append(other)
+    return torch.cat(logprobs), torch.cat(surprise)
 
 
 def logprobs_and_entropies(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,7 +62,7 @@ def logprobs_and_entropies(logits: Tensor, targets: Tensor) -> tuple[Tensor, Ten
 
 
 class _HeadLogprobs(torch.autograd.Function):
-    """Logits of `part` tokens at a time, in one place, and once more for the gradient."""
+    """Logits of `part` tokens at a time; those of the first `parts` are kept for the gradient."""
 
     @staticmethod
     def forward(
@@ -96,26 +73,33 @@ class _HeadLogprobs(torch.autograd.Function):
         targets: Tensor,
         temperature: float,
         part: int,
+        parts: int,
     ) -> Tensor:
-        ctx.save_for_backward(hidden, weight, bias, targets)
         ctx.temperature, ctx.part = temperature, part
-        found = [
-            whole.gather(1, targets[own, None])[:, 0]
-            for own, whole in _in_parts(hidden, weight, bias, temperature, part)
-        ]
+        made = _Vocabulary(hidden, weight, bias, temperature, part)
+        kept: list[Tensor] = []
+        found = [targets.new_empty(0, dtype=made.precision)]
+        for own in made.parts():
+            keeps = len(kept) < parts and any(ctx.needs_input_grad)
+            whole = made.logprobs(own, keeps=keeps)
+            found.append(whole.gather(1, targets[own, None])[:, 0])
+            if keeps:
+                kept.append(whole)
+        ctx.save_for_backward(hidden, weight, bias, targets, *kept)
         return torch.cat(found)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         """Of log p(target) by the state: (weight of the target - mean weight under p) / T."""
-        hidden, weight, bias, targets = ctx.saved_tensors
+        hidden, weight, bias, targets, *kept = ctx.saved_tensors
         above = (gradient / ctx.temperature).to(weight.dtype)
         scaled = hidden * above[:, None]
         by_hidden = torch.empty_like(hidden)
         by_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         by_bias = torch.zeros_like(bias) if ctx.needs_input_grad[2] else None
-        for own, whole in _in_parts(hidden, weight, bias, ctx.temperature, ctx.part):
-            p = whole.exp_().to(weight.dtype)
+        made = _Vocabulary(hidden, weight, bias, ctx.temperature, ctx.part)
+        for own in made.parts():
+            p = made.probabilities(own, kept.pop(0) if kept else None)
             torch.mm(p, weight, out=by_hidden[own])
             if by_weight is not None:
                 by_weight.addmm_(p.T, scaled[own], alpha=-1)
@@ -126,30 +110,59 @@ class _HeadLogprobs(torch.autograd.Function):
             by_weight.index_add_(0, targets, scaled)
         if by_bias is not None:
             by_bias.index_add_(0, targets, above)
-        return by_hidden, by_weight, by_bias, None, None, None
+        return by_hidden, by_weight, by_bias, None, None, None, None
 
 
-def _in_parts(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, part: int
-) -> Iterator[tuple[slice, Tensor]]:
-    """Which tokens, and the log-probabilities (n, V) of all that might follow; overwritten."""
-    precision = torch.promote_types(weight.dtype, torch.float32)
-    size = (min(part, len(hidden)), len(weight))
-    logits, found = hidden.new_empty(size), hidden.new_empty(size, dtype=precision)
-    for start in range(0, len(hidden), part):
-        own = slice(start, min(start + part, len(hidden)))
-        here = torch.mm(hidden[own], weight.T, out=logits[: own.stop - start])
-        if bias is not None:
-            here += bias
-        if temperature != 1.0:
-            here /= temperature
-        whole = found[: own.stop - start]
-        torch.log_softmax(here, 1, dtype=precision, out=whole)
-        yield own, whole
+class _Vocabulary:
+    """What might follow (n, D) states, a part at a time. Mutates its own room only."""
+
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, part: int
+    ) -> None:
+        self._hidden, self._weight, self._bias = hidden, weight, bias
+        self._temperature, self._part = temperature, part
+        self.precision = torch.promote_types(weight.dtype, torch.float32)
+        self._size = (min(part, len(hidden)), len(weight))
+        self._logits = hidden.new_empty(self._size)
+        self._room: Tensor | None = None
+
+    def parts(self) -> Iterator[slice]:
+        """Which tokens stand together."""
+        for start in range(0, len(self._hidden), self._part):
+            yield slice(start, min(start + self._part, len(self._hidden)))
+
+    def logprobs(self, own: slice, *, keeps: bool) -> Tensor:
+        """(part, V) of a part's tokens; unless it `keeps` them, the next part overwrites them."""
+        here = torch.mm(self._hidden[own], self._weight.T, out=self._logits[: own.stop - own.start])
+        if self._bias is not None:
+            here += self._bias
+        if self._temperature != 1.0:
+            here /= self._temperature
+        if keeps:
+            return torch.log_softmax(here, 1, dtype=self.precision)
+        found = self._own_room()[: len(here)]
+        torch.log_softmax(here, 1, dtype=self.precision, out=found)
+        return found
+
+    def probabilities(self, own: slice, logprobs: Tensor | None) -> Tensor:
+        """(part, V) in the weights' type; the next part overwrites them."""
+        whole = self.logprobs(own, keeps=False) if logprobs is None else logprobs
+        found = torch.exp(whole, out=self._own_room()[: len(whole)])
+        return found.to(self._weight.dtype)
+
+    def _own_room(self) -> Tensor:
+        if self._room is None:
+            self._room = self._logits.new_empty(self._size, dtype=self.precision)
+        return self._room
 
 
 def head_logprobs(
-    hidden: Tensor, head: torch.nn.Linear, targets: Tensor, temperature: float, part: int
+    hidden: Tensor,
+    head: torch.nn.Linear,
+    targets: Tensor,
+    temperature: float,
+    part: int,
+    kept: int,
 ) -> Tensor:
     """Log-probabilities of many tokens, whose logits never exist all at once.
 
@@ -159,12 +172,14 @@ def head_logprobs(
         targets: (n,) ids.
         temperature: that logits are divided by.
         part: tokens whose logits exist at the same time.
+        kept: most numbers over the vocabulary that wait for the backward pass.
 
     Returns:
         (n,) nats.
     """
     found: Tensor = _HeadLogprobs.apply(  # type: ignore[no-untyped-call]
-        hidden, head.weight, head.bias, targets, temperature, part
+        *(hidden, head.weight, head.bias, targets, temperature, part),
+        kept // (part * len(head.weight)),
     )
     return found
 

@@ -205,7 +205,7 @@ def test_log_probabilities_and_entropies_equal_those_of_padded_rows(loaded, seed
 def test_logits_that_are_computed_again_change_no_bit(loaded, monkeypatch):
     rows, weights = random_rows(loaded, 0)
     kept = gradient(policy_of(loaded, "always"), rows, weights)
-    monkeypatch.setattr("learners.logprobs.KEPT_LOGITS", 0)
+    monkeypatch.setattr("learners.logprobs.KEPT", 0)
     monkeypatch.setattr("learners.logprobs.CHUNK", 3)
     same(kept, gradient(policy_of(loaded, "always"), rows, weights))
 
