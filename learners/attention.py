@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 NAME = "grouped_sdpa"
 """What `attn_implementation` is given."""
+FULL, SLIDING = "full_attention", "sliding_attention"
+"""Kinds of layers, by transformers' names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,11 +95,21 @@ def register() -> str:
 
 def takes_trees(model: "PreTrainedModel") -> bool:
     """Whether a model's layers attend by `grouped_attention`, each to all that comes before."""
+    named = getattr(model.config, "_attn_implementation", "") == NAME
+    return named and windows(model) == {FULL: None}
+
+
+def windows(model: "PreTrainedModel") -> dict[str, int | None]:
+    """How far back each kind of layer looks, in positions and itself included; None: to the first.
+
+    The kind of a layer that is neither full nor sliding attention is there with 0.
+    """
     config = model.config
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    windowed = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", 0)
-    named = getattr(config, "_attn_implementation", "") == NAME
-    return named and kinds == {"full_attention"} and not windowed
+    width: int | None = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or [FULL if width is None else SLIDING])
+    if getattr(config, "attention_chunk_size", None):
+        kinds.add("chunked_attention")
+    return {kind: {FULL: None, SLIDING: width}.get(kind, 0) for kind in kinds}
 
 
 def grouped_attention(

@@ -144,9 +144,12 @@ class Lines:
             store[1, line.place, :, :length] = values
 
     def keep(self, token_ids: tuple[int, ...], kept: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Keep a sequence that somebody else read, see `fill`; not what is known or has no room."""
+        """Keep a sequence that somebody else read, see `fill`, where there is room.
+
+        Not what is known but for its last token, as all is that was sampled with these weights.
+        """
         crowded = self.full() and len(self._lines) == self.active
-        if crowded or self.longest(token_ids)[0] == len(token_ids):
+        if crowded or self.longest(token_ids)[0] >= len(token_ids) - 1:
             return
         line = self._open()
         self._rename(line, token_ids)

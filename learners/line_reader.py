@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from learners.attention import Rectangle, Step, takes_trees
+from learners.attention import Rectangle, Step, takes_trees, windows
 from learners.kv_lines import Lines
+from learners.run_config import UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,8 +38,20 @@ class LineReader:
     """Reads rows into the lines of a store. Mutates those lines only."""
 
     def __init__(self, model: "PreTrainedModel", lines: Lines) -> None:
+        """Read with `model`.
+
+        Raises:
+            UsageError: a layer keeps something else than keys and values of every position.
+        """
         self._model, self._lines = model, lines
         self._mixes = takes_trees(model)
+        self._windows = windows(model)
+        others = sorted(kind for kind, width in self._windows.items() if width == 0)
+        if others:
+            raise UsageError(
+                f"--sampler transformers cannot go back in layers of {', '.join(others)}, as "
+                "branches and turns do; give --sampler vllm"
+            )
 
     def last_states(
         self, unread: Sequence[Sequence[int]], known: Sequence[int], before: int
@@ -46,7 +59,7 @@ class LineReader:
         """(R, D) states of the last token of each row.
 
         Rows under way and rows that join stand in one pass without padding, so that weights are
-        read once; where the model's attention is not ours, in two, the joining ones padded.
+        read once; where the model's attention is not ours, in several, the joining ones padded.
 
         Args:
             unread: of R rows, the active lines in their order.
@@ -55,7 +68,8 @@ class LineReader:
         """
         if self._mixes:
             return self._mixed(unread, torch.tensor(known), before)
-        parts = [slice(0, before), slice(before, len(unread))]
+        joining = rectangles([len(row) for row in unread[before:]], before)
+        parts = [slice(0, before), *joining]
         return torch.cat(
             [self._padded(unread[p], torch.tensor(known[p]), p) for p in parts if unread[p]]
         )
@@ -98,11 +112,14 @@ class LineReader:
         last: Tensor = hidden[torch.arange(len(unread)), torch.tensor([len(r) - 1 for r in unread])]
         return last
 
-    def _mask(self, positions: Tensor) -> Tensor:
-        """(R, 1, Q, T) 0 for what tokens at (R, Q) positions look at, -inf for what comes later."""
+    def _mask(self, positions: Tensor, window: int | None = None) -> Tensor:
+        """(R, 1, Q, T) 0 for what tokens at (R, Q) positions look at, -inf for all else."""
         span = int(positions.max()) + 1 if positions.numel() else 0
-        later = torch.arange(span) > positions[:, :, None]
-        mask = torch.zeros(later.shape, dtype=self._model.dtype).masked_fill_(later, -torch.inf)
+        places = torch.arange(span)
+        unseen = places > positions[:, :, None]
+        if window is not None:
+            unseen |= places <= positions[:, :, None] - window
+        mask = torch.zeros(unseen.shape, dtype=self._model.dtype).masked_fill_(unseen, -torch.inf)
         return mask[:, None].to(self._model.device)
 
     def _forward(
@@ -117,9 +134,10 @@ class LineReader:
         """(B, T, D) last states of (B, T) tokens; see `Lines.expect`."""
         device = self._model.device
         self._lines.expect(rows, span, lines.to(device), positions.to(device))
-        options: dict[str, Tensor | Step] = {}
+        options: dict[str, Tensor | Step | dict[str, Tensor]] = {}
         if step is None:
-            options["attention_mask"] = self._mask(positions)
+            masks = {kind: self._mask(positions, width) for kind, width in self._windows.items()}
+            options["attention_mask"] = masks if len(masks) > 1 else next(iter(masks.values()))
         else:  # the mask is of no use; without one transformers would make its own
             options["attention_mask"] = positions.new_zeros((1, 1, 1, 0)).to(device)
             options["step"] = step

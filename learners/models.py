@@ -95,7 +95,21 @@ def _load(name: str, dtype: torch.dtype, gguf: str | None = None) -> LoadedModel
         raise ModelNotFound(
             f"--model {name}: its tokenizer has no chat template; use an instruct model"
         )
+    if not _ends_with_its_head(model):
+        raise ModelNotFound(
+            f"--model {name}: it scales or caps what its head says, which log-probabilities here "
+            "leave out; use a model whose logits are its head's"
+        )
     return LoadedModel(_attending(model), tokenizer)
+
+
+@torch.inference_mode()
+def _ends_with_its_head(model: "PreTrainedModel") -> bool:
+    """Whether the logits of two tokens are what the head makes of the last states."""
+    ids = torch.tensor([[1, 2]], device=model.device)
+    states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    logits = model(input_ids=ids, use_cache=False).logits
+    return torch.allclose(model.get_output_embeddings()(states), logits, rtol=1e-2, atol=1e-3)
 
 
 def _attending(model: "PreTrainedModel") -> "PreTrainedModel":

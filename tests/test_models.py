@@ -4,9 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM
 
 from envs.tags import stop_tags
-from learners.models import load_model, save_model, tiny_tokenizer
+from learners.models import LoadedModel, ModelNotFound, load_model, save_model, tiny_tokenizer
 from learners.sampler import Request, TransformersSampler
 from tests.learner_fakes import Parrot
 
@@ -53,6 +54,30 @@ def test_a_saved_model_is_the_same_again(tmp_path):
         for one in (loaded, again)
     ]
     assert prompts[0] == prompts[1]
+
+
+SMALL = {"vocab_size": 664, "hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 32}
+HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
+CHANGED = {
+    "scaled": (GraniteForCausalLM, GraniteConfig, {"logits_scaling": 8.0}),
+    "capped": (Gemma2ForCausalLM, Gemma2Config, {"final_logit_softcapping": 2.0}),
+}
+
+
+@pytest.mark.parametrize(("model_class", "config_class", "more"), CHANGED.values(), ids=CHANGED)
+def test_a_model_that_changes_its_heads_logits_is_refused(
+    tmp_path, model_class, config_class, more
+):
+    """Its log-probabilities would be of another distribution than its own."""
+    torch.manual_seed(0)
+    plain = {name: None if "cap" in name else 1.0 for name in more}
+    for options in (plain, more):
+        config = config_class(**SMALL, **HEADS, initializer_range=1.0, **options)
+        save_model(LoadedModel(model_class(config), TOKENIZER), tmp_path)
+        if options is plain:
+            load_model(str(tmp_path))
+    with pytest.raises(ModelNotFound, match="scales or caps what its head says"):
+        load_model(str(tmp_path))
 
 
 @pytest.mark.slow
