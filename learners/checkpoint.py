@@ -1,7 +1,8 @@
 """Run folders and checkpoints: atomic, two kept, refused when they belong to another run.
 
-A folder holds config.json, metrics.jsonl, rollouts/, checkpoints/<iteration>/. A checkpoint is
-written beside its place and renamed, so that a kill at any moment leaves the last one whole.
+A folder holds config.json, machine.json, metrics.jsonl, rollouts/, checkpoints/<iteration>/. A
+checkpoint is written beside its place and renamed, so that a kill at any moment leaves the last one
+whole.
 """
 
 import errno

@@ -69,6 +69,7 @@ def train(method: str, config: RunConfig) -> Path:
         ReplayMiss, gymnasium.error.Error: see their messages.
     """
     from learners.checkpoint import lock_folder, open_folder, read_metrics
+    from learners.machine import noted
     from learners.progress import Narrator
     from learners.report import final_report
 
@@ -81,6 +82,8 @@ def train(method: str, config: RunConfig) -> Path:
         ledger = open_ledger(config, folder, kept)
         session = open_session(config, env, folder, newest, ledger)
         narrator.say(opening(method, session, newest))
+        if other := noted(folder, session.run.iteration):
+            narrator.say(other)
         _iterate(session, importlib.import_module(method).iteration, kept, narrator)
         final_report(folder, narrator)
     return folder

@@ -244,6 +244,25 @@ def test_a_finished_run_is_only_reported_again(taught, undisturbed, capsys):
     assert metrics_of(undisturbed) == before
 
 
+def test_a_run_tells_where_it_goes_on_elsewhere(taught, undisturbed, tmp_path, capsys):
+    """Where it was made is kept with it; with other threads its last bits may differ."""
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    (sitting,) = json.loads((tmp_path / "machine.json").read_text())
+    assert sitting["iteration"] == 0
+    assert sitting["threads"] >= 1
+    assert sitting["processor"]
+    main("learners.appo", arguments(taught, tmp_path))
+    assert "last bits" not in capsys.readouterr().out
+    moved = {**sitting, "threads": sitting["threads"] + 62}
+    (tmp_path / "machine.json").write_text(json.dumps([moved]))
+    main("learners.appo", arguments(taught, tmp_path))
+    said = " ".join(capsys.readouterr().out.split())
+    now = sitting["threads"]
+    assert f"threads was {now + 62}, now {now}: from here on numbers may differ in their" in said
+    first, second = json.loads((tmp_path / "machine.json").read_text())
+    assert (first, second) == (moved, {**sitting, "iteration": 3})
+
+
 def test_a_command_that_failed_before_it_began_does_not_claim_its_folder(taught, tmp_path, capsys):
     """A wrong --model, then the right one into the same folder."""
     said = refused("learners.appo", arguments(tmp_path / "none", tmp_path), capsys)
