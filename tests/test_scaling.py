@@ -70,3 +70,17 @@ def test_sharing_tokens_saves_scoring_and_updates_and_nothing_else():
     assert half.sample == whole.sample
     assert half.update == pytest.approx(whole.update / 2)
     assert half.score == pytest.approx(whole.score / 2)
+
+
+def test_branches_are_sampled_mini_batch_by_mini_batch():
+    """128 prompts of 4 and 12 in 8 mini-batches: 512 trajectories, then 8 times 192 that begin
+    after two of four turns, 400 + 2 (250 + 350) tokens."""
+    first, *others = Work(branches=12).rounds()
+    assert (first.trajectories, first.turns) == (512, 4)
+    assert [one.trajectories for one in others] == [192] * 8
+    assert {(one.turns, one.prompt_tokens) for one in others} == {(2, 1600)}
+    appo, grpo = (iteration(H100, QWEN_7B, Work(branches=n), 64) for n in (12, 0))
+    assert appo.update == pytest.approx(grpo.update / 4)
+    assert appo.score == grpo.score
+    assert appo.push == pytest.approx(9 * grpo.push)
+    assert appo.rows < grpo.rows

@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -84,10 +85,33 @@ class Work:
     shared: float = 1.0
     """Tokens trained over unique tokens trained."""
     most_tokens: int = 4096
+    branches: int = 0
+    """Of a prompt's trajectories, graded and not trained on: sampled from within the others once
+    the mini-batches before have been trained on, with the weights as they are then."""
+    branch_turns: int = 2
+    """Of a branch: it begins in the middle of its parent, in the mean."""
 
     @property
     def trajectories(self) -> int:
         return self.prompts * self.rollouts
+
+    def rounds(self) -> "list[Work]":
+        """What is sampled at a time: initial rollouts, then the branches of each mini-batch."""
+        first = replace(self, rollouts=self.rollouts - self.branches, branches=0)
+        if not self.branches:
+            return [first]
+        behind = self.turns - self.branch_turns
+        branches = replace(
+            self,
+            prompts=-(-self.prompts // self.minibatches) * first.rollouts,
+            rollouts=self.branches // first.rollouts,
+            prompt_tokens=int(
+                self.prompt_tokens + behind * (self.turn_tokens + self.observed_tokens)
+            ),
+            turns=self.branch_turns,
+            branches=0,
+        )
+        return [first, *[branches] * self.minibatches]
 
 
 @dataclass(frozen=True)
@@ -182,6 +206,45 @@ def iteration(
     machine: Machine, model: Model, work: Work, gpus: int, lockstep: bool = False, seed: int = 0
 ) -> Times:
     """An iteration in which the same GPUs sample, score and train, one after the other."""
+    rounds = [sampled(machine, model, one, gpus, lockstep, seed) for one in work.rounds()]
+    sample = sum(one.seconds for one in rounds)
+    trained = work.turns * work.turn_tokens + (work.turns - 1) * work.observed_tokens
+    tokens = work.trajectories * (trained + work.prompt_tokens) / work.shared
+    rate = machine.flops * machine.train_share * gpus
+    weights = 2 * model.parameters
+    across = machine.node_link if gpus <= machine.node else machine.net_link
+    # FSDP: weights gathered twice, gradients scattered once, per optimiser step.
+    moved = 3 * weights * work.minibatches / across
+    # forward, recomputed forward, backward
+    update = 8 * model.parameters * tokens / rate * (1 - work.branches / work.rollouts)
+    calls = sum(one.trajectories * (one.turns - 1) for one in work.rounds())
+    return Times(
+        sample=sample,
+        idle=sum(one.idle for one in rounds),
+        score=2 * model.parameters * tokens * work.passes / rate,
+        update=update,
+        exchange=max(0.0, moved - 0.7 * update),
+        push=weights / across * len(rounds),
+        rows=sum(one.rows * one.seconds for one in rounds) / sample,
+        calls=calls / sample,
+    )
+
+
+class Sampled(NamedTuple):
+    """A round of sampling on all engines."""
+
+    seconds: float
+    """Until the last trajectory ends."""
+    idle: float
+    """Without a row to decode, mean over engines."""
+    rows: float
+    """Of a decoding step, mean."""
+
+
+def sampled(
+    machine: Machine, model: Model, work: Work, gpus: int, lockstep: bool, seed: int
+) -> Sampled:
+    """Trajectories of a round, spread over engines of as few GPUs as hold the weights."""
     together = max(1, int(np.ceil(2 * model.parameters / (0.4 * machine.memory))))
     engines = min(max(1, gpus // together), work.trajectories)
     rows = int(np.ceil(work.trajectories / engines))
@@ -190,24 +253,10 @@ def iteration(
         engine(machine, model, work, rows, together, seed + n, lockstep)
         for n in range(min(engines, 16))
     ]
-    sample = max(run[0] for run in runs)
-    trained = work.turns * work.turn_tokens + (work.turns - 1) * work.observed_tokens
-    tokens = work.trajectories * (trained + work.prompt_tokens) / work.shared
-    rate = machine.flops * machine.train_share * gpus
-    weights = 2 * model.parameters
-    across = machine.node_link if gpus <= machine.node else machine.net_link
-    # FSDP: weights gathered twice, gradients scattered once, per optimiser step.
-    moved = 3 * weights * work.minibatches / across
-    update = 8 * model.parameters * tokens / rate  # forward, recomputed forward, backward
-    return Times(
-        sample=sample,
-        idle=statistics.mean(run[1] for run in runs),
-        score=2 * model.parameters * tokens * work.passes / rate,
-        update=update,
-        exchange=max(0.0, moved - 0.7 * update),
-        push=weights / across,
-        rows=statistics.mean(run[2] for run in runs),
-        calls=work.trajectories * (work.turns - 1) / sample,
+    return Sampled(
+        max(run[0] for run in runs),
+        statistics.mean(run[1] for run in runs),
+        statistics.mean(run[2] for run in runs),
     )
 
 
@@ -231,6 +280,13 @@ def tables() -> None:
     print("7.6B parameters, 128 prompts x 16, H100, tools of 1 s, overlap\n" + HEAD)
     for gpus in (8, 64, 512):
         print(row(str(gpus), iteration(H100, QWEN_7B, work, gpus)))
+    appo = replace(work, branches=12)
+    print("\nAPPO: 4 initial rollouts, 12 branches in 8 mini-batches\n" + HEAD)
+    for gpus in (8, 64, 512):
+        print(row(str(gpus), iteration(H100, QWEN_7B, appo, gpus)))
+    name = "8 times the prompts, 64"
+    print(row(name, iteration(H100, QWEN_7B, replace(appo, prompts=1024), 64)))
+    print(row("1 mini-batch, 64", iteration(H100, QWEN_7B, replace(appo, minibatches=1), 64)))
     print("\n64 GPUs, what each part does\n" + HEAD.replace("GPUs", "change", 1))
     for name, changed, lockstep in (
         ("as above", work, False),
