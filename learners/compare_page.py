@@ -31,10 +31,32 @@ NOT_HERE = """\
 ## Not run
 
 The models of the papers, 7B and more on GPUs, were not trained: no number here speaks of them.
-The command at their settings, per method:
+One process trains, on one GPU that holds the model, its optimiser and an engine; several are not in
+this repository, and 7.6 billion parameters with AdamW are 122 GB (`--lora-rank 16` takes a fraction
+of that, and is not what the paper did). APPO's Table 1, each method on the rows of mathematics and questions together, then
+all thirteen benchmarks; the paper has five evaluations at temperature 0.6:
 
-    python -m learners.appo --scale paper --model Qwen/Qwen2.5-7B-Instruct --env appo/HotpotQA-v0
-    python -m learners.arpo --scale paper --model Qwen/Qwen2.5-7B-Instruct --env appo/HotpotQA-v0
+    for model in Qwen/Qwen2.5-7B-Instruct meta-llama/Llama-3.1-8B-Instruct; do
+      for method in grpo reinforce_pp dapo gppo cispo gigpo arpo appo; do
+        run=runs/paper-$(basename $model)-$method
+        python -m learners.$method --scale paper --model $model --sampler vllm --autocast \\
+          --env appo/MATH-v0 appo/HotpotQA-v0 --iterations 208 --out $run
+        python -m learners.evaluate --model $run --all --samples 5 --temperature 0.6
+      done
+    done
+
+Table 2, deep search, 8B for 40 iterations and 14B for 80; a judge grades GAIA, HLE and xbench:
+
+    for method in grpo arpo appo; do
+      python -m learners.$method --scale paper --model Qwen/Qwen3-8B --sampler vllm --autocast \\
+        --env appo/GAIA-v0 --iterations 40 --search web --out runs/paper-Qwen3-8B-$method
+      python -m learners.evaluate --model runs/paper-Qwen3-8B-$method --samples 5 --search web \\
+        --env appo/GAIA-v0 appo/WebWalker-v0 appo/HLE-v0 appo/xbench-DeepSearch-v0 \\
+        --temperature 0.6 --judge-base URL --judge-model NAME
+    done
+
+The starts of the paper are cold-started on 54,000 demonstrations of tool use that are not among the
+data here; `learners.sft` makes one from the demonstrations there are.
 """
 
 
