@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PASS_TOKENS = 16_384
-"""What rows that join may read in one pass, so that its memory is bounded; one row may need more."""
+"""What rows that join may read in one pass, so that its memory is bounded; one may need more."""
 
 
 class Request(NamedTuple):
