@@ -72,7 +72,7 @@ class Overlap:
 
     def run(self) -> None:
         """Bring every unfinished trajectory to its end; returns when no tool is left running."""
-        sampler, ledger = self._rollouts.sampler, self._rollouts.ledger
+        ledger = self._rollouts.ledger
         ended: SimpleQueue[Future[None]] = SimpleQueue()
         running = 0
         for tree in self._trees:
@@ -81,7 +81,7 @@ class Overlap:
             try:
                 while self._sampled or running:
                     with ledger.phase("sample"):
-                        for request, completion in sampler.completed():
+                        for request, completion in self._rollouts.completed():
                             tree, trajectory = self._sampled.pop(request.key)
                             future = pool.submit(self._turn, tree, trajectory, completion)
                             future.add_done_callback(ended.put)
@@ -107,6 +107,8 @@ class Overlap:
         """Step the environment, then sample what comes next; in a thread of the tools."""
         if tree.unavailable is None:
             self._rollouts.advance(tree, trajectory, said)
+        else:
+            trajectory.discarded_tokens += len(said.token_ids)
         if self._after_turn is None:
             self._submit(tree, [trajectory])
             return

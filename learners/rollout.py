@@ -4,7 +4,7 @@ Tokens are encoded in two places only, both here: the prompt and each observatio
 sampled is never encoded again; decoding is one-way, over the ids of a whole turn.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -90,7 +90,7 @@ class Rollouts:
                     by_key[request.key] = (tree, trajectory)
                     self.sampler.submit(request)
                 with self.ledger.phase("sample"):
-                    sampled = [(by_key[r.key], c) for r, c in self.sampler.completed()]
+                    sampled = [(by_key[r.key], c) for r, c in self.completed()]
                 sampled.sort(key=lambda item: active.index(item[0]))  # whatever ended first
                 with self.ledger.phase("tools"):
                     list(
@@ -100,6 +100,12 @@ class Rollouts:
                     )
                 if after_turn is not None:
                     after_turn(trees)
+
+    def completed(self) -> Iterator[tuple[Request, Completion]]:
+        """What the sampler completes; counted, whatever becomes of it."""
+        for request, completion in self.sampler.completed():
+            self.ledger.sampled(len(completion.token_ids))
+            yield request, completion
 
     def request(self, tree: RolloutTree, trajectory: Trajectory, key: str) -> Request:
         """The rest of the turn that a trajectory is at."""
@@ -117,7 +123,6 @@ class Rollouts:
 
     def advance(self, tree: RolloutTree, trajectory: Trajectory, rest: Completion) -> None:
         """Let the environment see the whole turn; append it."""
-        self.ledger.sampled(len(rest.token_ids))
         action = trajectory.prefill + rest
         env = self.env.fork()
         made: list[Call] = []

@@ -19,6 +19,7 @@ from learners.session import Session, run_iteration
 from learners.spending import RunStopped
 from tests.fakes import EchoTool, answer, call, toy_env, toy_load
 from tests.learner_fakes import Parrot, ScriptedSampler
+from tools import ToolUnavailable
 
 LONG_S = 60.0
 """What a test waits for before it says that something never happened."""
@@ -69,6 +70,15 @@ class WaitingTool(EchoTool):
         return super().run(state, argument)
 
 
+class PickyTool(EchoTool):
+    """Its machinery fails at one word."""
+
+    def run(self, state, argument):
+        if argument == "bad":
+            raise ToolUnavailable("the plug is out")
+        return super().run(state, argument)
+
+
 def overlapping(tokenizer, said, *tools, **options):
     env = toy_env(*tools, split="train")
     options = {"turns": "overlap", "tool_threads": 4, "pause_s": 0.0, **options}
@@ -113,6 +123,22 @@ def test_a_hung_tool_costs_its_tree_and_no_other(tokenizer):
     assert trees[0].unavailable == "a step gave no answer in 0.5 s"
     assert trees[0].roots[0].turns == []
     assert (trees[1].unavailable, trees[1].roots[0].reward) == (None, 1.0)
+
+
+@pytest.mark.parametrize("after_turn", [None, lambda trees: None])
+@pytest.mark.parametrize("turns", ["lockstep", "overlap"])
+def test_what_was_sampled_for_a_tree_that_is_given_up_is_counted(tokenizer, turns, after_turn):
+    """One thread: root 0's tool has failed before root 1's turn is looked at."""
+    said = {"a/0": [call("search", "bad")], "a/1": [call("search", "fox")]}
+    spoken = [said[path][0] for path in sorted(said)]
+    tokens = [len(tokenizer.encode(text, add_special_tokens=False)) for text in spoken]
+    rollouts = overlapping(tokenizer, said, PickyTool("search"), turns=turns, tool_threads=1)
+    (tree,) = grown(rollouts, roots=2)
+    rollouts.run([tree], "0", after_turn)
+    assert tree.unavailable == "the plug is out"
+    assert rollouts.ledger.take()["ledger/sampled_tokens"] == sum(tokens)
+    assert rollouts.ledger.spending.totals()["sampled_tokens"] == sum(tokens)
+    assert [t.sampled_tokens + t.discarded_tokens for t in tree.roots] == tokens
 
 
 def test_a_step_that_was_given_up_changes_nothing_when_it_ends_after_all(tokenizer):
