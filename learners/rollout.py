@@ -5,7 +5,6 @@ sampled is never encoded again; decoding is one-way, over the ids of a whole tur
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +17,7 @@ from learners.encoding import encode, encode_prompt
 from learners.ledger import Ledger
 from learners.overlap import Overlap
 from learners.sampler import Request, Sampler
+from learners.threads import Threads
 from learners.tree import Call, Completion, RolloutTree, Trajectory, Turn
 from tools import Tool, ToolResult
 
@@ -82,7 +82,7 @@ class Rollouts:
         self.sampler.rest()
 
     def _lockstep(self, trees: Sequence[RolloutTree], key: str, after_turn: Hook | None) -> None:
-        with ThreadPoolExecutor(self.tool_threads) as pool:
+        with Threads(self.tool_threads) as threads:
             while active := _unfinished(trees):
                 by_key: dict[str, tuple[RolloutTree, Trajectory]] = {}
                 for tree, trajectory in active:
@@ -93,11 +93,10 @@ class Rollouts:
                     sampled = [(by_key[r.key], c) for r, c in self.completed()]
                 sampled.sort(key=lambda item: active.index(item[0]))  # whatever ended first
                 with self.ledger.phase("tools"):
-                    list(
-                        pool.map(
-                            lambda item: self.advance(item[0][0], item[0][1], item[1]), sampled
-                        )
-                    )
+                    for (tree, trajectory), completion in sampled:
+                        threads.submit(partial(self.advance, tree, trajectory, completion))
+                    while threads.running:
+                        threads.collect(wait=True)
                 if after_turn is not None:
                     after_turn(trees)
 
