@@ -6,7 +6,7 @@ from collections.abc import Callable
 from benchmarks import GraderUnavailable
 from envs import ToolEnv
 from envs.tool_env import Outcome
-from learners.overlap import GivenUp, within
+from learners.threads import GivenUp, within
 from tools import ToolUnavailable
 
 ATTEMPTS = 3

@@ -7,44 +7,15 @@ a forward pass, and with it rounding, but nothing else.
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
+from learners.threads import Threads
 from learners.tree import Completion, RolloutTree, Trajectory
 
 if TYPE_CHECKING:
     from learners.rollout import Hook, Rollouts
-
-Found = TypeVar("Found")
-
-
-class GivenUp(Exception):
-    """A call gave no answer in time; its thread is left behind."""
-
-
-def within(seconds: float, call: Callable[[], Found]) -> Found:
-    """What a call returns or raises; it is waited for in a thread of its own.
-
-    Raises:
-        GivenUp: it took longer.
-    """
-    future: Future[Found] = Future()
-    done = threading.Event()
-
-    def work() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:
-            future.set_exception(error)
-        done.set()
-
-    threading.Thread(target=work, daemon=True).start()
-    if not done.wait(seconds):
-        raise GivenUp
-    return future.result()
 
 
 class Overlap:
@@ -69,44 +40,35 @@ class Overlap:
         self._under_way: Counter[RolloutTree] = Counter()
         """Trajectories of a tree's round that are with the sampler or a tool."""
         self._round = threading.Lock()
+        self._threads = Threads(rollouts.tool_threads)
 
     def run(self) -> None:
-        """Bring every unfinished trajectory to its end; returns when no tool is left running."""
-        sampler, ledger = self._rollouts.sampler, self._rollouts.ledger
-        ended: SimpleQueue[Future[None]] = SimpleQueue()
-        running = 0
+        """Bring every unfinished trajectory to its end; returns when no tool is left running.
+
+        What goes wrong, here or in a tool's thread, is raised at once, whatever still runs.
+        """
+        ledger, threads = self._rollouts.ledger, self._threads
         for tree in self._trees:
             self._submit(tree, tree.trajectories)
-        with ThreadPoolExecutor(self._rollouts.tool_threads) as pool:
-            try:
-                while self._sampled or running:
-                    with ledger.phase("sample"):
-                        for request, completion in sampler.completed():
-                            tree, trajectory = self._sampled.pop(request.key)
-                            future = pool.submit(self._turn, tree, trajectory, completion)
-                            future.add_done_callback(ended.put)
-                            running += 1 - self._collect(ended)
-                    assert running or not self._sampled, "the sampler has lost requests"
-                    with ledger.phase("tools"):  # the policy has nothing to do
-                        running -= self._collect(ended, wait=running > 0)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-
-    @staticmethod
-    def _collect(ended: "SimpleQueue[Future[None]]", wait: bool = False) -> int:
-        """How many turns have ended since; raises what went wrong in one of them."""
-        count = 0
-        with suppress(Empty):
-            while True:
-                ended.get(block=wait and count == 0).result()
-                count += 1
-        return count
+        with threads:
+            while self._sampled or threads.running:
+                with ledger.phase("sample"):
+                    for request, completion in self._rollouts.completed():
+                        tree, trajectory = self._sampled.pop(request.key)
+                        threads.submit(partial(self._turn, tree, trajectory, completion))
+                        threads.collect()
+                assert threads.running or not self._sampled, "the sampler has lost requests"
+                with ledger.phase("tools"):  # the policy has nothing to do
+                    threads.collect(wait=True)
 
     def _turn(self, tree: RolloutTree, trajectory: Trajectory, said: Completion) -> None:
         """Step the environment, then sample what comes next; in a thread of the tools."""
         if tree.unavailable is None:
             self._rollouts.advance(tree, trajectory, said)
+        else:
+            trajectory.discarded_tokens += len(said.token_ids)
+        if self._threads.abandoned:
+            return
         if self._after_turn is None:
             self._submit(tree, [trajectory])
             return

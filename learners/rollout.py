@@ -4,8 +4,7 @@ Tokens are encoded in two places only, both here: the prompt and each observatio
 sampled is never encoded again; decoding is one-way, over the ids of a whole turn.
 """
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +17,7 @@ from learners.encoding import encode, encode_prompt
 from learners.ledger import Ledger
 from learners.overlap import Overlap
 from learners.sampler import Request, Sampler
+from learners.threads import Threads
 from learners.tree import Call, Completion, RolloutTree, Trajectory, Turn
 from tools import Tool, ToolResult
 
@@ -82,7 +82,7 @@ class Rollouts:
         self.sampler.rest()
 
     def _lockstep(self, trees: Sequence[RolloutTree], key: str, after_turn: Hook | None) -> None:
-        with ThreadPoolExecutor(self.tool_threads) as pool:
+        with Threads(self.tool_threads) as threads:
             while active := _unfinished(trees):
                 by_key: dict[str, tuple[RolloutTree, Trajectory]] = {}
                 for tree, trajectory in active:
@@ -90,16 +90,21 @@ class Rollouts:
                     by_key[request.key] = (tree, trajectory)
                     self.sampler.submit(request)
                 with self.ledger.phase("sample"):
-                    sampled = [(by_key[r.key], c) for r, c in self.sampler.completed()]
+                    sampled = [(by_key[r.key], c) for r, c in self.completed()]
                 sampled.sort(key=lambda item: active.index(item[0]))  # whatever ended first
                 with self.ledger.phase("tools"):
-                    list(
-                        pool.map(
-                            lambda item: self.advance(item[0][0], item[0][1], item[1]), sampled
-                        )
-                    )
+                    for (tree, trajectory), completion in sampled:
+                        threads.submit(partial(self.advance, tree, trajectory, completion))
+                    while threads.running:
+                        threads.collect(wait=True)
                 if after_turn is not None:
                     after_turn(trees)
+
+    def completed(self) -> Iterator[tuple[Request, Completion]]:
+        """What the sampler completes; counted, whatever becomes of it."""
+        for request, completion in self.sampler.completed():
+            self.ledger.sampled(len(completion.token_ids))
+            yield request, completion
 
     def request(self, tree: RolloutTree, trajectory: Trajectory, key: str) -> Request:
         """The rest of the turn that a trajectory is at."""
@@ -117,7 +122,6 @@ class Rollouts:
 
     def advance(self, tree: RolloutTree, trajectory: Trajectory, rest: Completion) -> None:
         """Let the environment see the whole turn; append it."""
-        self.ledger.sampled(len(rest.token_ids))
         action = trajectory.prefill + rest
         env = self.env.fork()
         made: list[Call] = []

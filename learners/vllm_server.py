@@ -100,9 +100,22 @@ class VllmServer:
             self._stale = True
 
     def rest(self) -> None:
-        """Nothing will be sampled for a while."""
-        if self._process is not None:
-            self._process.send({"rest": True})
+        """Nothing will be sampled for a while; the process has given its memory away on return.
+
+        One that ends instead is started again when something is to be sampled.
+
+        Raises:
+            RunStopped: the process ended again and again.
+        """
+        assert not self._under_way, "requests are under way"
+        if self._process is None:
+            return
+        self._process.send({"rest": True})
+        line = self._process.receive()
+        while line is not None and "rested" not in line:  # said twice: `_prepare` had sent it again
+            line = self._process.receive()
+        if line is None:
+            self._restart()
 
     def completed(self) -> Iterator[tuple[Request, Completion]]:
         """Requests as they finish.
@@ -250,9 +263,15 @@ def serve(connection: socket.socket, settings: Settings) -> None:
     sampler = VllmSampler(engine, end, lambda: folder)
     woken: SimpleQueue[str] = SimpleQueue()
     threading.Thread(target=_listen, args=(connection, sampler, woken), daemon=True).start()
+    _answer(connection, sampler, woken)
+
+
+def _answer(connection: socket.socket, sampler: "VllmSampler", woken: SimpleQueue[str]) -> None:
+    """Sample and rest as orders come, and say what came of it."""
     while True:
         if woken.get() == "rest":
             sampler.rest()
+            connection.sendall(b'{"rested": true}\n')
         for request, said in sampler.completed():
             line = [request.key, request.position, *asdict(said).values()]
             connection.sendall(json.dumps({"said": line}).encode() + b"\n")

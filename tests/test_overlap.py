@@ -3,6 +3,8 @@
 No test here measures time: a tool that waits for what lockstep would do later proves the order.
 """
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -11,14 +13,15 @@ import torch
 from learners import appo, arpo, grpo
 from learners.loop import Run
 from learners.models import load_model, tiny_tokenizer
-from learners.overlap import GivenUp, within
 from learners.policy import Policy
 from learners.rollout import Rollouts
 from learners.sampler import Request, TransformersSampler
 from learners.session import Session, run_iteration
 from learners.spending import RunStopped
+from learners.threads import GivenUp, Threads, within
 from tests.fakes import EchoTool, answer, call, toy_env, toy_load
 from tests.learner_fakes import Parrot, ScriptedSampler
+from tools import ToolUnavailable
 
 LONG_S = 60.0
 """What a test waits for before it says that something never happened."""
@@ -55,17 +58,27 @@ class WaitingTool(EchoTool):
     def __init__(self, word, open_after):
         super().__init__("search")
         self.word, self.open_after = word, open_after
-        self.opened, self.waited = threading.Event(), None
+        self.begun, self.opened, self.waited = threading.Event(), threading.Event(), None
         self.calls = 0
 
     def run(self, state, argument):
         if argument == self.word:
             self.thread = threading.current_thread()
+            self.begun.set()
             self.waited = self.opened.wait(LONG_S)
         else:
             self.calls += 1
             if self.calls == self.open_after:
                 self.opened.set()
+        return super().run(state, argument)
+
+
+class PickyTool(EchoTool):
+    """Its machinery fails at one word."""
+
+    def run(self, state, argument):
+        if argument == "bad":
+            raise ToolUnavailable("the plug is out")
         return super().run(state, argument)
 
 
@@ -113,6 +126,102 @@ def test_a_hung_tool_costs_its_tree_and_no_other(tokenizer):
     assert trees[0].unavailable == "a step gave no answer in 0.5 s"
     assert trees[0].roots[0].turns == []
     assert (trees[1].unavailable, trees[1].roots[0].reward) == (None, 1.0)
+
+
+@pytest.mark.parametrize("after_turn", [None, lambda trees: None])
+@pytest.mark.parametrize("turns", ["lockstep", "overlap"])
+def test_what_was_sampled_for_a_tree_that_is_given_up_is_counted(tokenizer, turns, after_turn):
+    """One thread: root 0's tool has failed before root 1's turn is looked at."""
+    said = {"a/0": [call("search", "bad")], "a/1": [call("search", "fox")]}
+    spoken = [said[path][0] for path in sorted(said)]
+    tokens = [len(tokenizer.encode(text, add_special_tokens=False)) for text in spoken]
+    rollouts = overlapping(tokenizer, said, PickyTool("search"), turns=turns, tool_threads=1)
+    (tree,) = grown(rollouts, roots=2)
+    rollouts.run([tree], "0", after_turn)
+    assert tree.unavailable == "the plug is out"
+    assert rollouts.ledger.take()["ledger/sampled_tokens"] == sum(tokens)
+    assert rollouts.ledger.spending.totals()["sampled_tokens"] == sum(tokens)
+    assert [t.sampled_tokens + t.discarded_tokens for t in tree.roots] == tokens
+
+
+def raised_while_it_hangs(rollouts, hung, error):
+    """A run of two roots raises while a call hangs; then that ends, and its threads with it."""
+    before = set(threading.enumerate())
+    with pytest.raises(error):
+        rollouts.run(grown(rollouts, roots=2), "0")
+    assert (hung.begun.is_set(), hung.waited) == (True, None)
+    left = set(threading.enumerate()) - before
+    hung.opened.set()
+    for thread in left:
+        thread.join(LONG_S)
+    assert hung.waited is True
+    assert not any(thread.is_alive() for thread in left)
+
+
+def test_an_interrupt_waits_for_no_tool(tokenizer):
+    """It comes in the policy's thread; what a call finds after that is not sampled on."""
+    hung = WaitingTool("slow", open_after=99)
+    said = {"a/0": [call("search", "slow"), answer("2")], "a/1": [answer("2")]}
+    rollouts = overlapping(tokenizer, said, hung)
+
+    def interrupt():
+        assert hung.begun.wait(LONG_S)
+        raise KeyboardInterrupt
+
+    rollouts.sampler.then[2] = interrupt
+    raised_while_it_hangs(rollouts, hung, KeyboardInterrupt)
+    assert rollouts.sampler._waiting == []
+
+
+@pytest.mark.parametrize("turns", ["lockstep", "overlap"])
+def test_a_fault_that_is_no_tools_waits_for_no_other_tool(tokenizer, turns):
+    hung = WaitingTool("slow", open_after=99)
+
+    class Stopping(EchoTool):
+        def run(self, state, argument):
+            assert hung.begun.wait(LONG_S)
+            raise RunStopped("nothing is left")
+
+    said = {"a/0": [call("search", "slow")], "a/1": [call("python", "1")]}
+    rollouts = overlapping(tokenizer, said, hung, Stopping("python"), turns=turns)
+    raised_while_it_hangs(rollouts, hung, RunStopped)
+
+
+def test_a_process_ends_while_a_call_hangs():
+    program = (
+        "import sys, threading\n"
+        "from learners.threads import Threads\n"
+        "begun = threading.Event()\n"
+        "with Threads(1) as threads:\n"
+        "    threads.submit(lambda: (begun.set(), threading.Event().wait()))\n"
+        "    begun.wait()\n"
+        "    sys.exit(7)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], timeout=LONG_S).returncode == 7
+
+
+def test_calls_that_have_not_begun_are_dropped_when_the_block_is_left_by_an_exception():
+    """The only thread is busy until the block has been left."""
+    begun, opened, made = threading.Event(), threading.Event(), []
+
+    def hang():
+        made.append(threading.current_thread())
+        begun.set()
+        opened.wait(LONG_S)
+
+    def leave():
+        with Threads(1) as threads:
+            threads.submit(hang)
+            threads.submit(lambda: made.append("what had not begun"))
+            assert begun.wait(LONG_S)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        leave()
+    opened.set()
+    made[0].join(LONG_S)
+    assert len(made) == 1
+    assert not made[0].is_alive()
 
 
 def test_a_step_that_was_given_up_changes_nothing_when_it_ends_after_all(tokenizer):

@@ -198,6 +198,7 @@ def test_a_server_that_is_killed_is_started_again_and_nothing_is_lost(smollm2, p
         assert server.restarts == 1
         assert [found[request.key] for request in requests] == expected
         process = server.process_id
+        server.rest()
         with torch.no_grad():
             smollm2.model.model.embed_tokens.weight.mul_(-1)
         server.sync()

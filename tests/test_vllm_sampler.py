@@ -9,6 +9,8 @@ import os
 import signal
 import socket
 import sys
+import threading
+from queue import SimpleQueue
 
 import pytest
 import torch
@@ -21,7 +23,7 @@ from learners.samplers import open_sampler, turns
 from learners.spending import RunStopped
 from learners.turn_end import TurnEnd
 from learners.vllm_sampler import Piece, VllmSampler, entropy_of, seed, weights_of
-from learners.vllm_server import ENDS, Settings, VllmServer
+from learners.vllm_server import ENDS, Settings, VllmServer, _answer
 
 TAGS = ("</echo>",)
 TURN = "<think> 🦊 is a fox </think><echo> 🦊</echo>"
@@ -231,8 +233,8 @@ def test_what_an_adapted_policy_is_saved_as_has_whole_weights_and_nothing_else(t
 
 @pytest.mark.parametrize("name", ["vllm", "vllm-server"])
 def test_without_vllm_the_message_says_how_to_get_it(monkeypatch, name):
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     loaded = load_model("tiny")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(UsageError, match=r"pip install 'appo-gym\[vllm\]'.*make \.venv-vllm"):
         open_sampler(RunConfig(sampler=name), loaded, TAGS)
 
@@ -318,12 +320,50 @@ def test_a_process_gets_new_weights_before_the_next_token(server_of):
 
 
 @pytest.mark.slow
+def test_a_process_has_come_to_rest_before_the_run_goes_on(server_of):
+    """It notes its rest before it says so; who never sampled has no process to wait for."""
+    server, lives = server_of(load_model("tiny"), "lives")
+    server.rest()
+    assert not lives.exists()
+    first = said_by(server, *three())
+    server.rest()
+    assert lives.read_text() == "xr"
+    assert said_by(server, *three()) == first
+    assert (server.restarts, lives.read_text()) == (0, "xr")
+
+
+@pytest.mark.slow
+def test_a_process_that_ends_instead_of_resting_is_told_of_and_started_again(server_of, caplog):
+    server, lives = server_of(load_model("tiny"), "dies resting")
+    first = said_by(server, *three())
+    server.rest()
+    assert "no sleep tonight" in caplog.text
+    assert server.process_id is None
+    assert said_by(server, *three()) == first
+    assert (server.restarts, lives.read_text()) == (1, "xx")
+
+
+@pytest.mark.slow
 def test_a_process_ends_with_the_run(server_of):
     server, _ = server_of(load_model("tiny"), "lives")
     serve(server, *three())
     popen = server._process.popen
     server.close()
     assert popen.poll() == -signal.SIGKILL
+
+
+def test_the_process_says_that_it_rests_once_its_engine_sleeps(tokenizer):
+    engine, sampler = scripted(tokenizer)
+    ours, theirs = socket.socketpair()
+    woken = SimpleQueue()
+    threading.Thread(target=_answer, args=(theirs, sampler, woken), daemon=True).start()
+    with ours, theirs, ours.makefile() as heard:
+        sampler.submit(request(most=1))
+        woken.put("submit")
+        assert "said" in json.loads(heard.readline())
+        woken.put("rest")
+        assert json.loads(heard.readline()) == {"rested": True}
+    assert engine.log == ["add", "step", "sleep"]
 
 
 def test_what_travels_over_the_socket_is_what_was_sent():

@@ -2,8 +2,8 @@
 
     python -m tests.vllm_stand_in MODE LIVES SOCKET SETTINGS
 
-LIVES is a file that gets a letter at every start. MODE: lives; dies, at once; "dies once", at the
-second request of its first life.
+LIVES is a file that gets an x at every start and an r at every rest. MODE: lives; dies, at once;
+"dies once", at the second request of its first life; "dies resting".
 """
 
 import json
@@ -29,6 +29,12 @@ def main():
         order = json.loads(line)
         if "load" in order or sampler is None:
             sampler = TransformersSampler(*load_model(settings["folder"]), settings["stop_tags"])
+        if "rest" in order and mode == "dies resting":
+            sys.exit("no sleep tonight")
+        if "rest" in order:
+            with Path(lives).open("a") as file:
+                file.write("r")
+            connection.sendall(b'{"rested": true}\n')
         if "submit" not in order:
             continue
         prefix, prefill, *rest = order["submit"]

@@ -8,7 +8,9 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
+Said = TypeVar("Said")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -31,10 +33,10 @@ def seconds_of(work: Callable[[], object], clock: str) -> float:
 
 
 def in_turn(
-    ways: Mapping[str, Callable[[], float]], rounds: int, warm_up: bool = True
-) -> dict[str, list[float]]:
+    ways: Mapping[str, Callable[[], Said]], rounds: int, warm_up: bool = True
+) -> dict[str, list[Said]]:
     """What each way says of each round; a round more, at the start, warms up."""
-    found: dict[str, list[float]] = {way: [] for way in ways}
+    found: dict[str, list[Said]] = {way: [] for way in ways}
     for number in range(rounds + warm_up):
         for way, measured in ways.items():
             said = measured()

@@ -3,9 +3,9 @@
     python -m tests.perf.overlap
 
 Episodes of a fixed script (thoughts of different lengths, calls, an answer) are sampled by SmolLM2:
-every token costs its forward pass, then the script's token is put in its place. Measured in turn:
-the policy's time, with tools that take none; lockstep; overlap. The target: overlap takes at most
-1.1 of the larger of the policy's time and the longest chain of tools, which nothing can beat.
+every token costs its forward pass, and a turn that is over is replaced by the script's. Measured in
+turn: the policy's time, with tools that take none; lockstep; overlap. The target: overlap takes at
+most 1.1 of the larger of the policy's time and the longest chain of tools, which nothing can beat.
 """
 
 import argparse
@@ -13,37 +13,50 @@ import random
 import statistics
 import threading
 import time
-from collections import Counter
-
-import torch
+from collections import Counter, defaultdict
+from dataclasses import replace
 
 from learners.models import load_model
 from learners.rollout import Rollouts
-from learners.sampler import TransformersSampler
+from learners.run_config import RunConfig
+from learners.samplers import open_sampler
 from tests.fakes import EchoTool, answer, toy_env
+from tests.perf.sampling import without_ends
 
 TARGET = 1.1
 WORDS = ("seven", "foxes", "cross", "the", "river", "before", "rain", "falls", "on", "stones")
 
 
-class ToldSampler(TransformersSampler):
-    """Reads and decodes as ever; the tokens are those of a script, turn by turn of each path."""
+class ToldSampler:
+    """Samples as ever; what comes out are the turns of a script, path by path.
 
-    def told(self, scripts):
-        self.scripts, self.turn = scripts, Counter()
+    The prefixes it reads hold what it drew in place of the script: it knows them from before.
+    """
+
+    def __init__(self, sampler, scripts):
+        self.sampler, self.scripts = sampler, scripts
+        self.drawn = defaultdict(list)
 
     def submit(self, request):
-        self.turn[request.key] += 1
-        super().submit(request)
+        prefix, drawn = list(request.prefix_ids), self.drawn[request.key]
+        for start, ids in drawn:
+            prefix[start : start + len(ids)] = ids
+        most = len(self.script(request.key))
+        self.sampler.submit(request._replace(prefix_ids=tuple(prefix), max_tokens=most))
 
-    def _advance(self, active, rows, cache):
-        found = []
-        for row, _ in super()._advance(active, rows, cache):
-            key = row.request.key
-            token = self.scripts[key.split("/", 2)[2]][self.turn[key] - 1][len(row.token_ids) - 1]
-            row.token_ids[-1], row.unread = token, (token,)
-            found.append((row, self._end.reason((), row.token_ids, row.request.max_tokens)))
-        return found
+    def completed(self):
+        for request, said in self.sampler.completed():
+            script = self.script(request.key)
+            assert len(said.token_ids) == len(script)
+            self.drawn[request.key].append((len(request.prefix_ids), said.token_ids))
+            yield request, replace(said, token_ids=tuple(script), stop="tag")
+
+    def script(self, key):
+        """Of the turn that a trajectory is at."""
+        return self.scripts[key.split("/", 2)[2]][len(self.drawn[key])]
+
+    def rest(self):
+        self.sampler.rest()
 
 
 class SleepingTool(EchoTool):
@@ -83,9 +96,15 @@ def scripts(tokenizer, given):
 
 def seconds_of(sampler, tokenizer, given, told, turns, tool):
     env = toy_env(tool, split="train", max_tool_calls=given.calls)
-    rollouts = Rollouts(env, sampler, tokenizer, 8000, tool_threads=given.episodes, turns=turns)
+    rollouts = Rollouts(
+        env,
+        ToldSampler(sampler, told),
+        tokenizer,
+        8000,
+        tool_threads=given.episodes,
+        turns=turns,
+    )
     sampler.sync()
-    sampler.told(told)
     tree = rollouts.tree(env.tasks[0])
     for _ in range(given.episodes):
         tree.root()
@@ -108,8 +127,9 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     given = parser.parse_args()
     loaded = load_model(given.model)
-    loaded.model.to(torch.bfloat16)
-    sampler = ToldSampler(*loaded, ("</search>", "</answer>"), rows=given.episodes)
+    without_ends(loaded)
+    config = RunConfig(autocast=True, sampler_rows=given.episodes)
+    sampler = open_sampler(config, loaded, ())
     told = scripts(loaded.tokenizer, given)
     tokens = sum(len(turn) for turns in told.values() for turn in turns)
     print(f"{given.episodes} episodes, {given.calls} calls each, {tokens} tokens of the policy")

@@ -326,7 +326,9 @@ def calibrate(rounds: int) -> None:
     import torch
 
     from learners.models import load_model
-    from learners.sampler import Request, TransformersSampler
+    from learners.run_config import RunConfig
+    from learners.sampler import Request
+    from learners.samplers import open_sampler
 
     loaded = load_model("smollm2")
     loaded.model.to(torch.bfloat16)
@@ -337,7 +339,7 @@ def calibrate(rounds: int) -> None:
     machine = Machine(flops, bandwidth, 0, 0, 0, train_share=1, decode_share=1, launch=0)
     model = Model(size, 30 * 3 * 64 * 2 * 2)
     print(f"{flops / 1e9:.0f} GFLOP/s and {bandwidth / 1e9:.1f} GB/s, bfloat16")
-    sampler = TransformersSampler(*loaded, ())
+    sampler = open_sampler(RunConfig(sampler_rows=64), loaded, ())
 
     def sample(rows: int) -> None:
         for n in range(rows):

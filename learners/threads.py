@@ -1,0 +1,107 @@
+"""Calls in threads that nobody is held up by: not who gives one up, and not the process's end.
+
+`concurrent.futures` is no help there: its executors, and Python as it exits, wait for every call.
+"""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from types import TracebackType
+from typing import Self, TypeVar
+
+Found = TypeVar("Found")
+
+
+class GivenUp(Exception):
+    """A call gave no answer in time; its thread is left behind."""
+
+
+def within(seconds: float, call: Callable[[], Found]) -> Found:
+    """What a call returns or raises; it is waited for in a thread of its own.
+
+    Raises:
+        GivenUp: it took longer.
+    """
+    future: Future[Found] = Future()
+    done = threading.Event()
+
+    def work() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+        done.set()
+
+    threading.Thread(target=work, daemon=True).start()
+    if not done.wait(seconds):
+        raise GivenUp
+    return future.result()
+
+
+class Threads:
+    """Makes calls, so many at a time. Mutated by every call, by its end, and by `collect`.
+
+    Who leaves the block by an exception waits for nobody: calls that have not begun are dropped,
+    those that have are left behind.
+    """
+
+    def __init__(self, most: int) -> None:
+        """Threads are started as they are needed, `most` of them."""
+        self._most, self._started = most, 0
+        self._calls: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._ended: SimpleQueue[BaseException | None] = SimpleQueue()
+        self.running = 0
+        """Calls that were submitted and not yet collected."""
+        self.abandoned = False
+        """Whether the block was left by an exception: nobody wants what calls still find."""
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Let the threads end when they are free."""
+        self.abandoned = error is not None
+        with suppress(Empty):
+            while self.abandoned:
+                self._calls.get_nowait()
+        for _ in range(self._started):
+            self._calls.put(None)
+
+    def submit(self, call: Callable[[], object]) -> None:
+        """Make a call as soon as a thread is free; what it returns is dropped."""
+        self.running += 1
+        self._calls.put(call)
+        if self._started < self._most:
+            self._started += 1
+            threading.Thread(target=self._work, daemon=True).start()
+
+    def collect(self, *, wait: bool = False) -> None:
+        """Take note of calls that have ended; with `wait` one more has, if any was running.
+
+        Raises:
+            BaseException: what one of them raised.
+        """
+        with suppress(Empty):
+            while self.running:
+                error = self._ended.get(block=wait)
+                wait = False
+                self.running -= 1
+                if error is not None:
+                    raise error
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            error: BaseException | None = None
+            try:
+                call()
+            except BaseException as raised:  # handed over, whatever it is
+                error = raised
+            self._ended.put(error)
