@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # vLLM's imports warn
     needs.unless(
         importlib.util.find_spec("vllm") is not None,
-        *("vLLM", "make test-vllm", "in the environment that this makes, not in CI"),
+        *("vLLM", "make test-vllm", "in the environment that this makes, CI included"),
     ),
 ]
 TAGS = ("</search>", "</python>", "</answer>")
