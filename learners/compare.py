@@ -56,7 +56,7 @@ def compare(config: Config) -> dict[str, str]:
         The errors that `main` explains; what was done until then is kept.
     """
     from learners.compare_estimate import estimate
-    from learners.compare_summary import keep_tasks
+    from learners.compare_tasks import keep_tasks
     from learners.progress import Narrator
 
     narrator = Narrator()

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from learners.compare_config import Config, budget, methods, of_spec
-from learners.compare_summary import TASKS, read_summary
+from learners.compare_summary import read_summary
+from learners.compare_tasks import TASKS
 
 RESULTS = "results"
 DISCUSSION = "discussion.md"

@@ -15,7 +15,6 @@ from statistics import fmean
 from typing import Any
 
 from learners.checkpoint import read_metrics, write_text
-from learners.compare_config import Config
 from learners.compare_plan import Trial, evaluation_folder
 from learners.judging import spent_on_judging
 from learners.memory import PEAK
@@ -24,15 +23,26 @@ from learners.stopping import SPENT, spent
 from learners.validation import spent_on_evaluations
 
 VERSION = 1
-TASKS = "tasks.json"
+PHASES = ("sample", "tools", "score", "update")
+"""Of an iteration, by wall clock."""
 COSTS = {
     "reused": "ledger/reused_tokens",
     "trained": "ledger/trained_tokens",
     "inherited": "ledger/inherited_calls",
     "cost": "ledger/cost",
     "lost": "ledger/lost_tokens",
+    "retries": "ledger/retries",
+    "judge_calls": "ledger/judge_calls",
 }
-"""What is summed up beside the units of a budget."""
+"""What is summed up beside the units of a budget; a run that never counted one had none."""
+MEASURED = {
+    "prefilled": "ledger/prefilled_tokens",
+    "computed": "ledger/computed_tokens",
+    "forked": "ledger/forked_states",
+    "replayed": "ledger/replayed_states",
+    **{f"{phase}_seconds": f"seconds/{phase}" for phase in PHASES},
+}
+"""Summed up where a run has them: not every sampler tells what it prefills."""
 ACCOUNTED = (
     "ledger/",
     "seconds/",
@@ -110,45 +120,12 @@ def totals(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     found |= {unit: round(spent(lines, unit), 2) for unit in units}
     for name, metric in COSTS.items():
         found[name] = round(sum(float(line.get(metric, 0)) for line in lines), 6)
+    for name, metric in MEASURED.items():
+        if any(metric in line for line in lines):
+            found[name] = round(sum(float(line.get(metric, 0)) for line in lines), 2)
     if any(PEAK in line for line in lines):
         found["peak_memory"] = max(float(line.get(PEAK, 0)) for line in lines)
     return found
-
-
-def evaluated_tasks(config: Config) -> dict[str, Any]:
-    """Ids and levels of the tasks of both splits, in the order of all scores; loads no model."""
-    from learners.evaluate import drawn, environment
-    from learners.evaluate_config import Config as Evaluation
-
-    found = {}
-    for split, count in (("test", config.eval_tasks), ("validation", config.validation_tasks)):
-        given = Evaluation(
-            split=split,  # type: ignore[arg-type]
-            data_dir=config.data_dir,
-            level=config.level,
-        )
-        chosen = drawn(environment(config.env, given).tasks, count)
-        levels = [str(dict(task.metadata).get("level", "")) for task in chosen]
-        found[split] = {"ids": [task.id for task in chosen], "levels": levels}
-    return found
-
-
-def keep_tasks(config: Config) -> dict[str, Any]:
-    """The tasks of a comparison, written beside its summaries.
-
-    Raises:
-        UsageError: the summaries there are of other tasks.
-    """
-    path = Path(config.results) / config.name / TASKS
-    tasks = evaluated_tasks(config)
-    if path.exists():
-        if json.loads(path.read_text()) != tasks:
-            raise UsageError(f"{path} names other tasks: give --name another name, or delete it")
-        return tasks
-    path.parent.mkdir(parents=True, exist_ok=True)
-    body = ",\n".join(f" {json.dumps(k)}: {json.dumps(v)}" for k, v in tasks.items())
-    write_text(path, "{\n" + body + "\n}\n")
-    return tasks
 
 
 def encoded(scores: Sequence[float | None]) -> str | Scores:
