@@ -24,6 +24,8 @@ class Material:
     limit: Budget
     levels: list[str]
     """(N,) of the test tasks that count."""
+    validation_levels: list[str]
+    """Of the validation tasks, in the order of the curves' scores."""
     seeds: list[int]
     """Of which every method and the start have a summary."""
     runs: Mapping[str, Sequence[Summary]]
@@ -93,6 +95,7 @@ def collect(config: Config, tasks: Mapping[str, Any]) -> Material | None:
         config,
         budget(config),
         [x for x, keep in zip(tasks["test"]["levels"], kept, strict=True) if keep],
+        tasks["validation"]["levels"],
         seeds,
         {label: groups[label] for label in labels},
         groups["start"],

@@ -16,6 +16,7 @@ from typing import Any
 
 from learners.checkpoint import read_metrics, write_text
 from learners.compare_plan import Trial, evaluation_folder
+from learners.first_rewards import FIRST, with_first_rewards
 from learners.judging import spent_on_judging
 from learners.memory import PEAK
 from learners.run_config import StopUnit, UsageError
@@ -52,6 +53,8 @@ ACCOUNTED = (
     "iteration",
 )
 """Metrics whose mean over iterations is no part of a summary."""
+ORIGIN = ("weights", "made")
+"""What a summary tells of where its run came from, which only who ran it knows."""
 Scores = list[float | None]
 
 
@@ -63,7 +66,20 @@ def write_summary(trial: Trial, tasks: Mapping[str, Any], jobs: int) -> None:
         tasks: what tasks.json holds.
         jobs: how many ran at a time; for who reads the seconds.
     """
-    lines = read_metrics(trial.folder) if trial.train else []
+    origin = {"weights": weights_digest(trial), "made": made(jobs)}
+    trial.summary.parent.mkdir(parents=True, exist_ok=True)
+    write_text(trial.summary, as_text(summarised(trial, tasks, origin)))
+
+
+def summarised(trial: Trial, tasks: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[str, Any]:
+    """The summary of a trial that is done.
+
+    Args:
+        trial: its folders are read.
+        tasks: what tasks.json holds.
+        origin: what no folder tells; see ORIGIN.
+    """
+    lines = with_first_rewards(trial.folder, read_metrics(trial.folder)) if trial.train else []
     found: dict[str, Any] = {
         "version": VERSION,
         "role": trial.role,
@@ -73,14 +89,14 @@ def write_summary(trial: Trial, tasks: Mapping[str, Any], jobs: int) -> None:
         "rate": trial.rate,
         "digest": trial.digest,
         "run": trial.changed,
-        "weights": weights_digest(trial),
-        "made": made(jobs),
+        **{name: origin[name] for name in ORIGIN},
         "spent": totals(lines),
     }
     if trial.train:
         found |= {
             "rewards": [_rounded(line.get("reward/mean")) for line in lines],
             "reward_stds": [_rounded(line.get("reward/std")) for line in lines],
+            "first_rewards": [_rounded(line.get(FIRST)) for line in lines],
             "tokens": [line.get(SPENT["tokens"], 0) for line in lines],
             "curve": _curve(trial.folder, lines, tasks["validation"]["ids"]),
             "metrics": _means(lines),
@@ -90,10 +106,13 @@ def write_summary(trial: Trial, tasks: Mapping[str, Any], jobs: int) -> None:
         if folder.is_dir():
             found[split] = _evaluated(folder, tasks[split]["ids"])
     asked = asked_of_judge(trial)
-    found |= {"judge": asked} if asked["calls"] or asked["faults"] else {}
-    body = ",\n".join(f" {json.dumps(k)}: {json.dumps(v)}" for k, v in found.items())
-    trial.summary.parent.mkdir(parents=True, exist_ok=True)
-    write_text(trial.summary, "{\n" + body + "\n}\n")
+    return found | ({"judge": asked} if asked["calls"] or asked["faults"] else {})
+
+
+def as_text(summary: Mapping[str, Any]) -> str:
+    """A summary as its file holds it: a line a field."""
+    body = ",\n".join(f" {json.dumps(k)}: {json.dumps(v)}" for k, v in summary.items())
+    return "{\n" + body + "\n}\n"
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:

@@ -50,6 +50,15 @@ def test_what_all_summaries_say_together(config):
     assert grpo["sentence"].startswith("appo is more accurate than grpo: +0.750")
 
 
+def test_validation_tasks_are_drawn_within_their_levels(config):
+    """One task a level: every draw holds each once, and the seeds are alike, so nothing varies."""
+    all_written(config)
+    found = report(collect(config, TASKS))
+    assert found["methods"]["appo"]["area"] == {"value": 0.5, "low": 0.5, "high": 0.5}
+    assert found["pairs"][0]["area"] == {"value": 0.375, "low": 0.375, "high": 0.375}
+    assert all(h["low"] == h["high"] for h in found["methods"]["appo"]["curve"]["heights"])
+
+
 def test_methods_that_are_equal_are_not_separated(config):
     for trial in [*start_trials(config), *final_trials(config, {})]:
         written(trial, right="1010" if trial.seed else "0101")
