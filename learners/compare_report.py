@@ -7,7 +7,7 @@ import numpy as np
 
 from learners import compare_statistics as statistics
 from learners.compare_config import reference
-from learners.compare_material import Material, Summary
+from learners.compare_material import Material, Summary, told_rewards
 from learners.compare_statistics import Draws, Matrix
 from learners.compare_summary import decoded
 from learners.evaluation import Interval
@@ -60,6 +60,7 @@ def report(material: Material) -> dict[str, Any]:
         "weights": material.start[0]["weights"],
         "made": _made(material),
         "missing": material.missing,
+        "rewards": told_rewards(material.runs),
         "start": {"accuracy": _shown(statistics.mean(scores["start"], draws))},
         "methods": {label: _method(material, label, draws, band) for label in material.runs},
         "against": against,

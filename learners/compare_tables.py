@@ -33,6 +33,15 @@ RARE_TIMES = (
 )
 """Shown where there are any; verdicts are the judge's in evaluations, and part of the cost."""
 FIGURES = ("curves", "pass_at_k", "cost", "profiles", "rewards")
+REWARDS = {
+    "first_rewards": "Rewards are of the rollouts that each prompt began with, mean over prompts, "
+    "each point of a tenth of the iterations: no rollout or prompt counts that a method added by "
+    "what it had sampled.",
+    "rewards": "Rewards are of all initial rollouts, as these summaries tell no others. ARPO and "
+    "AEPO begin more of them where earlier ones ended early, and DAPO draws more prompts where "
+    "rollouts were equal: reward curves do not compare between methods.",
+}
+"""What is told under the reward curves, by what they are of."""
 MOST_MISSING = 12
 OF_ALL = ("advantage/magnitude",)
 """Diagnostics that every run has; `-` tells of summaries that an earlier version made."""
@@ -75,7 +84,7 @@ def markdown(report: Mapping[str, Any], figures: str | None = None, depth: int =
     ]
     if figures is not None:
         shown = [f"![{name.replace('_', ' ')}]({figures}/{name}.png)" for name in FIGURES]
-        parts += [f"{head}# Figures", "\n\n".join(shown)]
+        parts += [f"{head}# Figures", "\n\n".join(shown), REWARDS[report["rewards"]]]
     parts += [f"{head}# Not run", _missing(report["missing"])]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -12,8 +12,8 @@ from learners.tree import RolloutTree, Trajectory, usable
 METRICS = {
     "iteration": "training step, from 0",
     "reward/mean": "mean reward of initial rollouts, however many a prompt came to have",
-    "reward/first": "mean over an iteration's prompts of the mean reward of the rollouts each began "
-    "with: no rollout and no prompt that was added by what had been sampled, so that methods compare",
+    "reward/first": "mean over an iteration's prompts of the mean reward of what each began with: "
+    "no rollout or prompt that was added by what had been sampled, so that methods compare",
     "reward/std": "its deviation within a prompt, mean over prompts",
     "reward/min": "smallest reward of an initial rollout",
     "reward/max": "largest",

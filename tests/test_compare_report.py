@@ -14,7 +14,8 @@ from learners.compare_report import report, sentence
 from learners.compare_summary import read_summary
 from learners.compare_tables import markdown
 from learners.evaluation import Interval
-from learners.figures_comparison import draw_all, style
+from learners.figures_comparison import draw_all
+from learners.figures_lines import style
 from learners.run_config import UsageError
 from tests.compare_fakes import RIGHT, TASKS, all_written, config_in, edited, written
 from tests.conftest import ROOT
@@ -252,6 +253,12 @@ def test_the_page_tells_of_every_spec_and_of_what_was_not_run(config, tmp_path):
         "**Not run**: appo/SyntheticQA-v0, level 3, 5 seeds, each to 200,000 tokens: grpo." in text
     )
     assert "7B" in text
+    assert "hesitate" not in text
+    (results / "lab" / "tokens").mkdir()
+    (results / "lab" / "tokens" / "words.md").write_text("| so | 1 |\n")
+    (results / "lab" / "tokens" / "words.png").write_text("")
+    told = compare_page.page(results, "../results").partition("hesitate and decide")[2]
+    assert told.startswith("\n\n| so | 1 |\n\n![words](../results/lab/tokens/words.png)\n")
     (results / "discussion.md").write_text("## What these show\n")
     assert compare_page.page(results, "../results").split("## ")[1] == "What these show\n\n"
 

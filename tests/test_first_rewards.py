@@ -1,4 +1,4 @@
-"""`reward/first`: what prompts' own rollouts earn, whatever a method adds to them by what it saw."""
+"""`reward/first`: what prompts' own rollouts earn, whatever a method adds by what it saw."""
 
 import json
 
