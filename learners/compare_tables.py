@@ -36,7 +36,8 @@ FIGURES = ("curves", "pass_at_k", "cost", "profiles", "rewards")
 REWARDS = {
     "first_rewards": "Rewards are of the rollouts that each prompt began with, mean over prompts, "
     "each point of a tenth of the iterations: no rollout or prompt counts that a method added by "
-    "what it had sampled.",
+    "what it had sampled. An iteration's prompts are the same for all methods of a seed: hard ones "
+    "lower each curve where it comes to them.",
     "rewards": "Rewards are of all initial rollouts, as these summaries tell no others. ARPO and "
     "AEPO begin more of them where earlier ones ended early, and DAPO draws more prompts where "
     "rollouts were equal: reward curves do not compare between methods.",
