@@ -23,7 +23,7 @@ WIDTH = 150
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the command line and compare; exits with 2 where a trial failed."""
+    """Parse the command line and compare; exits with 2 where a trial or a summary failed."""
     import tyro
 
     from learners.command_line import explained
@@ -50,13 +50,13 @@ def compare(config: Config) -> dict[str, str]:
     """Run what is missing, then report on what there is.
 
     Returns:
-        Why trials failed, by their titles.
+        Why trials failed, or their summaries were left alone, by their titles.
 
     Raises:
         The errors that `main` explains; what was done until then is kept.
     """
     from learners.compare_estimate import estimate
-    from learners.compare_summary import keep_tasks
+    from learners.compare_tasks import keep_tasks
     from learners.progress import Narrator
 
     narrator = Narrator()
@@ -64,7 +64,10 @@ def compare(config: Config) -> dict[str, str]:
         narrator.say(estimate(config, narrator))
         return {}
     tasks = keep_tasks(config)
-    failed = {} if config.report_only else run_missing(config, tasks, narrator)
+    if config.resummarise:
+        failed = write_anew(config, tasks, narrator)
+    else:
+        failed = {} if config.report_only else run_missing(config, tasks, narrator)
     for title, why in failed.items():
         narrator.say(f"\n{title} failed: {why}")
     write_report(config, tasks, narrator)
@@ -90,6 +93,24 @@ def run_missing(config: Config, tasks: dict[str, Any], narrator: "Narrator") -> 
         final = plan.final_trials(config, rates)
         failed |= run_all(final, tasks, config.jobs, narrator.say)
     return failed
+
+
+def write_anew(config: Config, tasks: dict[str, Any], narrator: "Narrator") -> dict[str, str]:
+    """Write the summaries anew whose runs are there.
+
+    Returns:
+        Why summaries were left as they are, by the titles of their trials.
+    """
+    from learners.compare_resummarise import resummarise
+
+    found = resummarise(config, tasks)
+    narrator.say(f"{found.written} summaries written anew")
+    for title in found.gone:
+        narrator.say(f"{title}: the folder of its run is not there")
+    return {
+        title: f"its run gives another {', '.join(names)}; the summary is left as it was"
+        for title, names in found.left.items()
+    }
 
 
 def unfinished(trials: "Sequence[Trial]") -> bool:

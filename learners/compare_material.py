@@ -14,6 +14,8 @@ from learners.compare_summary import decoded, read_summary
 from learners.run_config import UsageError
 
 Summary = Mapping[str, Any]
+FIRST_REWARDS = "first_rewards"
+"""Rewards in a summary that compare between methods; `rewards` do not."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class Material:
     limit: Budget
     levels: list[str]
     """(N,) of the test tasks that count."""
+    validation_levels: list[str]
+    """Of the validation tasks, in the order of the curves' scores."""
     seeds: list[int]
     """Of which every method and the start have a summary."""
     runs: Mapping[str, Sequence[Summary]]
@@ -93,6 +97,7 @@ def collect(config: Config, tasks: Mapping[str, Any]) -> Material | None:
         config,
         budget(config),
         [x for x, keep in zip(tasks["test"]["levels"], kept, strict=True) if keep],
+        tasks["validation"]["levels"],
         seeds,
         {label: groups[label] for label in labels},
         groups["start"],
@@ -102,6 +107,12 @@ def collect(config: Config, tasks: Mapping[str, Any]) -> Material | None:
         missing,
         rates or {},
     )
+
+
+def told_rewards(runs: Mapping[str, Sequence[Summary]]) -> str:
+    """Which rewards all runs tell: those that compare where each has them, else `rewards`."""
+    told = [run.get(FIRST_REWARDS, [None]) for group in runs.values() for run in group]
+    return FIRST_REWARDS if all(None not in rewards for rewards in told) else "rewards"
 
 
 def _refuse_unjudged(have: Sequence[tuple[Trial, Summary]]) -> None:

@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from learners.compare_config import Config, budget, methods, of_spec
-from learners.compare_summary import TASKS, read_summary
+from learners.compare_summary import read_summary
+from learners.compare_tasks import TASKS
 
 RESULTS = "results"
 DISCUSSION = "discussion.md"
+TOKENS = "tokens"
+"""Folder of figures of a run, beside the report: `learners.figures tokens` and `words` --out."""
 METHOD = "learners.compare_page"
 HEAD = """\
 # Results
@@ -90,7 +93,8 @@ def section(config: Config, results: Path, links: str) -> str:
     if tasks.exists():
         material = collect(here, json.loads(tasks.read_text()))
         if material is not None:
-            return markdown(report(material), figures=f"{links}/{config.name}", depth=2)
+            text = markdown(report(material), figures=f"{links}/{config.name}", depth=2)
+            return text + tokens(folder / TOKENS, f"{links}/{config.name}/{TOKENS}")
     level = "" if config.level is None else f", level {config.level}"
     labels = "; ".join(method.label for method in methods(config))
     done = sum(read_summary(path) is not None for path in folder.glob("*-*.json"))
@@ -99,6 +103,23 @@ def section(config: Config, results: Path, links: str) -> str:
         + (f" but for {done} summaries that compare nothing yet" if done else "")
         + f": {config.env}{level}, {config.seeds} seeds, each to {budget(config)}: {labels}.\n"
     )
+
+
+def tokens(folder: Path, link: str) -> str:
+    """What `learners.figures` tells of the tokens of a run, where that lies beside the report.
+
+    Args:
+        folder: of the figures and their tables.
+        link: how a reader of the page reaches it.
+    """
+    if not folder.is_dir():
+        return ""
+    parts = ["### Where agents hesitate and decide"]
+    for figure in sorted(folder.glob("*.png")):
+        told = figure.with_suffix(".md")
+        parts += [told.read_text("utf-8").rstrip()] if told.exists() else []
+        parts.append(f"![{figure.stem}]({link}/{figure.name})")
+    return "\n" + "\n\n".join(parts) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

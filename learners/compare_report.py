@@ -7,7 +7,7 @@ import numpy as np
 
 from learners import compare_statistics as statistics
 from learners.compare_config import reference
-from learners.compare_material import Material, Summary
+from learners.compare_material import Material, Summary, told_rewards
 from learners.compare_statistics import Draws, Matrix
 from learners.compare_summary import decoded
 from learners.evaluation import Interval
@@ -19,6 +19,7 @@ BAND = 1000
 THRESHOLDS = tuple(i / 50 for i in range(51))
 DIAGNOSTICS = (
     "reward/mean",
+    "reward/first",
     "group/equal",
     "score/defined",
     "score/strict",
@@ -59,6 +60,7 @@ def report(material: Material) -> dict[str, Any]:
         "weights": material.start[0]["weights"],
         "made": _made(material),
         "missing": material.missing,
+        "rewards": told_rewards(material.runs),
         "start": {"accuracy": _shown(statistics.mean(scores["start"], draws))},
         "methods": {label: _method(material, label, draws, band) for label in material.runs},
         "against": against,
@@ -78,12 +80,11 @@ def _method(material: Material, label: str, draws: Draws, band: Draws) -> dict[s
     costs["cost"] += fmean(run.get("judge", {}).get("cost", 0) for run in runs)
     known = {n: [r["metrics"][n] for r in runs if n in r["metrics"]] for n in DIAGNOSTICS}
     gain = statistics.difference(scores, material.scores["start"], draws)
-    area = areas(material, label)
     return {
         "accuracy": _shown(statistics.mean(scores, draws)),
         "gain": _shown(gain),
         "iqm": _shown(statistics.interquartile_mean(scores, draws)),
-        "area": _shown(_mean_of_runs(area)),
+        "area": _shown(_mean_of_curves(areas(material, label), material)),
         "per_seed": [round(float(x), 4) for x in scores.mean(axis=1)],
         "per_level": {
             level: round(float(scores[:, [x == level for x in material.levels]].mean()), 4)
@@ -110,7 +111,7 @@ def _pair(
         "ours": ours,
         "theirs": theirs,
         "accuracy": _shown(plain),
-        "area": _shown(_mean_of_runs(gap)),
+        "area": _shown(_mean_of_curves(gap, material)),
         "improvement": _shown(statistics.probability_of_improvement(a, b, draws)),
         "separated": bool(wide.low > 0 or wide.high < 0),
     }
@@ -166,7 +167,7 @@ def curve(material: Material, label: str) -> dict[str, Any]:
     both = zip(material.runs[label], material.start, strict=True)
     found = [points(run, start, material.limit.unit) for run, start in both]
     drawn = np.stack([statistics.heights(*one, at=list(places)) for one in found], axis=1)
-    draws = statistics.draw(len(found), [""] * drawn.shape[2], BAND)
+    draws = statistics.draw(len(found), material.validation_levels, BAND)
     return {
         "unit": material.limit.unit,
         "places": [float(f"{place:.6g}") for place in places],
@@ -174,8 +175,9 @@ def curve(material: Material, label: str) -> dict[str, Any]:
     }
 
 
-def _mean_of_runs(matrix: Matrix) -> Interval:
-    return statistics.mean(matrix, statistics.draw(len(matrix), [""] * matrix.shape[1]))
+def _mean_of_curves(matrix: Matrix, material: Material) -> Interval:
+    """The mean of (S, N) areas of validation tasks; equal draws for all, which pairs them."""
+    return statistics.mean(matrix, statistics.draw(len(matrix), material.validation_levels))
 
 
 def _made(material: Material) -> list[dict[str, Any]]:

@@ -15,8 +15,8 @@ from statistics import fmean
 from typing import Any
 
 from learners.checkpoint import read_metrics, write_text
-from learners.compare_config import Config
 from learners.compare_plan import Trial, evaluation_folder
+from learners.first_rewards import FIRST, with_first_rewards
 from learners.judging import spent_on_judging
 from learners.memory import PEAK
 from learners.run_config import StopUnit, UsageError
@@ -24,15 +24,26 @@ from learners.stopping import SPENT, spent
 from learners.validation import spent_on_evaluations
 
 VERSION = 1
-TASKS = "tasks.json"
+PHASES = ("sample", "tools", "score", "update")
+"""Of an iteration, by wall clock."""
 COSTS = {
     "reused": "ledger/reused_tokens",
     "trained": "ledger/trained_tokens",
     "inherited": "ledger/inherited_calls",
     "cost": "ledger/cost",
     "lost": "ledger/lost_tokens",
+    "retries": "ledger/retries",
+    "judge_calls": "ledger/judge_calls",
 }
-"""What is summed up beside the units of a budget."""
+"""What is summed up beside the units of a budget; a run that never counted one had none."""
+MEASURED = {
+    "prefilled": "ledger/prefilled_tokens",
+    "computed": "ledger/computed_tokens",
+    "forked": "ledger/forked_states",
+    "replayed": "ledger/replayed_states",
+    **{f"{phase}_seconds": f"seconds/{phase}" for phase in PHASES},
+}
+"""Summed up where a run has them: not every sampler tells what it prefills."""
 ACCOUNTED = (
     "ledger/",
     "seconds/",
@@ -42,6 +53,8 @@ ACCOUNTED = (
     "iteration",
 )
 """Metrics whose mean over iterations is no part of a summary."""
+ORIGIN = ("weights", "made")
+"""What a summary tells of where its run came from, which only who ran it knows."""
 Scores = list[float | None]
 
 
@@ -53,7 +66,20 @@ def write_summary(trial: Trial, tasks: Mapping[str, Any], jobs: int) -> None:
         tasks: what tasks.json holds.
         jobs: how many ran at a time; for who reads the seconds.
     """
-    lines = read_metrics(trial.folder) if trial.train else []
+    origin = {"weights": weights_digest(trial), "made": made(jobs)}
+    trial.summary.parent.mkdir(parents=True, exist_ok=True)
+    write_text(trial.summary, as_text(summarised(trial, tasks, origin)))
+
+
+def summarised(trial: Trial, tasks: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[str, Any]:
+    """The summary of a trial that is done.
+
+    Args:
+        trial: its folders are read.
+        tasks: what tasks.json holds.
+        origin: what no folder tells; see ORIGIN.
+    """
+    lines = with_first_rewards(trial.folder, read_metrics(trial.folder)) if trial.train else []
     found: dict[str, Any] = {
         "version": VERSION,
         "role": trial.role,
@@ -63,14 +89,14 @@ def write_summary(trial: Trial, tasks: Mapping[str, Any], jobs: int) -> None:
         "rate": trial.rate,
         "digest": trial.digest,
         "run": trial.changed,
-        "weights": weights_digest(trial),
-        "made": made(jobs),
+        **{name: origin[name] for name in ORIGIN},
         "spent": totals(lines),
     }
     if trial.train:
         found |= {
             "rewards": [_rounded(line.get("reward/mean")) for line in lines],
             "reward_stds": [_rounded(line.get("reward/std")) for line in lines],
+            "first_rewards": [_rounded(line.get(FIRST)) for line in lines],
             "tokens": [line.get(SPENT["tokens"], 0) for line in lines],
             "curve": _curve(trial.folder, lines, tasks["validation"]["ids"]),
             "metrics": _means(lines),
@@ -80,10 +106,13 @@ def write_summary(trial: Trial, tasks: Mapping[str, Any], jobs: int) -> None:
         if folder.is_dir():
             found[split] = _evaluated(folder, tasks[split]["ids"])
     asked = asked_of_judge(trial)
-    found |= {"judge": asked} if asked["calls"] or asked["faults"] else {}
-    body = ",\n".join(f" {json.dumps(k)}: {json.dumps(v)}" for k, v in found.items())
-    trial.summary.parent.mkdir(parents=True, exist_ok=True)
-    write_text(trial.summary, "{\n" + body + "\n}\n")
+    return found | ({"judge": asked} if asked["calls"] or asked["faults"] else {})
+
+
+def as_text(summary: Mapping[str, Any]) -> str:
+    """A summary as its file holds it: a line a field."""
+    body = ",\n".join(f" {json.dumps(k)}: {json.dumps(v)}" for k, v in summary.items())
+    return "{\n" + body + "\n}\n"
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:
@@ -110,45 +139,12 @@ def totals(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     found |= {unit: round(spent(lines, unit), 2) for unit in units}
     for name, metric in COSTS.items():
         found[name] = round(sum(float(line.get(metric, 0)) for line in lines), 6)
+    for name, metric in MEASURED.items():
+        if any(metric in line for line in lines):
+            found[name] = round(sum(float(line.get(metric, 0)) for line in lines), 2)
     if any(PEAK in line for line in lines):
         found["peak_memory"] = max(float(line.get(PEAK, 0)) for line in lines)
     return found
-
-
-def evaluated_tasks(config: Config) -> dict[str, Any]:
-    """Ids and levels of the tasks of both splits, in the order of all scores; loads no model."""
-    from learners.evaluate import drawn, environment
-    from learners.evaluate_config import Config as Evaluation
-
-    found = {}
-    for split, count in (("test", config.eval_tasks), ("validation", config.validation_tasks)):
-        given = Evaluation(
-            split=split,  # type: ignore[arg-type]
-            data_dir=config.data_dir,
-            level=config.level,
-        )
-        chosen = drawn(environment(config.env, given).tasks, count)
-        levels = [str(dict(task.metadata).get("level", "")) for task in chosen]
-        found[split] = {"ids": [task.id for task in chosen], "levels": levels}
-    return found
-
-
-def keep_tasks(config: Config) -> dict[str, Any]:
-    """The tasks of a comparison, written beside its summaries.
-
-    Raises:
-        UsageError: the summaries there are of other tasks.
-    """
-    path = Path(config.results) / config.name / TASKS
-    tasks = evaluated_tasks(config)
-    if path.exists():
-        if json.loads(path.read_text()) != tasks:
-            raise UsageError(f"{path} names other tasks: give --name another name, or delete it")
-        return tasks
-    path.parent.mkdir(parents=True, exist_ok=True)
-    body = ",\n".join(f" {json.dumps(k)}: {json.dumps(v)}" for k, v in tasks.items())
-    write_text(path, "{\n" + body + "\n}\n")
-    return tasks
 
 
 def encoded(scores: Sequence[float | None]) -> str | Scores:

@@ -3,23 +3,46 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from learners.compare_summary import PHASES
+
 COSTS = (
     ("iterations", "iterations"),
     ("tokens sampled", "tokens"),
     ("reused", "reused"),
+    ("prefilled", "prefilled"),
     ("trained", "trained"),
+    ("computed", "computed"),
     ("calls", "calls"),
     ("inherited", "inherited"),
+    ("retries", "retries"),
+    ("judge calls", "judge_calls"),
+)
+"""Tokens and calls of training; a dash where the summaries of an earlier version tell none."""
+TIMES = (
     ("policy FLOPs", "flops"),
     ("seconds", "seconds"),
+    *((phase, f"{phase}_seconds") for phase in PHASES),
+    ("states forked", "forked"),
+    ("replayed", "replayed"),
 )
-RARE_COSTS = (
+"""Time and memory of training: seconds in all, and those of each phase."""
+RARE_TIMES = (
     ("peak memory, bytes", "peak_memory"),
     ("verdicts", "verdicts"),
     ("cost", "cost"),
 )
 """Shown where there are any; verdicts are the judge's in evaluations, and part of the cost."""
 FIGURES = ("curves", "pass_at_k", "cost", "profiles", "rewards")
+REWARDS = {
+    "first_rewards": "Rewards are of the rollouts that each prompt began with, mean over prompts, "
+    "each point of a tenth of the iterations: no rollout or prompt counts that a method added by "
+    "what it had sampled. An iteration's prompts are the same for all methods of a seed: hard ones "
+    "lower each curve where it comes to them.",
+    "rewards": "Rewards are of all initial rollouts, as these summaries tell no others. ARPO and "
+    "AEPO begin more of them where earlier ones ended early, and DAPO draws more prompts where "
+    "rollouts were equal: reward curves do not compare between methods.",
+}
+"""What is told under the reward curves, by what they are of."""
 MOST_MISSING = 12
 OF_ALL = ("advantage/magnitude",)
 """Diagnostics that every run has; `-` tells of summaries that an earlier version made."""
@@ -53,6 +76,7 @@ def markdown(report: Mapping[str, Any], figures: str | None = None, depth: int =
         *pairs(report),
         f"{head}# Cost, means of a run",
         costs(report),
+        times(report),
         f"{head}# pass@k",
         pass_at(report),
         f"{head}# Levels and diagnostics",
@@ -61,7 +85,7 @@ def markdown(report: Mapping[str, Any], figures: str | None = None, depth: int =
     ]
     if figures is not None:
         shown = [f"![{name.replace('_', ' ')}]({figures}/{name}.png)" for name in FIGURES]
-        parts += [f"{head}# Figures", "\n\n".join(shown)]
+        parts += [f"{head}# Figures", "\n\n".join(shown), REWARDS[report["rewards"]]]
     parts += [f"{head}# Not run", _missing(report["missing"])]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -114,19 +138,28 @@ def pairs(report: Mapping[str, Any]) -> list[str]:
 
 
 def costs(report: Mapping[str, Any]) -> str:
-    """What a run of each method spent in training."""
-    every = [found["spent"] for found in report["methods"].values()]
-    columns = [*COSTS, *(rare for rare in RARE_COSTS if any(s.get(rare[1]) for s in every))]
+    """Tokens and calls that a run of each method spent in training, and a task in the test."""
     rows = [
         [
             label,
-            *(_number(found["spent"].get(name)) for _, name in columns),
+            *(_number(found["spent"].get(name)) for _, name in COSTS),
             f"{found['tokens_per_task']:.1f}",
             f"{found['calls_per_task']:.2f}",
         ]
         for label, found in report["methods"].items()
     ]
-    return table(("method", *(c for c, _ in columns), "tokens a task", "calls a task"), rows)
+    return table(("method", *(c for c, _ in COSTS), "tokens a task", "calls a task"), rows)
+
+
+def times(report: Mapping[str, Any]) -> str:
+    """Time and memory that a run of each method spent in training."""
+    every = [found["spent"] for found in report["methods"].values()]
+    columns = [*TIMES, *(rare for rare in RARE_TIMES if any(s.get(rare[1]) for s in every))]
+    rows = [
+        [label, *(_number(found["spent"].get(name)) for _, name in columns)]
+        for label, found in report["methods"].items()
+    ]
+    return table(("method", *(c for c, _ in columns)), rows)
 
 
 def pass_at(report: Mapping[str, Any]) -> str:

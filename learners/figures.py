@@ -1,6 +1,6 @@
 """Figures of runs: where agents hesitate and decide, which words, rewards, pass@k.
 
-Each command prints its numbers and writes a PNG and an SVG:
+Each command prints its numbers and writes a PNG and an SVG; tokens and words write their table too:
 
     python -m learners.figures tokens runs/appo
     python -m learners.figures words runs/appo
@@ -33,22 +33,19 @@ def tokens(
         most: tokens from a call that are drawn.
         out: path of the figure without its suffix.
     """
-    from rich.table import Table
-
     from learners.figures_tokens import by_distance, lifts, scored_rows, tokens_of
-    from learners.progress import Narrator
 
     found = list(tokens_of(scored_rows(run, last), share))
-    table = Table(title=f"{len(found):,} tokens; likelier than any token to be there, 95 %")
-    for name in ("place", "of all tokens", f"top {share:.0%} by entropy", "by score"):
-        table.add_column(name)
-    for place, row in lifts(found).items():
-        table.add_row(place, f"{row['tokens']:.3f}", str(row["entropy"]), str(row["score"]))
-    Narrator().say(table)
+    title = f"{run.name}: {len(found):,} tokens; likelier than any token to be there, 95 %"
+    names = ("place", "of all tokens", f"top {share:.0%} by entropy", "by score")
+    table = [
+        (place, f"{row['tokens']:.3f}", str(row["entropy"]), str(row["score"]))
+        for place, row in lifts(found).items()
+    ]
     before, after = by_distance(found, "until", most), by_distance(found, "since", most)
 
     def draw(axes: Any) -> None:  # noqa: ANN401 - matplotlib's
-        from learners.figures_comparison import style
+        from learners.figures_lines import style
 
         for index, kind in enumerate(("entropy", "score")):
             named = {"label": f"top {share:.0%} by {kind}", **style(index)}
@@ -58,7 +55,8 @@ def tokens(
         axes.axvspan(-0.9, 0.9, color="0.9")
 
     label = "tokens before the end of a call | after its result"
-    return _drawn(out, draw, label, "times as likely as any token")
+    files = _drawn(out, draw, label, "times as likely as any token")
+    return [*files, _tabled(out, title, names, table)]
 
 
 def words(
@@ -73,10 +71,7 @@ def words(
         last: how many of the last iterations count.
         out: path of the figure without its suffix.
     """
-    from rich.table import Table
-
     from learners.figures_tokens import scored_rows, words_of
-    from learners.progress import Narrator
     from learners.run_config import UsageError
 
     found = words_of(scored_rows(run, last), least)
@@ -86,16 +81,18 @@ def words(
         kind: sorted(found, key=lambda word: (-getattr(word, kind), word.text))[:top]
         for kind in ("entropy", "score")
     }
-    table = Table(title=f"{len(found)} words said at least {least} times")
-    for name in ("by entropy", "nats", "times", "by score", "score", "times "):
-        table.add_column(name)
-    for one, other in zip(*rankings.values(), strict=True):
-        uncertain = (one.text, f"{one.entropy:.3f}", str(one.times))
-        table.add_row(*uncertain, other.text, f"{other.score:.3f}", str(other.times))
-    Narrator().say(table)
+    title = f"{run.name}: {len(found)} words said at least {least} times"
+    names = ("by entropy", "nats", "times", "by score", "score", "times ")
+    table = [
+        (
+            *(one.text, f"{one.entropy:.3f}", str(one.times)),
+            *(other.text, f"{other.score:.3f}", str(other.times)),
+        )
+        for one, other in zip(*rankings.values(), strict=True)
+    ]
 
     def draw(axes: Any) -> None:  # noqa: ANN401 - matplotlib's
-        from learners.figures_comparison import COLOURS
+        from learners.figures_lines import COLOURS
 
         for index, (kind, ranked) in enumerate(rankings.items()):
             most = max(getattr(ranked[0], kind), 1e-9)
@@ -110,7 +107,7 @@ def words(
         axes.set_xticks([0.5, 1.5], ["by entropy", "by branching score"])
         axes.set_yticks([])
 
-    return _drawn(out, draw, "", "")
+    return [*_drawn(out, draw, "", ""), _tabled(out, title, names, table)]
 
 
 def rewards(
@@ -123,7 +120,9 @@ def rewards(
         out: path of the figure without its suffix.
     """
     from learners.checkpoint import read_metrics
-    from learners.figures_comparison import reward_curves
+    from learners.compare_material import told_rewards
+    from learners.figures_comparison import drawn_rewards
+    from learners.first_rewards import FIRST, with_first_rewards
     from learners.progress import Narrator
     from learners.run_config import UsageError
 
@@ -132,17 +131,19 @@ def rewards(
         config = run / "config.json"
         if not config.exists():
             raise UsageError(f"{run} is no folder of a run")
-        lines = read_metrics(run)
+        lines = with_first_rewards(run, read_metrics(run))
         found = {
+            "first_rewards": [line.get(FIRST) for line in lines],
             "rewards": [line.get("reward/mean") for line in lines],
             "tokens": [line.get("ledger/sampled_tokens", 0) for line in lines],
         }
         groups[json.loads(config.read_text())["method"].removeprefix("learners.")].append(found)
+    kind = told_rewards(groups)
     for label, group in groups.items():
-        last = [[r for r in run["rewards"] if r is not None][-10:] for run in group]
+        last = [[r for r in run[kind] if r is not None][-10:] for run in group]
         told = ", ".join(f"{sum(x) / len(x):+.3f}" for x in last if x)
         Narrator().say(f"{label}: mean reward of each run's last ten iterations {told}")
-    return _drawn(out, lambda axes: reward_curves(axes, groups), "tokens sampled", "reward")
+    return _told(drawn_rewards(Path(out), groups, kind))
 
 
 def pass_at_k(
@@ -156,7 +157,7 @@ def pass_at_k(
         out: path of the figure without its suffix.
     """
     from learners.compare_tables import pass_at
-    from learners.figures_comparison import pass_at_k as draw
+    from learners.figures_comparison import drawn_pass_at_k
     from learners.progress import Narrator
     from learners.run_config import UsageError
 
@@ -172,14 +173,35 @@ def pass_at_k(
         raise UsageError(f"{path} has no method {', '.join(unknown)}; it has {', '.join(found)}")
     chosen = {label: found[label] for label in methods}
     Narrator().say(pass_at({"methods": chosen}))
-    return _drawn(out, lambda axes: draw(axes, chosen), "k", "pass@k")
+    return _told(drawn_pass_at_k(Path(out), chosen, "pass@k"))
 
 
 def _drawn(out: str, draw: Any, x: str, y: str) -> list[Path]:  # noqa: ANN401 - draws on axes
-    from learners.figures_comparison import drawn
+    from learners.figures_lines import drawn
+
+    return _told(drawn(Path(out), draw, x, y))
+
+
+def _tabled(out: str, title: str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> Path:
+    """Say a table, and write it as Markdown beside the figure; the file."""
+    from rich.table import Table
+
+    from learners.compare_tables import table
     from learners.progress import Narrator
 
-    files = drawn(Path(out), draw, x, y)
+    shown = Table(*names, title=title)
+    for row in rows:
+        shown.add_row(*row)
+    Narrator().say(shown)
+    target = Path(f"{out}.md")
+    cells = [[cell.replace("|", r"\|") for cell in row] for row in rows]
+    target.write_text(f"{title}.\n\n{table(names, cells)}\n", "utf-8")
+    return target
+
+
+def _told(files: list[Path]) -> list[Path]:
+    from learners.progress import Narrator
+
     Narrator().say(f"files: {', '.join(map(str, files))}")
     return files
 

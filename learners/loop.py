@@ -77,6 +77,7 @@ class Run:
         for tree in self.trees:
             tree.copy = met[tree.task.id]
             met[tree.task.id] += 1
+            tree.begun = 0 if self._versions else roots
             for _ in range(roots):
                 tree.root()
         return self.trees

@@ -11,7 +11,9 @@ from learners.tree import RolloutTree, Trajectory, usable
 
 METRICS = {
     "iteration": "training step, from 0",
-    "reward/mean": "mean reward of initial rollouts",
+    "reward/mean": "mean reward of initial rollouts, however many a prompt came to have",
+    "reward/first": "mean over an iteration's prompts of the mean reward of what each began with: "
+    "no rollout or prompt that was added by what had been sampled, so that methods compare",
     "reward/std": "its deviation within a prompt, mean over prompts",
     "reward/min": "smallest reward of an initial rollout",
     "reward/max": "largest",
@@ -132,6 +134,9 @@ def tree_metrics(trees: Sequence[RolloutTree]) -> dict[str, float]:
     found["tools/unavailable_trees"] = float(sum(t.unavailable is not None for t in trees))
     if roots:
         found |= _rollout_metrics(roots) | _group_metrics(kept)
+    first = [[root.reward for root in tree.roots[: tree.begun]] for tree in kept if tree.begun]
+    if first:
+        found["reward/first"] = fmean(map(fmean, first))
     if branches:
         found |= _branch_metrics(kept, branches)
     return found

@@ -177,6 +177,8 @@ class RolloutTree:
     trajectories: list[Trajectory] = field(default_factory=list)
     copy: int = 0
     """Counts the trees of one task in an iteration: each has draws of its own."""
+    begun: int = 0
+    """Roots it was given before anything of its iteration was sampled: the first of them."""
     unavailable: str | None = None
     """Why the environment's machinery failed this tree; such a tree is never trained on."""
 

@@ -13,10 +13,10 @@ from learners.compare_summary import (
     asked_of_judge,
     decoded,
     encoded,
-    keep_tasks,
     read_summary,
     write_summary,
 )
+from learners.compare_tasks import keep_tasks
 from learners.evaluate import main as evaluate
 from learners.run_config import UsageError
 from learners.training import main as train

@@ -11,69 +11,19 @@ from learners.compare_config import Config, of_spec
 from learners.compare_material import chosen_rates, collect
 from learners.compare_plan import final_trials, start_trials, tuning_trials
 from learners.compare_report import report, sentence
-from learners.compare_summary import VERSION, read_summary
+from learners.compare_summary import read_summary
 from learners.compare_tables import markdown
 from learners.evaluation import Interval
-from learners.figures_comparison import draw_all, style
+from learners.figures_comparison import draw_all
+from learners.figures_lines import style
 from learners.run_config import UsageError
+from tests.compare_fakes import RIGHT, TASKS, all_written, config_in, edited, written
 from tests.conftest import ROOT
-
-TASKS = {
-    "test": {"ids": ["a", "b", "c", "d"], "levels": ["1", "1", "2", "2"]},
-    "validation": {"ids": ["x", "y"], "levels": ["1", "2"]},
-}
-RIGHT = {"start": "0000", "grpo": "1100", "appo": "2222", "arpo": "1101"}
-"""Of two samples of each task, whatever the seed."""
-CURVES = {"grpo": ("00", "10"), "appo": ("10", "11"), "arpo": ("00", "10")}
 
 
 @pytest.fixture
 def config(tmp_path):
-    return Config(
-        name="lab",
-        methods=("grpo", "appo", "arpo"),
-        seeds=2,
-        budget="tokens=100",
-        samples=2,
-        results=str(tmp_path / "results"),
-        out=str(tmp_path / "runs"),
-    )
-
-
-def written(trial, right=None, weights="w0", curve=None):
-    """Summarise a trial as if it had been run: two points of a curve, at 50 and 100 tokens."""
-    label = trial.method.label
-    right = right or RIGHT[label]
-    judged = {"samples": 2, "scores": right, "right": right, "tool_calls": 2.0, "tokens": 30.0}
-    spent = {"iterations": 2, "tokens": 100, "flops": 1e9, "calls": 7, "seconds": 3.0}
-    spent |= {"reused": 20, "trained": 60, "inherited": 3, "cost": 0.0, "lost": 0}
-    summary = {
-        "version": VERSION,
-        "weights": weights,
-        "made": {"commit": "abc", "processor": "one", "jobs": 1},
-        "spent": spent,
-        "test": judged,
-    }
-    if label == "start":
-        summary["validation"] = {"samples": 1, "scores": "00"}
-    else:
-        heights = curve or CURVES[label]
-        summary |= {
-            "rewards": [0.1, 0.2],
-            "tokens": [50, 50],
-            "metrics": {"reward/mean": 0.15, "response/sampled_tokens": 30.0},
-            "curve": [
-                {"iterations": i + 1, "tokens": 50 * (i + 1), "scores": scores}
-                for i, scores in enumerate(heights)
-            ],
-        }
-    trial.summary.parent.mkdir(parents=True, exist_ok=True)
-    trial.summary.write_text(json.dumps(summary))
-
-
-def all_written(config, **options):
-    for trial in [*start_trials(config), *final_trials(config, {})]:
-        written(trial, **options)
+    return config_in(tmp_path)
 
 
 def test_what_all_summaries_say_together(config):
@@ -99,6 +49,15 @@ def test_what_all_summaries_say_together(config):
     assert grpo["separated"]
     assert grpo["improvement"]["value"] == 1.0
     assert grpo["sentence"].startswith("appo is more accurate than grpo: +0.750")
+
+
+def test_validation_tasks_are_drawn_within_their_levels(config):
+    """One task a level: every draw holds each once, and the seeds are alike, so nothing varies."""
+    all_written(config)
+    found = report(collect(config, TASKS))
+    assert found["methods"]["appo"]["area"] == {"value": 0.5, "low": 0.5, "high": 0.5}
+    assert found["pairs"][0]["area"] == {"value": 0.375, "low": 0.375, "high": 0.375}
+    assert all(h["low"] == h["high"] for h in found["methods"]["appo"]["curve"]["heights"])
 
 
 def test_methods_that_are_equal_are_not_separated(config):
@@ -172,12 +131,6 @@ def test_answers_that_only_a_judge_can_grade_are_not_compared(config):
         collect(config, TASKS)
 
 
-def edited(trial, change):
-    summary = json.loads(trial.summary.read_text())
-    change(summary)
-    trial.summary.write_text(json.dumps(summary))
-
-
 def test_summaries_of_an_earlier_version_have_no_magnitude_and_no_peak(config):
     """Of three methods one was run by this version, one half by it."""
     all_written(config)
@@ -191,9 +144,33 @@ def test_summaries_of_an_earlier_version_have_no_magnitude_and_no_peak(config):
             edited(trial, lambda s: s["spent"].update(peak_memory=2e8))
     text = markdown(report(collect(config, TASKS)))
     assert "| `advantage/magnitude` | 0.5 | 0.5 | - |" in text
-    costs = text.partition("# Cost, means of a run\n\n")[2].partition("\n\n")[0].splitlines()
-    assert costs[0].split(" | ")[9] == "peak memory, bytes"
-    assert [row.split(" | ")[9] for row in costs[2:]] == ["200,000,000.0", "-", "-"]
+    assert column(text, "peak memory, bytes") == ["200,000,000.0", "-", "-"]
+
+
+def column(text, name):
+    """The cells of the only column of that name."""
+    tables = [block.splitlines() for block in text.split("\n\n") if f"| {name} |" in block]
+    ((names, _, *rows),) = [[row.strip("| ").split(" | ") for row in table] for table in tables]
+    return [row[names.index(name)] for row in rows]
+
+
+def test_the_whole_ledger_is_shown_and_a_dash_where_an_earlier_version_summed_less(config):
+    """Of grpo both seeds were counted whole, of appo one, of arpo none."""
+    all_written(config)
+    counted = {"prefilled": 50, "computed": 60, "retries": 1, "judge_calls": 2, "forked": 3}
+    counted |= {"replayed": 4, "sample_seconds": 1.5, "update_seconds": 0.5}
+    for trial in final_trials(config, {}):
+        if trial.method.label == "grpo" or (trial.method.label, trial.seed) == ("appo", 0):
+            edited(trial, lambda s: s["spent"].update(counted))
+    found = report(collect(config, TASKS))
+    assert {n: found["methods"]["grpo"]["spent"][n] for n in counted} == counted
+    assert not counted.keys() & found["methods"]["appo"]["spent"].keys()
+    text = markdown(found)
+    for name in ("prefilled", "computed", "retries", "judge calls", "states forked", "replayed"):
+        assert column(text, name)[1:] == ["-", "-"]
+    assert column(text, "prefilled")[0] == "50.0"
+    assert column(text, "sample") == ["1.5", "-", "-"]
+    assert column(text, "tokens sampled") == ["100.0"] * 3
 
 
 def test_verdicts_of_evaluations_are_counted_and_paid(config):
@@ -276,6 +253,12 @@ def test_the_page_tells_of_every_spec_and_of_what_was_not_run(config, tmp_path):
         "**Not run**: appo/SyntheticQA-v0, level 3, 5 seeds, each to 200,000 tokens: grpo." in text
     )
     assert "7B" in text
+    assert "hesitate" not in text
+    (results / "lab" / "tokens").mkdir()
+    (results / "lab" / "tokens" / "words.md").write_text("| so | 1 |\n")
+    (results / "lab" / "tokens" / "words.png").write_text("")
+    told = compare_page.page(results, "../results").partition("hesitate and decide")[2]
+    assert told.startswith("\n\n| so | 1 |\n\n![words](../results/lab/tokens/words.png)\n")
     (results / "discussion.md").write_text("## What these show\n")
     assert compare_page.page(results, "../results").split("## ")[1] == "What these show\n\n"
 

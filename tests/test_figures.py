@@ -125,6 +125,10 @@ def test_each_figure_of_a_run_is_one_command(run, tmp_path, capsys):
     assert "likelier than any token to be there" in " ".join(capsys.readouterr().out.split())
     main(["words", str(run), "--least", "1", "--out", f"{tmp_path}/words"])
     assert "by entropy" in capsys.readouterr().out
+    for name, head in (("tokens", "| place | of all tokens |"), ("words", "| by entropy | nats |")):
+        title, table = (tmp_path / f"{name}.md").read_text().split("\n\n")
+        assert title.startswith("appo: ")
+        assert table.startswith(head)
     main(["rewards", str(run), str(run), "--out", f"{tmp_path}/rewards"])
     assert "appo: mean reward of each run's last ten iterations" in capsys.readouterr().out
     assert all(made(tmp_path, "tokens") + made(tmp_path, "words") + made(tmp_path, "rewards"))
