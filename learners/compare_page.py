@@ -36,8 +36,8 @@ NOT_HERE = """\
 The models of the papers, 7B and more on GPUs, were not trained: no number here speaks of them.
 One process trains, on one GPU that holds the model, its optimiser and an engine; several are not in
 this repository, and 7.6 billion parameters with AdamW are 122 GB (`--lora-rank 16` takes a fraction
-of that, and is not what the paper did). APPO's Table 1, each method on the rows of mathematics and questions together, then
-all thirteen benchmarks; the paper has five evaluations at temperature 0.6:
+of that, and is not what the paper did). APPO's Table 1, each method on the rows of mathematics and
+questions together, then all thirteen benchmarks; the paper has five evaluations at temperature 0.6:
 
     for model in Qwen/Qwen2.5-7B-Instruct meta-llama/Llama-3.1-8B-Instruct; do
       for method in grpo reinforce_pp dapo gppo cispo gigpo arpo appo; do

@@ -6,8 +6,6 @@ below ten they are a string of digits, `-` for a task whose tools were unavailab
 
 import hashlib
 import json
-import platform
-import subprocess
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ from learners.checkpoint import read_metrics, write_text
 from learners.compare_plan import Trial, evaluation_folder
 from learners.first_rewards import FIRST, with_first_rewards
 from learners.judging import spent_on_judging
+from learners.machine import here
 from learners.memory import PEAK
 from learners.run_config import StopUnit, UsageError
 from learners.stopping import SPENT, spent
@@ -182,29 +181,9 @@ def weights_digest(trial: Trial) -> str:
 
 def made(jobs: int) -> dict[str, Any]:
     """By what and where a trial was run."""
-    import torch
-
-    model = platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        named = [x for x in info.read_text().splitlines() if x.startswith("model name")]
-        model = named[0].partition(":")[2].strip() if named else model
-    return {"commit": commit(), "processor": model, "jobs": jobs, "torch": torch.__version__}
-
-
-def commit() -> str | None:
-    """Of the checkout this module lies in; None where it is none."""
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=30,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
+    now = here()
+    kept = {name: now[name] for name in ("commit", "processor")}
+    return {**kept, "jobs": jobs, "torch": now["torch"]}
 
 
 def _curve(
