@@ -60,7 +60,7 @@ perf: setup
 	$(BIN)/python -m tests.perf.update
 	$(BIN)/python -m tests.perf.update --model smollm2 --autocast --threads 2 --prompt 256 --response 256
 	$(BIN)/python -m tests.perf.memory
-	$(BIN)/python -m tests.perf.memory --model smollm2 --threads 2 --prompt 256 --response 256
+	$(BIN)/python -m tests.perf.memory --model smollm2 --threads 2 --prompt 256 --response 256 --rounds 1 --updates 2
 	$(BIN)/python -m tests.perf.branching
 	$(BIN)/python -m tests.perf.overlap
 	$(if $(wildcard .venv-vllm/.installed),.venv-vllm/bin,$(BIN))/python -m tests.perf.sampling --threads 2
