@@ -25,17 +25,17 @@ def within(seconds: float, call: Callable[[], Found]) -> Found:
         GivenUp: it took longer.
     """
     future: Future[Found] = Future()
-    done = threading.Event()
 
     def work() -> None:
         try:
             future.set_result(call())
         except BaseException as error:
             future.set_exception(error)
-        done.set()
 
-    threading.Thread(target=work, daemon=True).start()
-    if not done.wait(seconds):
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
         raise GivenUp
     return future.result()
 
@@ -44,12 +44,14 @@ class Threads:
     """Makes calls, so many at a time. Mutated by every call, by its end, and by `collect`.
 
     Who leaves the block by an exception waits for nobody: calls that have not begun are dropped,
-    those that have are left behind.
+    those that have are left behind. Who leaves it otherwise has no thread left: one that still runs
+    as the process ends may bring it down with it.
     """
 
     def __init__(self, most: int) -> None:
         """Threads are started as they are needed, `most` of them."""
-        self._most, self._started = most, 0
+        self._most = most
+        self._threads: list[threading.Thread] = []
         self._calls: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._ended: SimpleQueue[BaseException | None] = SimpleQueue()
         self.running = 0
@@ -67,21 +69,23 @@ class Threads:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Let the threads end when they are free."""
+        """Let the threads end when they are free, and see them end unless an error is raised."""
         self.abandoned = error is not None
         with suppress(Empty):
             while self.abandoned:
                 self._calls.get_nowait()
-        for _ in range(self._started):
+        for _ in self._threads:
             self._calls.put(None)
+        for thread in () if self.abandoned else self._threads:
+            thread.join()
 
     def submit(self, call: Callable[[], object]) -> None:
         """Make a call as soon as a thread is free; what it returns is dropped."""
         self.running += 1
         self._calls.put(call)
-        if self._started < self._most:
-            self._started += 1
-            threading.Thread(target=self._work, daemon=True).start()
+        if len(self._threads) < self._most:
+            self._threads.append(threading.Thread(target=self._work, daemon=True))
+            self._threads[-1].start()
 
     def collect(self, *, wait: bool = False) -> None:
         """Take note of calls that have ended; with `wait` one more has, if any was running.

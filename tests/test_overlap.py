@@ -245,6 +245,20 @@ def test_a_hung_tool_ends_a_lockstep_round_too(tokenizer):
     assert tree.unavailable == "a step gave no answer in 0.2 s"
 
 
+def test_no_thread_outlives_a_block_that_was_left_without_an_error():
+    """Calls that are done leave threads that wait for more: they end with the block."""
+    before = set(threading.enumerate())
+    with Threads(4) as threads:
+        for _ in range(9):
+            threads.submit(lambda: None)
+        while threads.running:
+            threads.collect(wait=True)
+        assert len(set(threading.enumerate()) - before) == 4
+    assert set(threading.enumerate()) == before
+    assert within(LONG_S, lambda: 5) == 5
+    assert set(threading.enumerate()) == before
+
+
 def test_what_a_call_returns_or_raises_comes_through():
     assert within(LONG_S, lambda: 5) == 5
     with pytest.raises(ZeroDivisionError):
