@@ -31,7 +31,7 @@ from learners.policy import Policy
 from learners.run_config import OptimizerName
 from tests.learner_fakes import likelihood
 from tests.perf.clocks import in_turn, measuring_parser, ratio, seconds_of
-from tests.perf.update import tree_rows
+from tests.perf.update import add_tree_arguments, tree_rows
 
 PLAIN, LORA = "plain", "lora-rank 8"
 WAYS: dict[str, dict[str, Any]] = {
@@ -118,13 +118,7 @@ def table(found: dict[str, list[Measured]]) -> None:
 
 def main() -> None:
     parser = measuring_parser(__doc__, rounds=3)
-    parser.add_argument("--model", default="tiny", help="what --model of a run takes")
-    parser.add_argument("--prompt", type=int, default=128, help="tokens")
-    parser.add_argument("--response", type=int, default=128, help="tokens, at most")
-    parser.add_argument("--shortest", type=int, help="response; as long as the longest by default")
-    parser.add_argument("--roots", type=int, default=4)
-    parser.add_argument("--branches", type=int, default=3, help="of each root")
-    parser.add_argument("--microbatch-tokens", type=int, default=4096)
+    add_tree_arguments(parser)
     parser.add_argument("--rows", choices=READ, default="tree", help="how they are read")
     parser.add_argument("--updates", type=int, default=3, help="of each way in a round")
     parser.add_argument("--without", nargs="*", default=[], help="ways but plain, as in the table")

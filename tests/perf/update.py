@@ -103,8 +103,8 @@ def bounds_of(rows: list[Row], loaded: LoadedModel, prompt: int) -> Bounds:
     return Bounds(len(every) / len(different), products(every) / least)
 
 
-def main() -> None:
-    parser = measuring_parser(__doc__)
+def add_tree_arguments(parser: argparse.ArgumentParser) -> None:
+    """A model, and the tree that it is updated on."""
     parser.add_argument("--model", default="tiny", help="what --model of a run takes")
     parser.add_argument("--prompt", type=int, default=128, help="tokens")
     parser.add_argument("--response", type=int, default=128, help="tokens, at most")
@@ -112,6 +112,11 @@ def main() -> None:
     parser.add_argument("--roots", type=int, default=4)
     parser.add_argument("--branches", type=int, default=3, help="of each root")
     parser.add_argument("--microbatch-tokens", type=int, default=4096)
+
+
+def main() -> None:
+    parser = measuring_parser(__doc__)
+    add_tree_arguments(parser)
     parser.add_argument("--autocast", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
