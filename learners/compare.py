@@ -64,10 +64,11 @@ def compare(config: Config) -> dict[str, str]:
         narrator.say(estimate(config, narrator))
         return {}
     tasks = keep_tasks(config)
+    failed: dict[str, str] = {}
     if config.resummarise:
         failed = write_anew(config, tasks, narrator)
-    else:
-        failed = {} if config.report_only else run_missing(config, tasks, narrator)
+    elif not config.report_only:
+        failed = run_missing(config, tasks, narrator)
     for title, why in failed.items():
         narrator.say(f"\n{title} failed: {why}")
     write_report(config, tasks, narrator)

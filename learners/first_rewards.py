@@ -28,16 +28,17 @@ def with_first_rewards(folder: Path, lines: Sequence[Mapping[str, Any]]) -> list
         folder: of the run.
         lines: of its metrics.jsonl.
     """
+    if all(FIRST in line for line in lines):
+        return [dict(line) for line in lines]
+    config = json.loads((folder / "config.json").read_text())
     found = []
     for line in lines:
-        path = rollout_file(folder, line["iteration"])
+        path, told = rollout_file(folder, line["iteration"]), dict(line)
         if FIRST not in line and path.exists():
-            config = json.loads((folder / "config.json").read_text())
             rows = pq.read_table(path, columns=READ, partitioning=None).to_pylist()
             reward = first_reward(rows, config["prompts"], begun(config))
-            found.append({**line, **({} if reward is None else {FIRST: reward})})
-        else:
-            found.append(dict(line))
+            told |= {} if reward is None else {FIRST: reward}
+        found.append(told)
     return found
 
 

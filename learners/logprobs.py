@@ -42,23 +42,15 @@ def of_states(
     if not entropies:
         found = head_logprobs(hidden, head, targets, temperature, CHUNK, KEPT)
         return found, found.new_empty(0)
-    precision = torch.promote_types(hidden.dtype, torch.float32)
-    logprobs = [hidden.new_empty(0, dtype=precision)]
-    surprise = list(logprobs)
-    for start in range(0, len(targets), CHUNK):
-        logits, own = head(hidden[start : start + CHUNK]).to(precision), targets[start:][:CHUNK]
-        if temperature != 1.0:
-            logits = logits / temperature
-        one, other = logprobs_and_entropies(logits, own)
-        logprobs.append(one)
-        surprise.append(other)
+    with torch.no_grad():
+        made = _Vocabulary(hidden, head.weight, head.bias, temperature, CHUNK)
+        logprobs = [targets.new_empty(0, dtype=made.precision)]
+        surprise = list(logprobs)
+        for own in made.parts():
+            whole = made.logprobs(own, keeps=False)
+            logprobs.append(whole.gather(1, targets[own, None])[:, 0])
+            surprise.append(-torch.linalg.vecdot(whole.exp(), whole))
     return torch.cat(logprobs), torch.cat(surprise)
-
-
-def logprobs_and_entropies(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Both (n,) nats, of (n,) targets under (n, V) logits, without a gradient."""
-    whole = torch.log_softmax(logits.detach(), dim=-1)
-    return whole.gather(1, targets[:, None])[:, 0], -torch.linalg.vecdot(whole.exp(), whole)
 
 
 class _HeadLogprobs(torch.autograd.Function):

@@ -37,7 +37,7 @@ def noted(folder: Path, iteration: int) -> str | None:
     sittings: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
     last = sittings[-1] if sittings else now
     other = [
-        f"{name} was {last[name]}, now {value}"
+        f"{name} was {last.get(name)}, now {value}"
         for name, value in now.items()
         if last.get(name) != value
     ]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from learners.logprobs import head_logprobs, logprobs_and_entropies, rounded_factors
+from learners.logprobs import head_logprobs, of_states, rounded_factors
 from tests import needs
 
 LOGITS = torch.tensor([[0.2, 0.3, 0.5], [0.1, 0.1, 0.8]], dtype=torch.float64).log()
@@ -38,7 +38,8 @@ def test_one_token_may_stand_for_several_rows():
 
 def test_entropy_by_hand():
     """-(0.2 ln 0.2 + 0.3 ln 0.3 + 0.5 ln 0.5) = 1.0297 nats."""
-    logprobs, entropies = logprobs_and_entropies(LOGITS, torch.tensor([1, 2]))
+    targets = torch.tensor([1, 2])
+    logprobs, entropies = of_states(LOGITS, IDENTITY, targets, 1.0, entropies=True)
     torch.testing.assert_close(logprobs.exp(), torch.tensor([0.3, 0.8], dtype=torch.float64))
     assert abs(float(entropies[0]) - 1.0297) < 1e-4
 

@@ -206,7 +206,8 @@ def iteration(
     machine: Machine, model: Model, work: Work, gpus: int, lockstep: bool = False, seed: int = 0
 ) -> Times:
     """An iteration in which the same GPUs sample, score and train, one after the other."""
-    rounds = [sampled(machine, model, one, gpus, lockstep, seed) for one in work.rounds()]
+    planned = work.rounds()
+    rounds = [sampled(machine, model, one, gpus, lockstep, seed) for one in planned]
     sample = sum(one.seconds for one in rounds)
     trained = work.turns * work.turn_tokens + (work.turns - 1) * work.observed_tokens
     tokens = work.trajectories * (trained + work.prompt_tokens) / work.shared
@@ -217,7 +218,7 @@ def iteration(
     moved = 3 * weights * work.minibatches / across
     # forward, recomputed forward, backward
     update = 8 * model.parameters * tokens / rate * (1 - work.branches / work.rollouts)
-    calls = sum(one.trajectories * (one.turns - 1) for one in work.rounds())
+    calls = sum(one.trajectories * (one.turns - 1) for one in planned)
     return Times(
         sample=sample,
         idle=sum(one.idle for one in rounds),
