@@ -1,17 +1,19 @@
-"""Attention over grouped keys that never repeats them, and over rows laid out as a tree.
+"""The attention that models are given: over grouped keys that are never repeated.
 
 Grouped-query models share one key head among several query heads. transformers' SDPA path copies
 every key and value once per query head as soon as there is a mask; sampling then spends its time
 copying. Here the query heads of a group stand beside each other on the query axis instead.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import scaled_dot_product_attention
+
+from learners.tree_attention import Layout, tree_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,38 +22,6 @@ NAME = "grouped_sdpa"
 """What `attn_implementation` is given."""
 FULL, SLIDING = "full_attention", "sliding_attention"
 """Kinds of layers, by transformers' names."""
-
-
-@dataclass(frozen=True, eq=False)
-class Layout:
-    """Who attends to whom in a tree of U tokens: see `learners.packing`."""
-
-    spans: tuple[tuple[int, int], ...]
-    """Per row that adds tokens to the tree, in the order in which they stand there: how many it
-    adds, and how long its path is, they included."""
-    keys: Tensor
-    """(sum of path lengths,) places of the tokens of every such path."""
-    _masks: "dict[tuple[torch.dtype, int], list[Tensor | None]]" = field(default_factory=dict)
-
-    def to(self, device: torch.device | str) -> "Layout":
-        """The same on a device."""
-        return Layout(self.spans, self.keys.to(device))
-
-    def masks(self, like: Tensor, groups: int) -> "list[Tensor | None]":
-        """Per row that adds tokens (groups x added, path) 0 where they look, else -inf; kept.
-
-        None for a row that shares nothing: each token looks at those before it.
-        """
-        if (like.dtype, groups) not in self._masks:
-            self._masks[like.dtype, groups] = [
-                None
-                if own == length
-                else like.new_full((own, length), -torch.inf)
-                .triu(length - own + 1)
-                .repeat(groups, 1)
-                for own, length in self.spans
-            ]
-        return self._masks[like.dtype, groups]
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,51 +179,3 @@ def step_attention(
         said = _grouped(several, key[own], value[own], part.mask, scaling)
         found.append(said.transpose(1, 2)[part.filled])
     return torch.cat(found)
-
-
-def tree_attention(
-    query: Tensor, key: Tensor, value: Tensor, tree: Layout, scaling: float | None
-) -> Tensor:
-    """Attention of every token of a tree to its path.
-
-    Args:
-        query: (H, U, D).
-        key: (K, U, D).
-        value: (K, U, D).
-        tree: of the U tokens.
-        scaling: of the products; None: 1 / sqrt(D).
-
-    Returns:
-        (H, U, D).
-    """
-    groups = query.shape[0] // key.shape[0]
-    added, lengths = [own for own, _ in tree.spans], [length for _, length in tree.spans]
-    if added != lengths:  # rows share something
-        key, value = key.index_select(1, tree.keys), value.index_select(1, tree.keys)
-    found = []
-    parts = zip(
-        torch.split(query, added, 1),
-        torch.split(key, lengths, 1),
-        torch.split(value, lengths, 1),
-        tree.masks(query, groups),
-        strict=True,
-    )
-    for queries, keys, values, mask in parts:
-        if mask is None:
-            part = scaled_dot_product_attention(
-                queries.reshape(-1, groups, *queries.shape[1:]),  # (K, H / K, own, D)
-                keys[:, None].expand(-1, groups, -1, -1),
-                values[:, None].expand(-1, groups, -1, -1),
-                is_causal=True,
-                scale=scaling,
-            ).flatten(0, 1)
-        else:  # the heads of a group stand beside each other on the query axis
-            part = scaled_dot_product_attention(
-                queries.reshape(1, len(keys), -1, queries.shape[2]),  # (1, K, H / K x own, D)
-                keys[None],
-                values[None],
-                attn_mask=mask,
-                scale=scaling,
-            ).reshape(queries.shape)
-        found.append(part)
-    return torch.cat(found, 1)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from learners.attention import Layout
 from learners.batch import microbatches
 from learners.tree import Row, Trajectory
+from learners.tree_attention import Layout
 
 Packs = Literal["auto", "always", "never"]
 """Whether rows are laid out as trees; auto: where that is less work."""

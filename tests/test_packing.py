@@ -310,9 +310,9 @@ def test_smollm2_learns_the_same_from_trees_in_float32():
     plain.optimizer.zero_grad()
     (again, found) = gradient(tree, rows, weights)
     assert again == pytest.approx(loss, rel=1e-5)
-    whole = torch.cat([grad.flatten() for grad in expected.values()])
-    difference = torch.cat([found[n].flatten() - expected[n].flatten() for n in expected])
-    assert difference.norm() / whole.norm() < 1e-4
+    for name, grad in expected.items():
+        furthest = (found[name] - grad).abs().max() / grad.abs().max()
+        assert furthest < 1e-4, name
     assert (tree.work.computed_tokens, tree.work.row_tokens) == (30 + 20 + 8 + 5, 4 * 30 + 46)
 
 

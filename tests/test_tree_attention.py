@@ -1,0 +1,101 @@
+"""One call for all rows of a tree says what a call a row says.
+
+No GPU is here: the wiring is tested with a stand-in that follows FlashAttention's definition, and
+against PyTorch's own checks and shapes. The kernel's numbers are not.
+"""
+
+import pytest
+import torch
+
+from learners import tree_attention
+from learners.packing import packed
+
+BRANCHED = packed([(5, 6, 7, 8), (5, 6, 7, 9, 4), (3, 1), (5, 6, 2)]).layout
+APART = packed([(5, 6, 7, 8), (6, 7), (3,)]).layout
+
+
+def fake_flash(query, key, value, starts, paths, most, longest, *, scale, window_size, enable_gqa):
+    """Row by row: the last query looks at all keys of its row, the one before at all but one."""
+    assert (window_size, enable_gqa) == ((-1, 0), True)
+    assert (starts.dtype, paths.dtype) == (torch.int32, torch.int32)
+    assert (most, longest) == (int(starts.diff().max()), int(paths.diff().max()))
+    assert all(each.stride(-1) == 1 for each in (query, key, value))
+    groups = query.shape[1] // key.shape[1]
+    found = []
+    for row in range(len(starts) - 1):
+        begin, end = paths[row : row + 2].tolist()
+        own = range(*starts[row : row + 2].tolist())
+        for place in own:
+            seen = slice(begin, end - (own.stop - 1 - place))
+            keys, values = (each[seen].repeat_interleave(groups, 1) for each in (key, value))
+            weights = (torch.einsum("hd,thd->ht", query[place], keys) * scale).softmax(-1)
+            found.append(torch.einsum("ht,thd->hd", weights, values))
+    return torch.stack(found)
+
+
+@pytest.fixture
+def flash(monkeypatch):
+    monkeypatch.setattr(tree_attention, "_flash", lambda: fake_flash)
+
+
+def tensors(layout, heads, key_heads, **options):
+    tokens = sum(own for own, _ in layout.spans)
+    sizes = ((heads, tokens, 8), (key_heads, tokens, 8), (key_heads, tokens, 8))
+    return [torch.randn(size, requires_grad=True, **options) for size in sizes]
+
+
+def said(made, layout, monkeypatch, *, together):
+    """The attention, and the gradients of a sum that tells places apart."""
+    monkeypatch.setattr(tree_attention, "takes_flash", lambda query: together)
+    found = tree_attention.tree_attention(*made, layout, 0.3)
+    weights = torch.linspace(-1, 2, found.numel(), dtype=found.dtype).reshape(found.shape)
+    return [found.detach(), *torch.autograd.grad((found * weights).sum(), made)]
+
+
+@pytest.mark.parametrize("layout", [BRANCHED, APART])
+@pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (6, 2), (3, 1)])
+def test_all_rows_at_once_equal_row_by_row(layout, heads, key_heads, flash, monkeypatch):
+    torch.manual_seed(0)
+    made = tensors(layout, heads, key_heads, dtype=torch.float64)
+    expected = said(made, layout, monkeypatch, together=False)
+    for one, other in zip(said(made, layout, monkeypatch, together=True), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+def test_pytorchs_own_operator_takes_what_it_is_given():
+    """Forward and backward on tensors without numbers, which PyTorch checks and shapes."""
+    layout = BRANCHED.to("meta")
+    made = tensors(layout, 6, 2, dtype=torch.bfloat16, device="meta")
+    key, value = (each.index_select(1, layout.keys) for each in made[1:])
+    found = tree_attention._all_rows(made[0], key, value, layout, 0.3)
+    assert found.shape == made[0].shape
+    gradients = torch.autograd.grad(found.sum(), made)
+    assert [each.shape for each in gradients] == [each.shape for each in made]
+
+
+def test_rows_begin_and_end_where_the_layout_says():
+    """3 1, then 5 6 2, 7 8 after 5 6, 9 4 after 5 6 7: paths of 2, 3, 4 and 5."""
+    bounds = BRANCHED.bounds()
+    assert BRANCHED.spans == ((2, 2), (3, 3), (2, 4), (2, 5))
+    assert bounds.queries.tolist() == [0, 2, 5, 7, 9]
+    assert bounds.keys.tolist() == [0, 2, 5, 9, 14]
+    assert bounds[2:] == (3, 5)
+
+
+def test_a_cpu_takes_sdpa():
+    assert not tree_attention.takes_flash(torch.zeros(1, 1, 8, dtype=torch.bfloat16))
+
+
+def test_a_pytorch_without_it_or_with_an_older_one_has_no_flash(monkeypatch):
+    from torch.nn.attention import varlen
+
+    tree_attention._flash.cache_clear()
+    assert tree_attention._flash() is varlen.varlen_attn
+
+    def older(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False): ...
+
+    tree_attention._flash.cache_clear()
+    monkeypatch.setattr(varlen, "varlen_attn", older)
+    assert tree_attention._flash() is None
+    monkeypatch.undo()
+    tree_attention._flash.cache_clear()
