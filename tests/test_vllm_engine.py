@@ -7,6 +7,8 @@ import copy
 import importlib.util
 import os
 import signal
+from dataclasses import replace
+from itertools import combinations
 
 import pytest
 import torch
@@ -80,6 +82,12 @@ def gap(model, prefix, tokens):
     return (best[:, 0] - best[:, 1]).tolist()
 
 
+def first_difference(one, other):
+    """Where two completions part; None where they do not."""
+    pairs = enumerate(zip(one.token_ids, other.token_ids, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), None)
+
+
 def test_greedy_ids_are_those_of_transformers(smollm2, prompts, in_process):
     """Float32, fifty prompts: where ids part, the two likeliest tokens were equal to rounding."""
     ours = serve(TransformersSampler(*smollm2, TAGS), greedy(prompts))
@@ -90,11 +98,35 @@ def test_greedy_ids_are_those_of_transformers(smollm2, prompts, in_process):
             assert other.logprobs == pytest.approx(one.logprobs, abs=1e-3)
             continue
         apart += 1
-        pairs = zip(one.token_ids, other.token_ids, strict=False)
-        first = next(n for n, (a, b) in enumerate(pairs) if a != b)
-        assert gap(smollm2.model, prompt, one.token_ids)[first] < 1e-3
+        assert gap(smollm2.model, prompt, one.token_ids)[first_difference(one, other)] < 1e-3
     print(f"\nfloat32: {len(prompts) - apart} of {len(prompts)} completions have equal ids")
     assert apart <= 2
+
+
+def test_what_bfloat16_changes_is_rounding(smollm2, prompts):
+    """Fifty prompts: where ids part, float32 hardly told the two likeliest tokens from each other.
+
+    Logits lie between 16 and 32, where neighbouring bfloat16 numbers are 0.125 apart.
+    """
+    config = RunConfig(sampler="vllm-server", threads=1, autocast=True)
+    server = open_sampler(config, smollm2, TAGS)
+    try:
+        said = {"vLLM": serve(server, greedy(prompts))}
+    finally:
+        server.close()
+    transformers = open_sampler(replace(config, sampler="transformers"), smollm2, TAGS)
+    said["transformers"] = serve(transformers, greedy(prompts))
+    said["float32"] = serve(TransformersSampler(*smollm2, TAGS), greedy(prompts))
+    widest = 0.0
+    for one, other in combinations(said, 2):
+        places = [first_difference(a, b) for a, b in zip(said[one], said[other], strict=True)]
+        for number, place in enumerate(places):
+            if place is not None:
+                tokens = said[one][number].token_ids[: place + 1]
+                widest = max(widest, gap(smollm2.model, prompts[number], tokens)[-1])
+        print(f"\nbfloat16: {places.count(None)} of 50 have equal ids, {one} and {other}", end="")
+    print(f"; they part where the two likeliest tokens are at most {widest:.3f} nats apart")
+    assert widest < 0.5
 
 
 def test_logprobs_are_the_policys_own_at_the_temperature(smollm2, prompts, in_process):
