@@ -24,8 +24,8 @@ TAUGHT_TURNS = (
 )
 
 
-def teach(folder, updates=30):
-    """Save a tiny model in a folder that writes well-formed turns most of the time, in seconds.
+def teach(folder, updates=30, model="tiny", learning_rate=5e-3):
+    """Save a model in a folder that writes well-formed turns most of the time; tiny, in seconds.
 
     It has learned three tool calls and two answers by heart: rewards differ between rollouts, which
     is all that tests of training need.
@@ -40,8 +40,8 @@ def teach(folder, updates=30):
         answers = [Step("so", "answer", text) for text in ("5", "Deep Gate")]
         # Both after the same: nothing tells which.
         demonstrations += [Demonstration(task, (*calls, answer)) for answer in answers]
-    loaded = load_model("tiny")
-    policy = Policy(loaded, learning_rate=5e-3)
+    loaded = load_model(model)
+    policy = Policy(loaded, learning_rate=learning_rate, autocast=model != "tiny")
     trajectories = play(Rollouts(env, None, loaded.tokenizer, 200), demonstrations).trajectories
     for _ in range(updates):
         rows = [Row(t, torch.zeros(len(t))) for t in trajectories]

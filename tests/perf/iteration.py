@@ -35,10 +35,11 @@ from learners import appo
 from learners.kv_lines import Lines
 from learners.loop import Run
 from learners.models import load_model
+from learners.packing import Packs
 from learners.policy import Policy
 from learners.rollout import Rollouts
 from learners.run_config import RunConfig
-from learners.sampler import TransformersSampler
+from learners.samplers import open_sampler
 from learners.session import Session, record, run_iteration
 from tests.learner_fakes import teach
 from tests.perf.clocks import CLOCKS, measuring_parser, ratio, spread
@@ -67,10 +68,11 @@ def session(
         loaded = load_model(model)
     if plain:
         loaded.model.set_attn_implementation("sdpa")
-    sampler = TransformersSampler(loaded.model, loaded.tokenizer, env.stop_tags)
+    sampler = open_sampler(config, loaded, env.stop_tags)
     rollouts = Rollouts(env, sampler, loaded.tokenizer, config.max_response_tokens)
     rate = config.learning_rate or 1e-4
-    policy = Policy(loaded, learning_rate=rate, packs="never" if plain else "auto")
+    packs: Packs = "never" if plain else "auto"
+    policy = Policy(loaded, learning_rate=rate, packs=packs, autocast=config.autocast)
     return Session(Run(config, policy, rollouts), folder, env.tasks)
 
 

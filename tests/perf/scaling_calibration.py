@@ -1,0 +1,229 @@
+"""The model of an iteration's time, fitted to this machine and then tried on what it has not seen.
+
+    python -m tests.perf.scaling_calibration --threads 2
+
+SmolLM2 in bfloat16. Fitted: the peak of multiplying and the bandwidth of memory, measured alone;
+from decoding steps of 1, 16 and 64 rows the launch and the shares of both that decoding reaches;
+from an update the share that training reaches. Predicted: a decoding step of 4 and of 32 rows,
+reading prefixes, scoring, and what a GRPO iteration with search and a calculator takes, whose
+lengths the model is given and whose times it is not. A script, not a test: nothing is asserted.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from learners import grpo
+from learners.models import LoadedModel
+from learners.policy import Policy
+from learners.run_config import RunConfig
+from learners.sampler import Request
+from learners.samplers import open_sampler
+from learners.session import Session, run_iteration
+from learners.tree import Row, Trajectory
+from tests.learner_fakes import likelihood, teach
+from tests.perf.clocks import measuring_parser, spread
+from tests.perf.iteration import environment, session
+from tests.perf.scaling_model import Lengths, Machine, Model, engine, step_seconds
+from tests.perf.update import tree_rows
+
+PREFIX, LENGTH = 192, 24
+"""Tokens of a prefix that is decoded from, and of what is sampled after it."""
+FITTED, UNSEEN = (1, 16, 64), (4, 32)
+"""Rows of decoding steps."""
+MIDDLE = PREFIX + LENGTH / 2
+
+
+def timed(work: Callable[[], object], rounds: int) -> list[float]:
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def bare() -> Machine:
+    """What this machine multiplies and reads, by products and sums alone; the best of nine."""
+    square, line = torch.randn(1536, 1536).bfloat16(), torch.ones(1 << 26)
+    flops = 2 * 1536**3 / min(timed(lambda: square @ square, 9))
+    bandwidth = 4 * len(line) / min(timed(line.sum, 9))
+    print(f"{flops / 1e9:.0f} GFLOP/s and {bandwidth / 1e9:.1f} GB/s in bfloat16")
+    return Machine(flops, bandwidth, 24e9, 1, 1)
+
+
+def fitted(bare: Machine, model: Model, steps: dict[int, float]) -> Machine:
+    """With the launch and the shares that make the model's steps of FITTED rows those measured.
+
+    Many rows are bound by multiplying, and grow by a row's products each; one is bound by reading.
+    """
+    one, some, many = (steps[rows] for rows in FITTED)
+    each = (many - some) / (FITTED[2] - FITTED[1])
+    launch = max(0.0, some - FITTED[1] * each)
+    read = 2 * model.parameters + MIDDLE * model.kv_bytes
+    return replace(
+        bare,
+        launch=launch,
+        multiply_share=2 * model.parameters / (bare.flops * each),
+        decode_share=read / (bare.bandwidth * (one - launch)),
+    )
+
+
+def decoded(loaded: LoadedModel, rounds: int) -> tuple[dict[int, list[float]], list[float]]:
+    """Seconds of a step by its rows, and of reading 64 prefixes."""
+    sampler = open_sampler(RunConfig(sampler_rows=64, autocast=True), loaded, ())
+
+    def sample(rows: int, length: int, name: str) -> None:
+        for n in range(rows):
+            prefix = (100 + n, *range(100, 99 + PREFIX))  # rows share no beginning
+            sampler.submit(Request(prefix, (), length, f"{name}{n}", 0))
+        list(sampler.completed())
+
+    steps = {}
+    for rows in sorted((*FITTED, *UNSEEN)):
+        sample(rows, 1, "warm")  # from here on the prefixes are known, and only new tokens count
+        whole = timed(lambda: sample(rows, LENGTH, "timed"), rounds)  # noqa: B023
+        steps[rows] = [seconds / LENGTH for seconds in whole]
+
+    def read() -> None:
+        sampler.sync()  # what was read before is forgotten
+        sample(64, 1, "read")
+
+    return steps, timed(read, rounds)
+
+
+def rows_of(vocabulary: int) -> list[Row]:
+    """Four of 512 tokens that share nothing but a prompt of one token."""
+    shape = argparse.Namespace(seed=0, prompt=1, response=511, shortest=0, roots=4, branches=0)
+    return tree_rows(shape, vocabulary)
+
+
+def trained(policy: Policy, rows: Sequence[Row], rounds: int) -> tuple[list[float], list[float]]:
+    """Seconds of an update and of scoring."""
+    weights = [torch.full((len(row.trajectory),), 1e-4) for row in rows]
+    policy.update(rows, weights, likelihood)
+    return (
+        timed(lambda: policy.update(rows, weights, likelihood), rounds),
+        timed(lambda: policy.token_stats([row.trajectory for row in rows]), rounds),
+    )
+
+
+def lengths_of(trajectories: Sequence[Trajectory]) -> Lengths:
+    """Of trajectories that were sampled."""
+    most = max(len(one.turns) for one in trajectories)
+    tokens = np.ones((len(trajectories), most))
+    observed, tools = np.zeros((2, len(trajectories), most - 1))
+    for number, one in enumerate(trajectories):
+        for place, turn in enumerate(one.turns):
+            tokens[number, place] = max(1, len(turn.action.token_ids))
+            if place < len(one.turns) - 1:
+                observed[number, place] = len(turn.observation_ids)
+                tools[number, place] = turn.call.seconds if turn.call else 0.0
+    return Lengths(tokens, np.array([len(one.turns) for one in trajectories]), observed, tools)
+
+
+def played(machine: Machine, model: Model, one: Session) -> dict[str, tuple[float, float]]:
+    """Predicted and measured seconds of an iteration, by phase."""
+    found = run_iteration(one, grpo.iteration)
+    trajectories = [t for tree in one.run.trees for t in tree.trajectories]
+    prompt = statistics.mean(len(t.prompt_ids) for t in trajectories)
+    sampling, *_ = engine(
+        *(machine, model, lengths_of(trajectories), prompt, len(one.run.trees)), lockstep=True
+    )
+    scored, updated = found["ledger/scored_tokens"], found.get("ledger/updated_tokens", 0)
+    once = found["ledger/computed_tokens"] / (scored + updated)
+    each = 2 * model.parameters * once / (machine.flops * machine.train_share)
+    said = {
+        "sample, tools": (sampling, found["seconds/sample"] + found.get("seconds/tools", 0)),
+        "score": (scored * each, found["seconds/score"]),
+        "update": (3 * updated * each, found.get("seconds/update", 0.0)),
+    }
+    said["all of these"] = tuple(map(sum, zip(*said.values(), strict=True)))  # type: ignore[assignment]
+    print(
+        f"iteration: {len(trajectories)} trajectories, {found['ledger/sampled_tokens']:.0f} tokens "
+        f"sampled, {scored:.0f} scored, {updated:.0f} updated, {once:.2f} of them computed"
+    )
+    return said
+
+
+def report(name: str, predicted: Sequence[float], measured: Sequence[float]) -> None:
+    """A line of the table; both in seconds."""
+    pairs = [a / b for a, b in zip(predicted, measured, strict=True) if b]
+    if not pairs:
+        return print(f"| {name} | | | not measured |")
+    print(
+        f"| {name} | {1e3 * statistics.median(predicted):.1f} | "
+        f"{1e3 * statistics.median(measured):.1f} ({spread([1e3 * s for s in measured], 1)}) | "
+        f"{statistics.median(pairs):.2f} ({spread(pairs, 2)}) |"
+    )
+
+
+def iterations(machine: Machine, model: Model, given: argparse.Namespace) -> None:
+    """Predict iterations of a policy that knows the tags."""
+    config = replace(
+        grpo.Config.at("laptop"),
+        **{"prompts": 4, "minibatch_prompts": 4, "rollouts": 4},
+        max_response_tokens=256,
+        autocast=True,
+        seed=given.seed,
+    )
+    seen: dict[str, tuple[list[float], list[float]]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        teach(folder / "model", given.lessons, "smollm2", learning_rate=2e-4)
+        one = session(folder / "run", str(folder / "model"), config, environment())
+        run_iteration(one, grpo.iteration)  # builds the search index and warms up
+        for _ in range(given.rounds):
+            for phase, (predicted, measured) in played(machine, model, one).items():
+                both = seen.setdefault(phase, ([], []))
+                both[0].append(predicted)
+                both[1].append(measured)
+    for phase, (predicted, measured) in seen.items():
+        report(f"iteration: {phase}", predicted, measured)
+
+
+def main() -> None:
+    parser = measuring_parser(__doc__, rounds=3)
+    parser.add_argument("--lessons", type=int, default=8, help="updates that teach it the tags")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    from learners.models import load_model
+
+    loaded = load_model("smollm2")
+    model = Model(loaded.model.num_parameters(), 30 * 3 * 64 * 2 * 2)
+    machine = bare()
+    steps, reading = decoded(loaded, given.rounds)
+    machine = fitted(machine, model, {n: statistics.median(each) for n, each in steps.items()})
+    policy = Policy(loaded, learning_rate=0.0, autocast=True)
+    rows = rows_of(len(loaded.tokenizer))
+    updates, scoring = trained(policy, rows, given.rounds)
+    tokens = policy.work.computed_tokens
+    per_token = 2 * model.parameters / machine.flops
+    share = 3 * per_token * tokens / statistics.median(updates)
+    machine = replace(machine, train_share=share)
+    print(
+        f"launch {1e3 * machine.launch:.1f} ms; shares: decoding {machine.decode_share:.2f} of the "
+        f"bandwidth, {machine.multiply_share:.2f} of the peak, training {share:.2f}"
+    )
+    print("| | model, ms | measured, ms | model over measured |\n|---|---:|---:|---:|")
+    for n, each in steps.items():
+        kind = "fitted" if n in FITTED else "unseen"
+        limit = step_seconds(machine, model, n, MIDDLE, 1)
+        report(f"decoding, {n} rows ({kind})", [limit] * given.rounds, each)
+    limit = per_token * 64 * PREFIX / machine.multiply_share
+    report(f"reading 64 prefixes of {PREFIX} (unseen)", [limit] * given.rounds, reading)
+    scored = per_token * tokens / share
+    report(f"scoring {tokens} tokens (unseen)", [scored] * given.rounds, scoring)
+    report(f"update of {tokens} tokens (fitted)", [3 * scored] * given.rounds, updates)
+    iterations(machine, model, given)
+
+
+if __name__ == "__main__":
+    main()
