@@ -96,10 +96,8 @@ def tree_attention(
     Returns:
         (H, U, D).
     """
-    if tree.shares:
-        key, value = key.index_select(1, tree.keys), value.index_select(1, tree.keys)
-    together = _all_rows if takes_flash(query) else _row_by_row
-    return together(query, key, value, tree, scaling)
+    attend = _all_rows if takes_flash(query) else _row_by_row
+    return attend(query, key, value, tree, scaling)
 
 
 def takes_flash(query: Tensor) -> bool:
@@ -136,11 +134,14 @@ def _flash() -> Callable[..., Any] | None:
 def _all_rows(
     query: Tensor, key: Tensor, value: Tensor, tree: Layout, scaling: float | None
 ) -> Tensor:
-    """One call for all rows; keys and values are those of the paths, one after the other."""
+    """One call for all rows."""
     flash = _flash()
     assert flash is not None  # see takes_flash
+    query, key, value = (each.transpose(0, 1) for each in (query, key, value))
+    if tree.shares:
+        key, value = key.index_select(0, tree.keys), value.index_select(0, tree.keys)
     found: Tensor = flash(
-        *(each.transpose(0, 1).contiguous() for each in (query, key, value)),
+        *(each.contiguous() for each in (query, key, value)),
         *tree.bounds(),
         scale=scaling,
         window_size=(-1, 0),  # causal, queries and keys aligned at their ends
@@ -152,8 +153,10 @@ def _all_rows(
 def _row_by_row(
     query: Tensor, key: Tensor, value: Tensor, tree: Layout, scaling: float | None
 ) -> Tensor:
-    """A call of SDPA a row; keys and values are those of the paths, one after the other."""
+    """A call of SDPA a row."""
     groups = query.shape[0] // key.shape[0]
+    if tree.shares:
+        key, value = key.index_select(1, tree.keys), value.index_select(1, tree.keys)
     found = []
     parts = zip(
         torch.split(query, [own for own, _ in tree.spans], 1),
