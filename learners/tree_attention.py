@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-WIDEST = 256
-"""Most numbers in a head that FlashAttention takes."""
+WIDEST = 192
+"""Most numbers in a head whose gradient FlashAttention computes on every such GPU."""
 
 
 class Bounds(NamedTuple):
@@ -96,19 +96,30 @@ def tree_attention(
     Returns:
         (H, U, D).
     """
-    attend = _all_rows if takes_flash(query) else _row_by_row
-    return attend(query, key, value, tree, scaling)
+    dtype = precision(query)
+    attend = _all_rows if takes_flash(query, dtype) else _row_by_row
+    return attend(query, key, value, tree, scaling, dtype)
 
 
-def takes_flash(query: Tensor) -> bool:
-    """Whether FlashAttention computes these queries.
+def precision(query: Tensor) -> torch.dtype:
+    """What attention is computed in.
+
+    In autocast queries and keys come in float32, as rotary embeddings make them, and values do not.
+    """
+    kind = query.device.type
+    rounds = torch.is_autocast_enabled(kind) and query.dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if rounds else query.dtype
+
+
+def takes_flash(query: Tensor, dtype: torch.dtype) -> bool:
+    """Whether FlashAttention computes queries like these in `dtype`.
 
     It wants 16 bits, an NVIDIA GPU from Ampere on, heads of a size that it knows, and a PyTorch
     that has it; `torch.backends.cuda.enable_flash_sdp(False)` turns it off.
     """
     return (
         query.is_cuda
-        and query.dtype in (torch.bfloat16, torch.float16)
+        and dtype in (torch.bfloat16, torch.float16)
         and query.shape[-1] <= WIDEST
         and query.shape[-1] % 8 == 0
         and torch.version.cuda is not None
@@ -131,17 +142,28 @@ def _flash() -> Callable[..., Any] | None:
     return varlen_attn if enough else None
 
 
+def _of_paths(each: Tensor, tree: Layout, along: int, dtype: torch.dtype) -> Tensor:
+    """Keys or values of all paths, one after the other.
+
+    They are rounded when they are laid out, so that gradients of shared ones add up before.
+    """
+    return (each.index_select(along, tree.keys) if tree.shares else each).to(dtype)
+
+
 def _all_rows(
-    query: Tensor, key: Tensor, value: Tensor, tree: Layout, scaling: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    tree: Layout,
+    scaling: float | None,
+    dtype: torch.dtype,
 ) -> Tensor:
     """One call for all rows."""
     flash = _flash()
     assert flash is not None  # see takes_flash
-    query, key, value = (each.transpose(0, 1) for each in (query, key, value))
-    if tree.shares:
-        key, value = key.index_select(0, tree.keys), value.index_select(0, tree.keys)
     found: Tensor = flash(
-        *(each.contiguous() for each in (query, key, value)),
+        query.transpose(0, 1).to(dtype).contiguous(),
+        *(_of_paths(each.transpose(0, 1), tree, 0, dtype).contiguous() for each in (key, value)),
         *tree.bounds(),
         scale=scaling,
         window_size=(-1, 0),  # causal, queries and keys aligned at their ends
@@ -151,12 +173,17 @@ def _all_rows(
 
 
 def _row_by_row(
-    query: Tensor, key: Tensor, value: Tensor, tree: Layout, scaling: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    tree: Layout,
+    scaling: float | None,
+    dtype: torch.dtype,
 ) -> Tensor:
     """A call of SDPA a row."""
     groups = query.shape[0] // key.shape[0]
-    if tree.shares:
-        key, value = key.index_select(1, tree.keys), value.index_select(1, tree.keys)
+    query = query.to(dtype)
+    key, value = (_of_paths(each, tree, 1, dtype) for each in (key, value))
     found = []
     parts = zip(
         torch.split(query, [own for own, _ in tree.spans], 1),

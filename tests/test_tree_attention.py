@@ -1,14 +1,21 @@
 """One call for all rows of a tree says what a call a row says.
 
 No GPU is here: the wiring is tested with a stand-in that follows FlashAttention's definition, and
-against PyTorch's own checks and shapes. The kernel's numbers are not.
+against the signature and shapes of PyTorch's operator. What the kernel computes, and what it
+refuses, is not.
 """
+
+import sys
 
 import pytest
 import torch
 
 from learners import tree_attention
+from learners.models import load_model
 from learners.packing import packed
+from learners.policy import Policy
+from tests.learner_fakes import likelihood
+from tests.test_packing import rows_of
 
 BRANCHED = packed([(5, 6, 7, 8), (5, 6, 7, 9, 4), (3, 1), (5, 6, 2)]).layout
 APART = packed([(5, 6, 7, 8), (6, 7), (3,)]).layout
@@ -20,6 +27,7 @@ def fake_flash(query, key, value, starts, paths, most, longest, *, scale, window
     assert (starts.dtype, paths.dtype) == (torch.int32, torch.int32)
     assert (most, longest) == (int(starts.diff().max()), int(paths.diff().max()))
     assert all(each.stride(-1) == 1 for each in (query, key, value))
+    assert query.dtype == key.dtype == value.dtype
     groups = query.shape[1] // key.shape[1]
     found = []
     for row in range(len(starts) - 1):
@@ -46,7 +54,7 @@ def tensors(layout, heads, key_heads, **options):
 
 def said(made, layout, monkeypatch, *, together):
     """The attention, and the gradients of a sum that tells places apart."""
-    monkeypatch.setattr(tree_attention, "takes_flash", lambda query: together)
+    monkeypatch.setattr(tree_attention, "takes_flash", lambda *_: together)
     found = tree_attention.tree_attention(*made, layout, 0.3)
     weights = torch.linspace(-1, 2, found.numel(), dtype=found.dtype).reshape(found.shape)
     return [found.detach(), *torch.autograd.grad((found * weights).sum(), made)]
@@ -62,11 +70,29 @@ def test_all_rows_at_once_equal_row_by_row(layout, heads, key_heads, flash, monk
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
-def test_pytorchs_own_operator_takes_what_it_is_given():
-    """Forward and backward on tensors without numbers, which PyTorch checks and shapes."""
+def test_in_autocast_all_that_it_is_given_has_16_bits(flash, monkeypatch):
+    """Rotary embeddings make queries and keys float32 there; the policy's update, either way."""
+    rows = rows_of((1, 2, 3, 4), (1, 2, 5, 6), (1, 2, 3, 7))
+    loaded, seen, found = load_model("tiny"), set(), []
+    for together in (False, True):
+
+        def takes_flash(query, dtype, together=together):
+            seen.add((query.dtype, dtype))
+            return together
+
+        monkeypatch.setattr(tree_attention, "takes_flash", takes_flash)
+        policy = Policy(loaded, learning_rate=0.0, autocast=True, packs="always")
+        found.append(policy.gradient(rows, [torch.ones(3)] * 3, likelihood))
+    assert seen == {(torch.float32, torch.bfloat16)}
+    apart = (found[0] - found[1]).norm() / found[0].norm()
+    assert apart < 0.02
+
+
+def test_pytorchs_own_operator_has_this_signature_and_these_shapes():
+    """Forward and backward on tensors without numbers."""
     layout = BRANCHED.to("meta")
     made = tensors(layout, 6, 2, dtype=torch.bfloat16, device="meta")
-    found = tree_attention._all_rows(*made, layout, 0.3)
+    found = tree_attention._all_rows(*made, layout, 0.3, torch.bfloat16)
     assert found.shape == made[0].shape
     gradients = torch.autograd.grad(found.sum(), made)
     assert [each.shape for each in gradients] == [each.shape for each in made]
@@ -82,19 +108,32 @@ def test_rows_begin_and_end_where_the_layout_says():
 
 
 def test_a_cpu_takes_sdpa():
-    assert not tree_attention.takes_flash(torch.zeros(1, 1, 8, dtype=torch.bfloat16))
+    assert not tree_attention.takes_flash(torch.zeros(1, 1, 8), torch.bfloat16)
 
 
-def test_a_pytorch_without_it_or_with_an_older_one_has_no_flash(monkeypatch):
+@pytest.fixture
+def anew():
+    """What is known of this PyTorch is found out in the test, and again after it."""
+    tree_attention._flash.cache_clear()
+    yield
+    tree_attention._flash.cache_clear()
+
+
+def test_this_pytorch_has_it(anew):
     from torch.nn.attention import varlen
 
-    tree_attention._flash.cache_clear()
     assert tree_attention._flash() is varlen.varlen_attn
+
+
+def test_a_pytorch_without_it_has_none(anew, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", None)
+    assert tree_attention._flash() is None
+
+
+def test_an_older_one_is_not_taken(anew, monkeypatch):
+    from torch.nn.attention import varlen
 
     def older(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False): ...
 
-    tree_attention._flash.cache_clear()
     monkeypatch.setattr(varlen, "varlen_attn", older)
     assert tree_attention._flash() is None
-    monkeypatch.undo()
-    tree_attention._flash.cache_clear()
