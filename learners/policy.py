@@ -97,11 +97,13 @@ class Policy:
     ) -> list[TokenStats]:
         """Exact log-probabilities and entropies of every response token the policy sampled.
 
-        `keep` is given keys and values of the trajectories, where they were read as a tree.
+        `keep` is given their keys and values; for it they are read as a tree even where padded rows
+        would take less, unless the model knows no trees.
         """
         found: dict[int, TokenStats] = {}
         rows = [Row(t, torch.zeros(len(t))) for t in trajectories]
-        self.work = laid_out(rows, self.microbatch_tokens, self.packs)
+        packs = self.packs if keep is None or self.packs == "never" else "always"
+        self.work = laid_out(rows, self.microbatch_tokens, packs)
         for group, packing in self.work.parts:
             batch = pack(group, self.model.device, packing=packing)
             recorder = Recorder() if keep is not None and packing is not None else None

@@ -144,7 +144,7 @@ def test_a_branch_after_an_update_never_reads_a_stale_cache(scored):
     Where the moved policy has scored the root, only the branch's last shared token is read again.
     """
     loaded = load_model("tiny", dtype=torch.float64)
-    policy = Policy(loaded, learning_rate=1e-2, packs="always")
+    policy = Policy(loaded, learning_rate=1e-2)
     sampler = sampler_of(loaded)
     env = toy_env(split="train")
     run = Run(RunConfig(), policy, Rollouts(env, sampler, loaded.tokenizer, 64))

@@ -4,8 +4,9 @@
 
 Episodes of a fixed script (thoughts of different lengths, calls, an answer) are sampled by SmolLM2:
 every token costs its forward pass, and a turn that is over is replaced by the script's. Measured in
-turn: the policy's time, with tools that take none; lockstep; overlap. The target: overlap takes at
-most 1.1 of the larger of the policy's time and the longest chain of tools, which nothing can beat.
+turn, in an order that changes round by round: the policy's time, which is that of overlap with
+tools that take none; lockstep; overlap. The target: overlap takes at most 1.1 of the larger of the
+policy's time and the longest chain of tools.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import random
 import statistics
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from dataclasses import replace
 
 from learners.models import load_model
@@ -134,16 +135,19 @@ def main() -> None:
     tokens = sum(len(turn) for turns in told.values() for turn in turns)
     print(f"{given.episodes} episodes, {given.calls} calls each, {tokens} tokens of the policy")
     shares = {"lockstep": [], "overlap": []}
-    for round_ in range(given.rounds):
-        still = SleepingTool(0.0, 0.0)
-        policy = seconds_of(sampler, loaded.tokenizer, given, told, "lockstep", still)
-        line = f"policy alone {policy:.2f} s"
-        for turns, found in shares.items():
-            tool = SleepingTool(given.seconds, given.spread, round_)
-            passed = seconds_of(sampler, loaded.tokenizer, given, told, turns, tool)
-            bound = max(policy, *tool.chains.values())
-            found.append(passed / bound)
-            line += f"; {turns} {passed:.2f} s, chain {max(tool.chains.values()):.2f} s"
+    for number in range(given.rounds):
+        passed, chains = {}, {}
+        ways = deque([("policy alone", "overlap"), ("lockstep",) * 2, ("overlap",) * 2])
+        ways.rotate(number)
+        for way, turns in ways:
+            slow = way in shares
+            tool = SleepingTool(given.seconds * slow, given.spread * slow, number)
+            passed[way] = seconds_of(sampler, loaded.tokenizer, given, told, turns, tool)
+            chains[way] = max(tool.chains.values())
+        line = f"policy alone {passed['policy alone']:.2f} s"
+        for way, found in shares.items():
+            found.append(passed[way] / max(passed["policy alone"], chains[way]))
+            line += f"; {way} {passed[way]:.2f} s, chain {chains[way]:.2f} s"
         print(line)
     for turns, found in shares.items():
         spread = f"{min(found):.3f} to {max(found):.3f}"
