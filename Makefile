@@ -65,6 +65,7 @@ perf: setup
 	$(BIN)/python -m tests.perf.overlap
 	$(if $(wildcard .venv-vllm/.installed),.venv-vllm/bin,$(BIN))/python -m tests.perf.sampling --threads 2
 	$(BIN)/python -m tests.perf.scaling
+	$(BIN)/python -m tests.perf.scaling_calibration --threads 2
 	$(BIN)/python -m tests.perf.trl $(if $(TRL_PYTHON),--trl-python $(TRL_PYTHON))
 	$(BIN)/python -m tests.perf.environments $(if $(PEERS),--peers $(PEERS))
 	$(BIN)/python -m tests.perf.sandbox

@@ -14,6 +14,7 @@ SMALLEST = {
     "overlap": "--rounds 1 --model tiny --episodes 2 --calls 1 --tokens 2 --seconds 0.01",
     "iteration": "--rounds 1 --model tiny --prompts 2 --rollouts 4 --tokens 8",
     "scaling": "",
+    "scaling_calibration": "--model tiny --rounds 1",
     "memory": "--way plain --updates 1 --prompt 4 --response 4 --roots 2 --branches 1",
 }
 """By script: arguments with which it takes seconds."""
@@ -23,7 +24,6 @@ LEFT_OUT = {
     "rollout_files": "reads a run",
     "sampling": "SmolLM2",
     "sandbox": "takes the kernel's sandbox and Docker",
-    "scaling_calibration": "SmolLM2; tests/test_scaling.py has its formulas",
     "scaling_model": "no script",
     "search": "reads the corpus",
     "search_growth": "reads the corpus",

@@ -6,6 +6,7 @@
 are measured on this machine.
 """
 
+import argparse
 from dataclasses import replace
 
 from tests.perf.scaling_model import A100, H100, LLAMA_8B, QWEN_7B, QWEN_14B, Times, Work, iteration
@@ -27,6 +28,7 @@ HEAD = """\
 
 def main() -> None:
     """What docs/scaling.md shows."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     work = Work()
     print("7.6B parameters, 128 prompts x 16, H100, tools of 1 s, overlap\n" + HEAD)
     for gpus in (8, 64, 512):
@@ -56,6 +58,7 @@ def main() -> None:
         runs = [(gpus, iteration(H100, QWEN_7B, changed, gpus)) for gpus in (8, 64, 512)]
         rates = [changed.trajectories / times.all / gpus for gpus, times in runs]
         print(f"| {prompts} | " + " | ".join(f"{rate:.2f}" for rate in rates) + " |")
+    print(f"calls per second with {prompts} prompts on 512 GPUs: {runs[-1][1].calls:.0f}")
     print("\npublished for a step on 8 GPUs; A100 and lockstep assumed where the source is silent")
     for name, model, changed, said in PUBLISHED:
         times = iteration(A100, model, changed, 8, lockstep=True)
@@ -65,7 +68,8 @@ def main() -> None:
 PUBLISHED = (
     ("Tool-Star issue 15: 8B, 128 x 16", LLAMA_8B, Work(tool_seconds=3.0), "about 15 min"),
     ("ARPO: 14B, 128 x 16", QWEN_14B, Work(tool_seconds=3.0), "about 10 min"),
-    ("verl issue 1885: 7B, 512 x 5, search", QWEN_7B, Work(512, 5, turns=3), "25 min, 3.3 with 4"),
+    ("verl issue 1885: 7B, 512 x 4, search", QWEN_7B, Work(512, 4, turns=3), "3.3 min"),
+    ("verl issue 1885: 7B, 512 x 5, search", QWEN_7B, Work(512, 5, turns=3), "25 min"),
     ("rllm issue 29: 7B, 128 x 8", QWEN_7B, Work(128, 8), "6.6 min, on A100"),
     ("R-Search issue 2: 7B, 256 x 5", QWEN_7B, Work(256, 5, turns=3), "5 to 9 min"),
 )

@@ -28,11 +28,12 @@ class Machine:
     net_link: float
     """Bytes per second per GPU between nodes."""
     train_share: float = 0.35
-    """Of the peak that training reaches. [large-model training: 0.3 to 0.45]"""
+    """Of the peak that training, scoring and reading prefixes reach. [large-model training: 0.3 to
+    0.45]"""
     decode_share: float = 0.6
     """Of the bandwidth that decoding reaches."""
     multiply_share: float = 0.35
-    """Of the peak that decoding many rows and reading prefixes reach."""
+    """Of the peak that decoding many rows reaches."""
     launch: float = 0.004
     """Seconds that a decoding step takes beside its work."""
     node: int = 8
@@ -50,6 +51,8 @@ class Model:
     parameters: float
     kv_bytes: float
     """Keys and values of one token."""
+    head: float = 0.0
+    """Of the parameters, what only tokens pay that are sampled: prefixes are read without it."""
 
 
 QWEN_7B = Model(7.6e9, 57_344)  # 28 layers, 4 key heads of 128, two of two bytes
@@ -190,7 +193,8 @@ def engine(
     turn, left = np.zeros(rows, int), tokens[:, 0].copy()
     context, ready = np.full(rows, float(prompt_tokens)), np.zeros(rows)
     done, owed = np.zeros(rows, bool), np.zeros(rows)
-    prefill = 2 * model.parameters / (machine.flops * machine.multiply_share * gpus)
+    body = model.parameters - model.head
+    prefill = 2 * body / (machine.flops * machine.train_share * gpus)
     now = idle = 0.0
     sampled = steps = 0.0
     now += prefill * prompt_tokens * max(1, prompts)
