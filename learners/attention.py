@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.weak import WeakIdKeyDictionary
 
-from learners.tree_attention import Layout, tree_attention
+from learners.tree_attention import Layout, precision, tree_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -124,7 +125,9 @@ def grouped_attention(
             module, query, key, value, None, dropout=dropout, scaling=scaling, **options
         )
         return plain
-    found = _grouped(query, key, value, attention_mask, scaling, dropout)
+    groups = query.shape[1] // key.shape[1]
+    wide = _wide(attention_mask, groups, precision(query))
+    found = _grouped(query, key, value, wide, scaling, dropout)
     return found.transpose(1, 2).contiguous(), None
 
 
@@ -136,20 +139,36 @@ def _grouped(
     scaling: float | None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """(B, H, Q, D) with the heads of a group beside each other on the query axis."""
+    """(B, H, Q, D); heads of a group stand beside each other on the query axis, as in the mask."""
     batch, heads, length, _ = query.shape
     groups = heads // key.shape[1]
-    if groups > 1:
-        wide = mask.expand(-1, -1, groups, -1) if length == 1 else mask.repeat(1, 1, groups, 1)
     found = scaled_dot_product_attention(
         query.reshape(batch, heads // groups, groups * length, -1),
         key,
         value,
-        attn_mask=mask if groups == 1 else wide,
+        attn_mask=mask,
         dropout_p=dropout,
         scale=scaling,
     )
     return found.reshape(batch, heads, length, -1)
+
+
+_WIDE: "WeakIdKeyDictionary" = WeakIdKeyDictionary()
+"""What masks became, as long as they are there: all layers of a pass are given the same one."""
+
+
+def _wide(mask: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
+    """(B, 1, groups x Q, T) to add, in the type attention is computed in.
+
+    SDPA keeps its mask for the gradient: made anew, every layer would keep one.
+    """
+    known: dict[tuple[int, torch.dtype], Tensor] = _WIDE.setdefault(mask, {})  # type: ignore[no-untyped-call]
+    if (groups, dtype) not in known:
+        added = mask
+        if mask.dtype == torch.bool:
+            added = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
+        known[groups, dtype] = added.to(dtype).repeat(1, 1, groups, 1)
+    return known[groups, dtype]
 
 
 def step_attention(
@@ -168,14 +187,17 @@ def step_attention(
         (U, H, D).
     """
     found = []
+    groups = query.shape[1] // key.shape[1]
     if step.single:
         mask = step.single_mask
         own = (slice(0, step.single), slice(None), slice(0, mask.shape[-1]))
         single = query[: step.single, :, None]  # (rows, H, 1, D)
-        found.append(_grouped(single, key[own], value[own], mask, scaling)[:, :, 0])
+        seen = mask.expand(-1, -1, groups, -1)
+        found.append(_grouped(single, key[own], value[own], seen, scaling)[:, :, 0])
     for part in step.others:
         own = (part.rows, slice(None), slice(0, part.mask.shape[-1]))
         several = query[part.places].transpose(1, 2)  # (J, H, Q, D)
-        said = _grouped(several, key[own], value[own], part.mask, scaling)
+        seen = part.mask.repeat(1, 1, groups, 1)
+        said = _grouped(several, key[own], value[own], seen, scaling)
         found.append(said.transpose(1, 2)[part.filled])
     return torch.cat(found)

@@ -53,3 +53,34 @@ def test_one_token_after_many() -> None:
             scores = key[row, head // 3, :length] @ query[row, head, 0] / 8**0.5
             expected = scores.softmax(0) @ value[row, head // 3, :length]
             assert torch.allclose(found[row, 0, head], expected, atol=1e-12)
+
+
+def test_all_layers_of_a_pass_keep_one_mask_for_the_gradient() -> None:
+    """Of (2, 1, 3 x 11, 11) numbers: made anew, every layer would keep one."""
+    ids = torch.randint(0, 50, (2, 11), generator=torch.Generator().manual_seed(1))
+    seen = torch.ones_like(ids)
+    seen[1, 7:] = 0
+    kept = []
+
+    def keep(saved: torch.Tensor) -> torch.Tensor:
+        if saved.shape == (2, 1, 33, 11):
+            kept.append(saved)
+        return saved
+
+    model = _model(register(), 2)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+        model(input_ids=ids, attention_mask=seen)
+    assert len(kept) == 2
+    assert len({saved.data_ptr() for saved in kept}) == 1
+
+
+def test_a_mask_that_is_gone_is_not_remembered() -> None:
+    from learners.attention import _WIDE, _wide
+
+    mask = torch.ones(1, 1, 4, 4, dtype=torch.bool).tril()
+    before = len(_WIDE)
+    assert _wide(mask, 2, torch.float32) is _wide(mask, 2, torch.float32)
+    assert _wide(mask, 2, torch.float32).shape == (1, 1, 8, 4)
+    assert len(_WIDE) == before + 1
+    del mask
+    assert len(_WIDE) == before

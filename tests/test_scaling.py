@@ -132,3 +132,13 @@ def test_lengths_are_those_of_the_trajectories():
     assert found.tokens.tolist() == [[2, 1], [3, 1]]
     assert found.observed.tolist() == [[3], [0]]
     assert found.tools.tolist() == [[0.5], [0.0]]
+
+
+@pytest.mark.parametrize("seconds", [(0.022, 0.040, 0.084), (0.037, 0.096, 0.656)])
+def test_a_fit_to_steps_that_the_model_cannot_make_stays_a_machine(seconds):
+    """Steps that grow slower or faster with rows than by a launch and as much for each."""
+    model, bare = Model(1.35e8, 23_040), Machine(9e11, 5e10, 1, 1, 1)
+    found = fitted(bare, model, dict(zip(FITTED, seconds, strict=True)))
+    assert 0 <= found.launch < seconds[0]
+    assert 0 < found.decode_share <= 1 + 1e-9
+    assert found.multiply_share > 0
