@@ -53,6 +53,7 @@ soak: setup
 # Side by side measurements, about forty minutes; what they need beyond `make setup` they name. vLLM is
 # among them once `make test-vllm` has made its environment. What needs others of its own is left out
 # unless given: make perf TRL_PYTHON=folder/bin/python PEERS=folder
+SAMPLING = $(if $(wildcard .venv-vllm/.installed),.venv-vllm/bin,$(BIN))/python -m tests.perf.sampling
 perf: setup
 	$(BIN)/python -m tests.perf.step
 	$(BIN)/python -m tests.perf.iteration
@@ -63,7 +64,8 @@ perf: setup
 	$(BIN)/python -m tests.perf.memory --model smollm2 --threads 2 --prompt 256 --response 256 --rounds 1 --updates 2
 	$(BIN)/python -m tests.perf.branching
 	$(BIN)/python -m tests.perf.overlap
-	$(if $(wildcard .venv-vllm/.installed),.venv-vllm/bin,$(BIN))/python -m tests.perf.sampling --threads 2
+	$(SAMPLING) --threads 2
+	$(SAMPLING) --threads 2 --tokens 100 --episodes 16
 	$(BIN)/python -m tests.perf.scaling
 	$(BIN)/python -m tests.perf.scaling_calibration --threads 2
 	$(BIN)/python -m tests.perf.trl $(if $(TRL_PYTHON),--trl-python $(TRL_PYTHON))
