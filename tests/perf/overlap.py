@@ -118,7 +118,7 @@ def seconds_of(sampler, tokenizer, given, told, turns, tool):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--episodes", type=int, default=16)
+    parser.add_argument("--episodes", type=int, default=32)
     parser.add_argument("--calls", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=20, help="of a turn's thought, in the mean")
     parser.add_argument("--seconds", type=float, default=0.2, help="of a call, in the mean")
