@@ -50,10 +50,11 @@ test-vllm: .venv-vllm/.installed
 soak: setup
 	$(BIN)/python -m tests.soak_sandbox
 
+SAMPLING = $(if $(wildcard .venv-vllm/.installed),.venv-vllm/bin,$(BIN))/python -m tests.perf.sampling
+
 # Side by side measurements, about forty minutes; what they need beyond `make setup` they name. vLLM is
 # among them once `make test-vllm` has made its environment. What needs others of its own is left out
 # unless given: make perf TRL_PYTHON=folder/bin/python PEERS=folder
-SAMPLING = $(if $(wildcard .venv-vllm/.installed),.venv-vllm/bin,$(BIN))/python -m tests.perf.sampling
 perf: setup
 	$(BIN)/python -m tests.perf.step
 	$(BIN)/python -m tests.perf.iteration

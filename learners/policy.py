@@ -98,7 +98,7 @@ class Policy:
         """Exact log-probabilities and entropies of every response token the policy sampled.
 
         `keep` is given their keys and values; for it they are read as a tree even where padded rows
-        would take less, unless the model knows no trees.
+        would take less, unless `packs` is "never".
         """
         found: dict[int, TokenStats] = {}
         rows = [Row(t, torch.zeros(len(t))) for t in trajectories]

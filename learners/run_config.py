@@ -148,8 +148,8 @@ class RunConfig:
     """vllm: its engine in this process; vllm-server: in a process of its own, started again where
     it ends. Both need vLLM."""
     turns: Literal["auto", "lockstep", "overlap"] = "auto"
-    """lockstep: all sample, then all call their tools, and a rerun is bit-exact; overlap: each
-    trajectory waits for its own tool only. auto: overlap with vLLM or CUDA."""
+    """lockstep: all sample, then all call their tools, and a rerun on a CPU is bit-exact; overlap:
+    each trajectory waits for its own tool only. auto: overlap with vLLM or CUDA."""
     sampler_rows: int = 128
     """Most trajectories sampled at the same time."""
     threads: int | None = None

@@ -231,7 +231,7 @@ def rows_of(*ids):
 
 
 def test_trees_are_taken_where_they_are_less_work():
-    """Two rows of 40 that share 30: 50 tokens and two calls of 8 are 66, padded rows are 80."""
+    """Two rows of 40 that share 30: 50 tokens of 1.2 and two calls of 8 are 76, padded rows 80."""
     shared = tuple(range(30))
     rows = rows_of(shared + (1,) * 10, shared + (2,) * 10)
     work = laid_out(rows, 1000, "auto")
@@ -239,7 +239,7 @@ def test_trees_are_taken_where_they_are_less_work():
 
 
 def test_short_prompts_are_padded():
-    """Two rows of 20 that share 10: 30 tokens and two calls of 8 are 46, padded rows are 40."""
+    """Two rows of 20 that share 10: 30 tokens of 1.2 and two calls of 8 are 52, padded rows 40."""
     shared = tuple(range(10))
     rows = rows_of(shared + (1,) * 10, shared + (2,) * 10)
     work = laid_out(rows, 1000, "auto")
@@ -247,8 +247,15 @@ def test_short_prompts_are_padded():
     assert laid_out(rows, 1000, "always").computed_tokens == 30
 
 
+def test_a_little_that_is_shared_pays_for_no_tree():
+    """Two rows of 200 that share 40: 360 tokens of 1.2 are more than 400."""
+    shared = tuple(range(40))
+    rows = rows_of(shared + (1,) * 160, shared + (2,) * 160)
+    assert not laid_out(rows, 1000, "auto").trees
+
+
 def test_what_shares_nothing_is_packed_where_padding_would_cost_more():
-    """Rows of 100 and three of 20: 160 tokens and four calls of 8 are 192, padded 400."""
+    """Rows of 100 and three of 20: 160 tokens of 1.2 and four calls of 8 are 224, padded 400."""
     rows = rows_of((0,) * 100, *[(index,) * 20 for index in (1, 2, 3)])
     work = laid_out(rows, 1000, "auto")
     assert (work.trees, work.computed_tokens) == (True, 160)

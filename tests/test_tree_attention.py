@@ -1,8 +1,8 @@
 """One call for all rows of a tree says what a call a row says.
 
-No GPU is here: the wiring is tested with a stand-in that follows FlashAttention's definition, and
-against the signature and shapes of PyTorch's operator. What the kernel computes, and what it
-refuses, is not.
+These tests take no GPU: the wiring is tested with a stand-in that follows FlashAttention's
+definition, and against the signature and shapes of PyTorch's operator. What the kernel computes,
+and what it refuses, is not.
 """
 
 import sys

@@ -137,7 +137,9 @@ def main() -> None:
     shares = {"lockstep": [], "overlap": []}
     for number in range(given.rounds):
         passed, chains = {}, {}
-        ways = deque([("policy alone", "overlap"), ("lockstep",) * 2, ("overlap",) * 2])
+        ways = deque(
+            [("policy alone", "overlap"), ("lockstep", "lockstep"), ("overlap", "overlap")]
+        )
         ways.rotate(number)
         for way, turns in ways:
             slow = way in shares

@@ -3,7 +3,7 @@
 Sampling is simulated trajectory by trajectory: turns of tokens, tools, observations. A step of
 decoding costs what reading the weights and its rows' keys and values costs, or what multiplying
 does, whichever is more, and a launch. Scoring and updates cost operations at a share of the peak,
-and the gradient's way between GPUs. Every number that is no measurement is a field below.
+and the gradient's way between GPUs. Every number that is assumed is a field below.
 """
 
 import statistics
@@ -38,6 +38,10 @@ class Machine:
     """Seconds that a decoding step takes beside its work."""
     node: int = 8
     """GPUs of a node."""
+    hidden: float = 0.7
+    """Of an update's time, how much can hide what goes between GPUs."""
+    weights_share: float = 0.4
+    """Of the memory, what an engine's weights may take; larger models take several GPUs."""
 
 
 A100 = Machine(312e12, 2.0e12, 80e9, 300e9, 25e9)
@@ -251,7 +255,7 @@ def iteration(
         idle=sum(one.idle for one in rounds),
         score=2 * model.parameters * tokens * work.passes / rate,
         update=update,
-        exchange=max(0.0, moved - 0.7 * update),
+        exchange=max(0.0, moved - machine.hidden * update),
         push=weights / across * len(rounds),
         rows=sum(one.rows * one.seconds for one in rounds) / sample,
         calls=calls / sample,
@@ -273,7 +277,7 @@ def sampled(
     machine: Machine, model: Model, work: Work, gpus: int, lockstep: bool, seed: int
 ) -> Sampled:
     """Trajectories of a round, spread over engines of as few GPUs as hold the weights."""
-    together = max(1, int(np.ceil(2 * model.parameters / (0.4 * machine.memory))))
+    together = max(1, int(np.ceil(2 * model.parameters / (machine.weights_share * machine.memory))))
     engines = min(max(1, gpus // together), work.trajectories)
     rows = int(np.ceil(work.trajectories / engines))
     # Engines differ by what they draw only; a few stand for all, the slowest decides.
