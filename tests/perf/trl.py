@@ -24,9 +24,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -38,6 +41,8 @@ from tests.perf.clocks import CLOCKS, measuring_parser, ratio, spread
 from tests.perf.iteration import TOOLS, environment, session
 
 TARGET = 1.5
+COLUMNS = ("seconds", "tokens", "calls", "rows", "read")
+"""Of an iteration: sampled tokens, tool calls, rows trained on, tokens that a model read."""
 TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'user' %}<|user|>{{ m['content'] }}"
     "{% elif m['role'] == 'assistant' %}<|assistant|>{{ m['content'] }}"
@@ -75,13 +80,27 @@ class Counted:
         self.begun = self.clock()
         self.calls = 0
         """Of tools in this iteration, where nobody else counts them."""
-        self.found: dict[str, list[float]] = {"seconds": [], "tokens": [], "calls": [], "rows": []}
+        self.read = 0
+        """Tokens that went through a model in this iteration, padding included."""
+        self.found: dict[str, list[float]] = {name: [] for name in COLUMNS}
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Counts what is embedded, whatever it is read for."""
+        embed = torch.nn.Embedding.forward
+
+        def counting(layer: torch.nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
+            self.read += ids.numel()
+            return embed(layer, ids)
+
+        with patch.object(torch.nn.Embedding, "forward", counting):
+            yield
 
     def ended(self, tokens: float, calls: float, rows: float) -> None:
-        now = self.clock()
-        for name, value in zip(self.found, (now - self.begun, tokens, calls, rows), strict=True):
+        values = (self.clock() - self.begun, tokens, calls, rows, self.read)
+        for name, value in zip(COLUMNS, values, strict=True):
             self.found[name].append(value)
-        self.begun = self.clock()
+        self.begun, self.read = self.clock(), 0
 
 
 def configuration(given: argparse.Namespace) -> grpo.Config:
@@ -101,7 +120,8 @@ def ours(given: argparse.Namespace) -> Counted:
     counted = Counted(given.clock)
     for number in range(given.iterations + 1):
         one.run.iteration = number
-        found = run_iteration(one, grpo.iteration)
+        with counted.reading():
+            found = run_iteration(one, grpo.iteration)
         trained = sum(t.marks.weights is not None for tree in one.run.trees for t in tree.roots)
         calls = found.get("ledger/tool_calls", 0.0)
         counted.ended(found["ledger/sampled_tokens"], calls, trained)
@@ -218,7 +238,8 @@ def trl(given: argparse.Namespace) -> Counted:
         callbacks=[Watch()],
     )
     counted.begun = counted.clock()
-    trainer.train()
+    with counted.reading():
+        trainer.train()
     return counted
 
 
@@ -277,6 +298,7 @@ def report(given: argparse.Namespace, found: dict[str, dict[str, list[float]]]) 
     print(f"{episodes} episodes an iteration, {given.threads} threads, {given.clock} time; medians")
     print(
         f"{'':6}{'episodes/s':>12}{'spread':>14}{'seconds':>9}{'tokens':>8}{'calls':>7}{'rows':>6}"
+        f"{'read':>7}"
     )
     rates = {side: [episodes / s for s in kept["seconds"]] for side, kept in found.items()}
     for side, kept in found.items():
@@ -284,9 +306,11 @@ def report(given: argparse.Namespace, found: dict[str, dict[str, list[float]]]) 
         print(
             f"{side:6}{statistics.median(rates[side]):12.2f}{spread(rates[side], 2):>14}"
             f"{middle['seconds']:9.3f}{middle['tokens']:8.0f}{middle['calls']:7.0f}"
-            f"{middle['rows']:6.0f}"
+            f"{middle['rows']:6.0f}{middle['read']:7.0f}"
         )
+    read = ratio(found["trl"]["read"], found["ours"]["read"])
     print(f"ours over TRL: {ratio(rates['ours'], rates['trl'])}; target {TARGET}")
+    print(f"tokens that TRL's model reads over those that ours does: {read}")
 
 
 if __name__ == "__main__":
