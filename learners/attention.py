@@ -197,7 +197,7 @@ def step_attention(
     for part in step.others:
         own = (part.rows, slice(None), slice(0, part.mask.shape[-1]))
         several = query[part.places].transpose(1, 2)  # (J, H, Q, D)
-        seen = part.mask.repeat(1, 1, groups, 1)
+        seen = _wide(part.mask, groups, precision(query))
         said = _grouped(several, key[own], value[own], seen, scaling)
         found.append(said.transpose(1, 2)[part.filled])
     return torch.cat(found)

@@ -178,7 +178,7 @@ def head_logprobs(
 
 @contextmanager
 def rounded_factors(enabled: bool) -> Iterator[None]:
-    """Round the factors of float32 products to bfloat16 (TF32 on a GPU); sums stay in float32.
+    """Let factors of float32 products be rounded, to bfloat16 by AMX and TF32 on a GPU; not sums.
 
     For the head of a model in autocast: its weights are rounded like all others, but logits are
     not; a bfloat16 between 16 and 32 is off by up to 0.06.

@@ -99,7 +99,7 @@ def tree_attention(
     """
     dtype = precision(query)
     attend = _all_rows if takes_flash(query, dtype) else _row_by_row
-    return attend(query, key, value, tree, scaling, dtype)
+    return attend(query.to(dtype), key, value, tree, scaling)
 
 
 def precision(query: Tensor) -> torch.dtype:
@@ -153,19 +153,17 @@ def _of_paths(each: Tensor, tree: Layout, along: int, dtype: torch.dtype) -> Ten
 
 
 def _all_rows(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    tree: Layout,
-    scaling: float | None,
-    dtype: torch.dtype,
+    query: Tensor, key: Tensor, value: Tensor, tree: Layout, scaling: float | None
 ) -> Tensor:
-    """One call for all rows."""
+    """One call for all rows, in the queries' type."""
     flash = _flash()
     assert flash is not None  # see takes_flash
     found: Tensor = flash(
-        query.transpose(0, 1).to(dtype).contiguous(),
-        *(_of_paths(each.transpose(0, 1), tree, 0, dtype).contiguous() for each in (key, value)),
+        query.transpose(0, 1).contiguous(),
+        *(
+            _of_paths(each.transpose(0, 1), tree, 0, query.dtype).contiguous()
+            for each in (key, value)
+        ),
         *tree.bounds(),
         scale=scaling,
         window_size=(-1, 0),  # causal, queries and keys aligned at their ends
@@ -175,17 +173,11 @@ def _all_rows(
 
 
 def _row_by_row(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    tree: Layout,
-    scaling: float | None,
-    dtype: torch.dtype,
+    query: Tensor, key: Tensor, value: Tensor, tree: Layout, scaling: float | None
 ) -> Tensor:
-    """A call of SDPA a row."""
+    """A call of SDPA a row, in the queries' type."""
     groups = query.shape[0] // key.shape[0]
-    query = query.to(dtype)
-    key, value = (_of_paths(each, tree, 1, dtype) for each in (key, value))
+    key, value = (_of_paths(each, tree, 1, query.dtype) for each in (key, value))
     found = []
     parts = zip(
         torch.split(query, [own for own, _ in tree.spans], 1),

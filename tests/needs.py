@@ -18,6 +18,11 @@ BFLOAT16 = (
     "run on x86 with avx512_bf16 or amx_bf16 (`lscpu`), with the torch of `make setup`",
     "on such processors, CI's where it has one",
 )
+ROUNDED_FACTORS = (
+    "float32 products whose factors the processor rounds to bfloat16",
+    "run on x86 with amx_bf16 (`lscpu`), with the torch of `make setup`; avx512_bf16 rounds none",
+    "on such processors, CI's where it has one",
+)
 ROWS = (
     "the benchmarks' rows",
     "set APPO_DATA to their folder, see docs/benchmarks.md",

@@ -103,5 +103,5 @@ def test_factors_are_rounded_within_the_block_and_sums_are_not():
     with rounded_factors(False):
         assert torch.equal(rows @ ones, exact)
     if torch.equal(rounded, exact):
-        needs.lacking(*needs.BFLOAT16)
+        needs.lacking(*needs.ROUNDED_FACTORS)
     assert rounded.unique().tolist() == [1030.0]

@@ -92,7 +92,7 @@ def test_pytorchs_own_operator_has_this_signature_and_these_shapes():
     """Forward and backward on tensors without numbers."""
     layout = BRANCHED.to("meta")
     made = tensors(layout, 6, 2, dtype=torch.bfloat16, device="meta")
-    found = tree_attention._all_rows(*made, layout, 0.3, torch.bfloat16)
+    found = tree_attention._all_rows(*made, layout, 0.3)
     assert found.shape == made[0].shape
     gradients = torch.autograd.grad(found.sum(), made)
     assert [each.shape for each in gradients] == [each.shape for each in made]

@@ -32,7 +32,7 @@ from tests.learner_fakes import likelihood, teach
 from tests.perf.clocks import seconds_of, spread
 from tests.perf.iteration import environment, session
 from tests.perf.sampling import without_ends
-from tests.perf.scaling_model import Lengths, Machine, Model, engine, step_seconds
+from tests.perf.scaling_model import Lengths, Machine, Model, engine, forward_seconds, step_seconds
 from tests.perf.update import tree_rows
 
 PREFIX, LENGTH = 192, 24
@@ -160,7 +160,7 @@ def played(machine: Machine, model: Model, one: Session) -> dict[str, tuple[floa
     # One mini-batch: what the policy has read last is the update, if any row had credit.
     updated = one.run.policy.work.computed_tokens if "ledger/updated_tokens" in found else 0
     scored = found["ledger/computed_tokens"] - updated
-    each = 2 * model.parameters / (machine.flops * machine.train_share)
+    each = forward_seconds(machine, model.parameters)
     said = {
         "sample, tools": (sampling, found["seconds/sample"] + found.get("seconds/tools", 0)),
         "score": (scored * each, found["seconds/score"]),
@@ -229,21 +229,20 @@ def main() -> None:
     policy = Policy(loaded, learning_rate=0.0, autocast=True)
     updates, scoring = trained(policy, rows_of(len(loaded.tokenizer)), given.rounds)
     tokens = policy.work.computed_tokens
-    per_token = 2 * model.parameters / machine.flops
-    share = 3 * per_token * tokens / statistics.median(updates)
-    machine = replace(machine, train_share=share)
+    at_peak = forward_seconds(replace(machine, train_share=1.0), model.parameters)
+    machine = replace(machine, train_share=3 * at_peak * tokens / statistics.median(updates))
     print(
         f"launch {1e3 * machine.launch:.1f} ms; shares: decoding {machine.decode_share:.2f} of the "
-        f"bandwidth, {machine.multiply_share:.2f} of the peak, training {share:.2f}"
+        f"bandwidth, {machine.multiply_share:.2f} of the peak, training {machine.train_share:.2f}"
     )
     print("| | model, ms | measured, ms | model over measured |\n|---|---:|---:|---:|")
     for n, each in steps.items():
         kind = "fitted" if n in FITTED else "unseen"
         said = step_seconds(machine, model, n, MIDDLE, 1)
         report(f"decoding, {n} rows ({kind})", [said] * given.rounds, each)
-    said = 2 * (model.parameters - model.head) * PREFIXES * PREFIX / (machine.flops * share)
+    said = forward_seconds(machine, model.parameters - model.head) * PREFIXES * PREFIX
     report(f"reading {PREFIXES} prefixes of {PREFIX} (unseen)", [said] * given.rounds, reading)
-    said = per_token * tokens / share
+    said = forward_seconds(machine, model.parameters) * tokens
     report(f"scoring {tokens} tokens (unseen)", [said] * given.rounds, scoring)
     report(f"update of {tokens} tokens (fitted)", [3 * said] * given.rounds, updates)
     iterations(machine, model, given)

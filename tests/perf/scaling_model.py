@@ -149,6 +149,11 @@ def step_seconds(machine: Machine, model: Model, rows: float, context: float, gp
     return max(memory, multiply) + machine.launch
 
 
+def forward_seconds(machine: Machine, parameters: float, gpus: int = 1) -> float:
+    """One of many tokens through so many parameters, forward."""
+    return 2 * parameters / (machine.flops * machine.train_share * gpus)
+
+
 class Lengths(NamedTuple):
     """Of some trajectories, whose turns are at most so many."""
 
@@ -197,8 +202,7 @@ def engine(
     turn, left = np.zeros(rows, int), tokens[:, 0].copy()
     context, ready = np.full(rows, float(prompt_tokens)), np.zeros(rows)
     done, owed = np.zeros(rows, bool), np.zeros(rows)
-    body = model.parameters - model.head
-    prefill = 2 * body / (machine.flops * machine.train_share * gpus)
+    prefill = forward_seconds(machine, model.parameters - model.head, gpus)
     now = idle = 0.0
     sampled = steps = 0.0
     now += prefill * prompt_tokens * max(1, prompts)
@@ -242,18 +246,18 @@ def iteration(
     sample = sum(one.seconds for one in rounds)
     trained = work.turns * work.turn_tokens + (work.turns - 1) * work.observed_tokens
     tokens = work.trajectories * (trained + work.prompt_tokens) / work.shared
-    rate = machine.flops * machine.train_share * gpus
+    forward = tokens * forward_seconds(machine, model.parameters, gpus)
     weights = 2 * model.parameters
     across = machine.node_link if gpus <= machine.node else machine.net_link
     # FSDP: weights gathered twice, gradients scattered once, per optimiser step.
     moved = 3 * weights * work.minibatches / across
-    # forward, recomputed forward, backward
-    update = 8 * model.parameters * tokens / rate * (1 - work.branches / work.rollouts)
+    # forward, recomputed forward, and a backward pass that is two
+    update = 4 * forward * (1 - work.branches / work.rollouts)
     calls = sum(one.trajectories * (one.turns - 1) for one in planned)
     return Times(
         sample=sample,
         idle=sum(one.idle for one in rounds),
-        score=2 * model.parameters * tokens * work.passes / rate,
+        score=forward * work.passes,
         update=update,
         exchange=max(0.0, moved - machine.hidden * update),
         push=weights / across * len(rounds),
