@@ -232,7 +232,9 @@ class Policy:
             targets = batch.token_ids[rows, columns + 1]
         else:  # n tokens of the tree, each maybe of several rows
             wanted, back = torch.unique(tree.places[rows, columns + 1], return_inverse=True)
-            before, targets = hidden[0, tree.previous[wanted]], tree.token_ids[wanted]
+            # Plain indexing would add up its gradient in an order that threads decide.
+            before = hidden[0].index_select(0, tree.previous[wanted])
+            targets = tree.token_ids[wanted]
         head = self.model.get_output_embeddings()
         logprobs, surprise = of_states(before, head, targets, self.temperature, entropies=entropies)
         # (B, T), entry t speaks of token t itself
@@ -241,7 +243,9 @@ class Policy:
         def filled(found: Tensor) -> Tensor:
             if not len(found):
                 return blank
-            return blank.index_put((rows, columns + 1), found if back is None else found[back])
+            return blank.index_put(
+                (rows, columns + 1), found if back is None else found.index_select(0, back)
+            )
 
         return filled(logprobs), filled(surprise)
 

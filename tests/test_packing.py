@@ -17,6 +17,7 @@ from learners.packing import laid_out, packed, packing_of
 from learners.policy import Policy
 from learners.training import read
 from learners.tree import Completion, Row, Trajectory, Turn
+from tests.learner_fakes import likelihood
 
 STATE = EnvState("Toy", "1", "train", "a")
 ABOVE = 3
@@ -216,6 +217,21 @@ def test_the_same_update_gives_the_same_bits(loaded):
     other = gradient(policy_of(loaded, "always"), rows, weights)
     assert one[0] == other[0]
     assert all(torch.equal(one[1][name], other[1][name]) for name in one[1])
+
+
+def test_two_threads_give_the_same_bits_each_time():
+    """Eight rows of 400 tokens that share 200: a shared token's gradient comes from all of them."""
+    shared = tuple(range(200))
+    rows = rows_of(*[shared + (200 + row,) * 200 for row in range(8)])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        policy = policy_of(load_model("tiny"), "always")
+        weights = [torch.full((len(row.trajectory),), 1e-3) for row in rows]
+        found = [policy.gradient(rows, weights, likelihood) for _ in range(30)]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(one, found[0]) for one in found)
 
 
 def rows_of(*ids):
