@@ -65,9 +65,7 @@ def compare(config: Config) -> dict[str, str]:
         return {}
     tasks = keep_tasks(config)
     failed: dict[str, str] = {}
-    if config.resummarise:
-        failed = write_anew(config, tasks, narrator)
-    elif not config.report_only:
+    if not config.report_only:
         failed = run_missing(config, tasks, narrator)
     for title, why in failed.items():
         narrator.say(f"\n{title} failed: {why}")
@@ -94,24 +92,6 @@ def run_missing(config: Config, tasks: dict[str, Any], narrator: "Narrator") -> 
         final = plan.final_trials(config, rates)
         failed |= run_all(final, tasks, config.jobs, narrator.say)
     return failed
-
-
-def write_anew(config: Config, tasks: dict[str, Any], narrator: "Narrator") -> dict[str, str]:
-    """Write the summaries anew whose runs are there.
-
-    Returns:
-        Why summaries were left as they are, by the titles of their trials.
-    """
-    from learners.compare_resummarise import resummarise
-
-    found = resummarise(config, tasks)
-    narrator.say(f"{found.written} summaries written anew")
-    for title in found.gone:
-        narrator.say(f"{title}: the folder of its run is not there")
-    return {
-        title: f"its run gives another {', '.join(names)}; the summary is left as it was"
-        for title, names in found.left.items()
-    }
 
 
 def unfinished(trials: "Sequence[Trial]") -> bool:

@@ -69,10 +69,6 @@ class Config:
     was never timed is played for it."""
     report_only: bool = False
     """Run nothing: write the report of the runs that have their summary."""
-    resummarise: bool = False
-    """Run nothing: write the summaries there are anew from the folders of their runs, for what
-    this version sums up beside, then the report. Where another field would change, the summary
-    is left as it is."""
     out: str | None = None
     """Folder of the runs; runs/compare/<name> by default. Run again to resume."""
     results: str = "results"

@@ -14,7 +14,6 @@ from typing import Any
 
 from learners.checkpoint import read_metrics, write_text
 from learners.compare_plan import Trial, evaluation_folder
-from learners.first_rewards import FIRST, with_first_rewards
 from learners.judging import spent_on_judging
 from learners.machine import here
 from learners.memory import PEAK
@@ -78,7 +77,7 @@ def summarised(trial: Trial, tasks: Mapping[str, Any], origin: Mapping[str, Any]
         tasks: what tasks.json holds.
         origin: what no folder tells; see ORIGIN.
     """
-    lines = with_first_rewards(trial.folder, read_metrics(trial.folder)) if trial.train else []
+    lines = read_metrics(trial.folder) if trial.train else []
     found: dict[str, Any] = {
         "version": VERSION,
         "role": trial.role,
@@ -95,7 +94,7 @@ def summarised(trial: Trial, tasks: Mapping[str, Any], origin: Mapping[str, Any]
         found |= {
             "rewards": [_rounded(line.get("reward/mean")) for line in lines],
             "reward_stds": [_rounded(line.get("reward/std")) for line in lines],
-            "first_rewards": [_rounded(line.get(FIRST)) for line in lines],
+            "first_rewards": [_rounded(line.get("reward/first")) for line in lines],
             "tokens": [line.get(SPENT["tokens"], 0) for line in lines],
             "curve": _curve(trial.folder, lines, tasks["validation"]["ids"]),
             "metrics": _means(lines),

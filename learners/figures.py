@@ -122,7 +122,6 @@ def rewards(
     from learners.checkpoint import read_metrics
     from learners.compare_material import told_rewards
     from learners.figures_comparison import drawn_rewards
-    from learners.first_rewards import FIRST, with_first_rewards
     from learners.progress import Narrator
     from learners.run_config import UsageError
 
@@ -131,9 +130,9 @@ def rewards(
         config = run / "config.json"
         if not config.exists():
             raise UsageError(f"{run} is no folder of a run")
-        lines = with_first_rewards(run, read_metrics(run))
+        lines = read_metrics(run)
         found = {
-            "first_rewards": [line.get(FIRST) for line in lines],
+            "first_rewards": [line.get("reward/first") for line in lines],
             "rewards": [line.get("reward/mean") for line in lines],
             "tokens": [line.get("ledger/sampled_tokens", 0) for line in lines],
         }
