@@ -1,13 +1,49 @@
-"""Benchmarks: tasks and how answers to them are scored. Knows nothing of tools, envs or tokens."""
+"""Benchmarks: tasks and how answers to them are scored. Knows nothing of tools, envs or tokens.
 
-from benchmarks.benchmark import Benchmark, Demonstration, Passage, Score, Scorer, Step, Task
+benchmark         what a benchmark, a task, a score and a demonstration are
+catalog           where the rows of each set live
+competition_math  AIME24, AIME25, MATH500, MATH, GSM8K
+multihop_qa       HotpotQA, 2WikiMultihopQA, MuSiQue, Bamboogle
+deep_research     WebWalker, GAIA, HLE, xbench-DeepSearch
+synthetic         SyntheticQA, generated, with demonstrations
+synthetic_words   its vocabulary
+loading           rows to tasks: duplicates, slices, mixtures, overlap with test sets
+sources           reads rows from files or the hub
+pinned_rows       digests of rows that no commit pins
+scoring           the scorers
+text              boxed answers, normalisation, exact match, F1
+equality          equality of short mathematical answers
+math_pool         a pool of grading processes
+math_worker       the program of a grading process
+judge             a language model as judge
+arpo              the reward of the published ARPO and APPO code
+metrics           pass@k and calibration error
+"""
+
+from __future__ import annotations
+
+from benchmarks.arpo import arpo_reward
+from benchmarks.benchmark import Benchmark, Demonstration, Passage, Score, Scorer, Split, Step, Task
+from benchmarks.catalog import EVALUATED
 from benchmarks.competition_math import AIME24, AIME25, GSM8K, MATH, MATH500
 from benchmarks.deep_research import GAIA, HLE, WEBWALKER, XBENCH
-from benchmarks.loading import TaskList
+from benchmarks.judge import Endpoint, Judge, JudgeUnavailable, Post, Verdict, http_post, with_judge
+from benchmarks.loading import TaskList, sample_tasks
 from benchmarks.math_pool import GraderUnavailable
+from benchmarks.metrics import calibration_error, pass_at_k
 from benchmarks.multihop_qa import BAMBOOGLE, HOTPOTQA, MUSIQUE, TWO_WIKI
-from benchmarks.sources import DataUnavailable
+from benchmarks.scoring import GRADING_THREADS, score_em, score_f1
+from benchmarks.sources import (
+    DataUnavailable,
+    HubTable,
+    fetch_from_hub,
+    local_rows,
+    question_id,
+    question_key,
+)
 from benchmarks.synthetic import SYNTHETIC_QA
+from benchmarks.synthetic_words import vocabulary
+from benchmarks.text import last_boxed
 
 BENCHMARKS: dict[str, Benchmark] = {
     record.name: record
@@ -22,14 +58,37 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 __all__ = [
     "BENCHMARKS",
+    "EVALUATED",
+    "GRADING_THREADS",
     "Benchmark",
     "DataUnavailable",
     "Demonstration",
+    "Endpoint",
     "GraderUnavailable",
+    "HubTable",
+    "Judge",
+    "JudgeUnavailable",
     "Passage",
+    "Post",
     "Score",
     "Scorer",
+    "Split",
     "Step",
     "Task",
     "TaskList",
+    "Verdict",
+    "arpo_reward",
+    "calibration_error",
+    "fetch_from_hub",
+    "http_post",
+    "last_boxed",
+    "local_rows",
+    "pass_at_k",
+    "question_id",
+    "question_key",
+    "sample_tasks",
+    "score_em",
+    "score_f1",
+    "vocabulary",
+    "with_judge",
 ]

@@ -4,6 +4,8 @@ It pays token F1 for mathematics too (-5 equals 5), and 0.1 for merely writing c
 better is in `benchmarks.scoring`. It is here so that numbers can be compared.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import NamedTuple
 

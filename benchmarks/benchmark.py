@@ -1,11 +1,15 @@
 """What a benchmark is: named tasks, how an answer is scored, what an episode may use."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 AnswerType = Literal["number", "latex", "span", "choice", "free"]
+
+
 Split = Literal["train", "validation", "test"]
 
 

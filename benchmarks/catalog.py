@@ -5,15 +5,21 @@ stated anywhere (of its branch refs/convert/parquet), or none, the rows that wer
 a copy or a branch that holds others is refused.
 """
 
+from __future__ import annotations
+
 import base64
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks import known_rows
+from benchmarks import pinned_rows
 from benchmarks.sources import DataUnavailable, HubTable, Row, text_field
 
 FLASHRAG = "RUC-NLPIR/FlashRAG_datasets"
+
+
 FLASHRAG_REVISION = "bcafb8dd07d453be3cbeeeb3f78be1841bddf92c"
+
+
 SUBJECTS = (
     "algebra",
     "counting_and_probability",
@@ -89,7 +95,7 @@ EVALUATED: dict[str, Evaluated] = {
             "96c160cc4408b8b7aa61df528054d4c28acfae74",
             "train",
             data_files="default/main/0000.parquet",
-            pin=known_rows.WEBWALKER,
+            pin=pinned_rows.WEBWALKER,
             instead=HubTable("callanwu/WebWalkerQA", "main", "main"),
         ),
     ),
@@ -169,19 +175,23 @@ EVALUATED: dict[str, Evaluated] = {
 GSM8K_TRAIN = HubTable(
     "openai/gsm8k", "cc7b047b6e5bb11b4f1af84efc572db110a51b3c", "train", configs=("main",)
 )
+
+
 REASONING_TRAIN = HubTable(
     "dongguanting/ARPO-RL-Reasoning-10K",
     "main",
     "train",
     data_files="train_10k.parquet",
-    pin=known_rows.REASONING,
+    pin=pinned_rows.REASONING,
 )
+
+
 DEEP_SEARCH_TRAIN = HubTable(
     "dongguanting/ARPO-RL-DeepSearch-1K",
     "a2ae7e31cd6fecee7457c8dc34e75a5fc5504762",
     "train",
     data_files="default/train/0000.parquet",
-    pin=known_rows.DEEP_SEARCH,
+    pin=pinned_rows.DEEP_SEARCH,
     instead=HubTable(
         "dongguanting/ARPO-RL-DeepSearch-1K", "main", "train", data_files="hard_search.parquet"
     ),

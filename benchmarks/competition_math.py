@@ -1,14 +1,16 @@
 """AIME24, AIME25, MATH500, MATH and GSM8K: what their rows mean and how they are scored."""
 
+from __future__ import annotations
+
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.benchmark import AnswerType, Benchmark, Demonstration, Task
+from benchmarks.benchmark import AnswerType, Benchmark, Demonstration, Step, Task
 from benchmarks.catalog import EVALUATED, GSM8K_TRAIN
-from benchmarks.loading import LeftOut, RowToTask, TableLoad, Training
-from benchmarks.mixtures import MATH_ROWS
+from benchmarks.loading import MATH_ROWS, LeftOut, RowToTask, TableLoad, Training
 from benchmarks.scoring import score_math
 from benchmarks.sources import DataUnavailable, Row, question_id, text_field
 from benchmarks.text import last_boxed
@@ -63,16 +65,22 @@ def _benchmark(name: str, to_task: RowToTask, training: Training, train_source: 
 
 
 _MIXTURE = "the mathematics rows of ARPO's train_10k; the last 500 are validation"
+
+
 AIME24 = _benchmark("AIME24", aime_task, MATH_ROWS, _MIXTURE)
+
+
 AIME25 = _benchmark("AIME25", aime_task, MATH_ROWS, _MIXTURE)
+
+
 MATH500 = _benchmark("MATH500", math_task, MATH_ROWS, _MIXTURE)
+
+
 MATH = _benchmark("MATH", math_task, MATH_ROWS, _MIXTURE)
 
 
 def _demonstrations(data_dir: Path | None) -> Sequence[Demonstration]:
-    """Scripted episodes; see `gsm8k_demonstrations.py`."""
-    from benchmarks.gsm8k_demonstrations import demonstrations
-
+    """Scripted episodes: each worked solution in the turns of an episode."""
     return demonstrations(GSM8K.load("train", data_dir))
 
 
@@ -86,3 +94,33 @@ GSM8K = replace(
     tools=("python",),  # nothing in these questions can be looked up
     demonstrations=_demonstrations,
 )
+
+
+_ANNOTATION = re.compile(r"<<([^<>=]+)=[^<>]*>>")
+
+
+_SAFE = re.compile(r"[0-9.+\-*/() ]+")
+
+
+def demonstrations(tasks: Iterable[Task]) -> Sequence[Demonstration]:
+    """One per task of GSM8K's training split whose annotations are plain arithmetic."""
+    found = []
+    for task in tasks:
+        steps = scripted(task, dict(task.metadata)["solution"])
+        if steps:
+            found.append(Demonstration(task, steps))
+    return found
+
+
+def scripted(task: Task, solution: str) -> tuple[Step, ...]:
+    """The steps of one solution; none when an annotation is no plain arithmetic."""
+    text = " ".join(solution.rpartition("####")[0].split())
+    parts = _ANNOTATION.split(text)  # thought, expression, thought, expression, ..., rest
+    thoughts, expressions = parts[::2], parts[1::2]
+    if not expressions or not all(_SAFE.fullmatch(e) for e in expressions):
+        return ()
+    calls = [
+        Step(thought.strip().rstrip("=$ ").strip(), "python", expression.strip())
+        for thought, expression in zip(thoughts, expressions, strict=False)
+    ]
+    return (*calls, Step(thoughts[-1].strip(), "answer", task.answers[0]))

@@ -1,5 +1,7 @@
 """WebWalker, GAIA, HLE and xbench-DeepSearch: questions for the open web."""
 
+from __future__ import annotations
+
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -8,13 +10,14 @@ from pathlib import Path
 
 from benchmarks.benchmark import Benchmark, Scorer, Task
 from benchmarks.catalog import EVALUATED, xbench_text
-from benchmarks.loading import LeftOut, RowToTask, TableLoad
-from benchmarks.mixtures import DEEP_SEARCH_ROWS
+from benchmarks.loading import DEEP_SEARCH_ROWS, LeftOut, RowToTask, TableLoad
 from benchmarks.multihop_qa import accepted
 from benchmarks.scoring import score_choice, score_exact, score_f1, score_gaia
 from benchmarks.sources import Row, question_id, text_field
 
 _CHINESE = re.compile("[\u4e00-\u9fff]")
+
+
 GAIA_FORMAT = (
     "The answer is a number, as few words as possible, or a comma separated list of these. Write a "
     "number in digits, without thousands separators and without units such as $ or % unless the "
@@ -114,6 +117,12 @@ WEBWALKER = replace(
     _benchmark("WebWalker", webwalker_task, score_exact),
     tools=("search", "browse", "python"),  # its answers lie on pages below a site's first one
 )
+
+
 GAIA = _benchmark("GAIA", gaia_task, score_gaia, GAIA_FORMAT)
+
+
 HLE = _benchmark("HLE", hle_task, score_choice)
+
+
 XBENCH = _benchmark("xbench-DeepSearch", xbench_task, score_exact)

@@ -4,6 +4,8 @@ r"""Whether two short mathematical answers are equal: cheap exact tests first, t
 a word or an option letter is decided here, and only the rest costs a call into a grading process.
 """
 
+from __future__ import annotations
+
 import re
 import unicodedata
 from fractions import Fraction
@@ -13,8 +15,14 @@ from benchmarks.math_pool import shared_pool
 
 LONGEST_EXPRESSION = 600
 """Characters; no reference is longer than 200."""
+
+
 DEEPEST_NESTING = 40
+
+
 LONGEST_NUMERAL = 100
+
+
 LARGEST_EXPONENT = 30
 """Of a decimal written with e."""
 
@@ -37,24 +45,54 @@ _SYMBOLS = {
     "\u2044": "/",
     "\u200b": "",
 }
+
+
 _RAISED = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+")
+
+
 _ROOT = re.compile("\u221a" + r"\s*(\d+|[A-Za-z]|\(([^()]*)\))")
+
+
 _WRAPPERS = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|rm|bf)\s*\{([^{}]*)\}")
+
+
 _NOISE = re.compile(
     r"\\(?:left|right|displaystyle|limits|bigl|bigr|big)(?![A-Za-z])|(?<!\\)\\[!,;: ]|~"
 )
+
+
 _LEAD_IN = re.compile(
     r"^(?:so |thus |therefore |hence )?(?:the )?(?:final )?answer(?: is)?[:=]?\s+", re.I
 )
+
+
 _ASSIGNED = re.compile(r"^[A-Za-z](?:_\{?\w\}?)?\s*=\s*(?=\S)(?!.*=)")
+
+
 _GROUPS = re.compile(r"(?<![\d.,])[-+]?\d{1,3}(?:,\d{3})+(?![\d,])")
+
+
 _NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,3})?")
+
+
 _UNIT_WORD = r"[A-Za-z]{2,}\.?(?:/[A-Za-z]+)?(?:\s?\^\{?[23]\}?)?"
+
+
 _UNIT = re.compile(rf"\s*(?:\^\{{?\\circ\}}?|{_UNIT_WORD}(?:\s+{_UNIT_WORD}){{0,4}})")
+
+
 _WORDS = re.compile(r"^[A-Za-z]{2,}(?:[ -][A-Za-z]+)*$")
+
+
 _BASED = re.compile(r"^(\w+)_\{?(\d+)\}?$")
+
+
 _MIXED = re.compile(r"^([-+]?\d+) (\d+)/(\d+)$")
+
+
 _CHOICE = re.compile(r"^\(?([A-Z])\)?$")
+
+
 _NOT_UNITS = frozenset(
     {
         "or",
@@ -89,6 +127,8 @@ _NOT_UNITS = frozenset(
     | {"infinity", "hundred", "thousand", "million", "billion", "trillion", "dozen", "half"}
 )
 """Words that change what a number before them means."""
+
+
 _MATRIX = re.compile(r"^\[\s*\[(.*)\]\s*\]$", re.S)
 
 

@@ -6,6 +6,8 @@ is ever made up: without an endpoint there is `JudgeUnavailable`, without a read
 score says `judged=False`.
 """
 
+from __future__ import annotations
+
 import hashlib
 import http.client
 import json
@@ -35,8 +37,12 @@ answering.
 
 Reply with one JSON object and nothing else:
 {"check": the value of "check" you received, "verdict": "correct" or "incorrect"}"""
+
+
 LONGEST_CANDIDATE = 2_000
 """Characters of an answer that the judge is shown."""
+
+
 FATAL_STATUS = frozenset({400, 401, 403, 404, 405, 422})
 """HTTP statuses that another try does not change."""
 

@@ -3,15 +3,19 @@
 What the fields of a row mean is said in the families' files.
 """
 
+from __future__ import annotations
+
+import random
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import overload
+from typing import Literal, overload
 
 from benchmarks.benchmark import Split, Task
-from benchmarks.catalog import EVALUATED, Evaluated
+from benchmarks.catalog import DEEP_SEARCH_TRAIN, EVALUATED, REASONING_TRAIN, Evaluated
 from benchmarks.sources import (
     DataUnavailable,
     Fetch,
@@ -19,7 +23,9 @@ from benchmarks.sources import (
     Row,
     fetch_file,
     fetch_from_hub,
+    field,
     local_rows,
+    question_id,
     question_key,
 )
 
@@ -166,3 +172,72 @@ def _counted(rows: Iterable[Row], counts: Counter[str]) -> Iterator[Row]:
     for row in chain([first], rows):
         counts["rows read"] += 1
         yield row
+
+
+_ESCAPES = {
+    "\x08": ("b", ("oxed", "egin", "inom", "eta", "ar", "mod", "ig")),
+    "\x0b": ("v", ("ec", "ert", "arphi", "arepsilon")),
+    "\x0c": ("f", ("rac", "orall")),
+}
+"""Control characters that an unescaped \\b, \\v or \\f left behind, and the commands they began."""
+
+
+_CONTROL = re.compile("[\x08\x0b\x0c]")
+
+
+def repaired(text: str) -> str:
+    r"""Control characters turned back into the LaTeX they were; others of their kind dropped."""
+
+    def mend(match: re.Match[str]) -> str:
+        letter, commands = _ESCAPES[match.group()]
+        return f"\\{letter}" if text.startswith(commands, match.end()) else ""
+
+    return _CONTROL.sub(mend, text)
+
+
+def _task(row: Row, counts: Counter[str], ability: Literal["math", "qa"] | None) -> Task:
+    if ability is not None and row.get("ability") != ability:
+        raise LeftOut(f"not {ability}")
+    extra, reward = field(row, "extra_info"), field(row, "reward_model")
+    if not isinstance(extra, Mapping) or not isinstance(reward, Mapping):
+        raise DataUnavailable("extra_info and reward_model of a training row are no objects")
+    # The stored system prompt is damaged and not ours; only the question is read.
+    raw, gold = str(field(extra, "question")), str(field(reward, "ground_truth"))
+    question = repaired(raw).strip()
+    if question != raw.strip():
+        counts["control characters repaired"] += 1
+    answer_type: Literal["latex", "span"] = "latex" if ability == "math" else "span"
+    source = (("source", str(row.get("data_source") or "")),)
+    answers = (repaired(gold).strip(),)
+    return Task(question_id(question), question, answers, answer_type, metadata=source)
+
+
+def math_row(row: Row, counts: Counter[str]) -> Task:
+    """A mathematics row of train_10k."""
+    return _task(row, counts, "math")
+
+
+def qa_row(row: Row, counts: Counter[str]) -> Task:
+    """A question-answering row of train_10k."""
+    return _task(row, counts, "qa")
+
+
+def deep_search_row(row: Row, counts: Counter[str]) -> Task:
+    """A row of hard_search_1k."""
+    return _task(row, counts, None)
+
+
+MATH_ROWS = Training("train_10k", REASONING_TRAIN, math_row, validation=500)
+
+
+QA_ROWS = Training("train_10k", REASONING_TRAIN, qa_row, validation=500)
+
+
+DEEP_SEARCH_ROWS = Training("hard_search_1k", DEEP_SEARCH_TRAIN, deep_search_row, validation=100)
+
+
+def sample_tasks(tasks: Sequence[Task], count: int | None) -> list[Task]:
+    """So many tasks, the same for everyone; a larger draw holds the smaller one."""
+    order = list(range(len(tasks)))
+    random.Random("evaluation").shuffle(order)
+    return [tasks[index] for index in sorted(order[: len(order) if count is None else count])]

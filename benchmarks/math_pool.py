@@ -1,5 +1,7 @@
 """Processes that compare mathematics, and the calls into them. Nothing here parses an answer."""
 
+from __future__ import annotations
+
 import atexit
 import functools
 import json
@@ -13,8 +15,12 @@ from collections import OrderedDict
 
 START_SECONDS = 60.0
 """For importing the mathematics on a busy machine."""
+
+
 ANSWER_SECONDS = 60.0
 """Backstop; the worker itself answers in well under a second of processor time."""
+
+
 CACHED_VERDICTS = 20_000
 
 

@@ -5,7 +5,10 @@ too much processor time or memory, so that nothing a model writes can stop the p
 Run by `benchmarks.math_pool`; one JSON object per line in, one per line out.
 """
 
+from __future__ import annotations
+
 import json
+import logging
 import os
 import resource
 import select
@@ -16,13 +19,19 @@ from typing import Any  # what math-verify returns has no types
 
 CPU_SECONDS = 0.6
 """Of one pair. By processor time, so that a busy machine changes no verdict."""
+
+
 WALL_SECONDS = 30.0
 """Backstop for a child that sleeps; wide, because a crowded machine stretches every second."""
+
+
 EXTRA_BYTES = 120 * 2**20
 """Address space that a child may add to what it was forked with."""
 
 CLOSE = 2e-6
 """Largest relative difference of two numbers that count as one; 0.333333 is 1/3, 0.333 is not."""
+
+
 DIGITS = 30
 """Precision of that comparison."""
 
@@ -109,8 +118,6 @@ def grade(answer: str, gold: str) -> str:
 
 def main() -> None:
     """Answers requests until the other side closes."""
-    import logging
-
     logging.disable(logging.CRITICAL)
     for answer, gold in (("\\frac{1}{2}", "0.5"), ("(1,2]", "1<x<2"), ("x^2+1", "1+x^2")):
         equal(answer, gold)  # warms the parser's tables, which children then share

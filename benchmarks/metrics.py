@@ -1,5 +1,7 @@
 """Statistics over many graded answers: pass@k and calibration."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 

@@ -1,11 +1,12 @@
 """HotpotQA, 2WikiMultihopQA, MuSiQue and Bamboogle: questions over several Wikipedia pages."""
 
+from __future__ import annotations
+
 from collections import Counter
 
 from benchmarks.benchmark import Benchmark, Task
 from benchmarks.catalog import EVALUATED
-from benchmarks.loading import TableLoad
-from benchmarks.mixtures import QA_ROWS
+from benchmarks.loading import QA_ROWS, TableLoad
 from benchmarks.scoring import score_em, score_f1
 from benchmarks.sources import Row, field, question_id, text_field
 
@@ -40,6 +41,12 @@ def _benchmark(name: str) -> Benchmark:
 
 
 HOTPOTQA = _benchmark("HotpotQA")
+
+
 TWO_WIKI = _benchmark("2WikiMultihopQA")
+
+
 MUSIQUE = _benchmark("MuSiQue")
+
+
 BAMBOOGLE = _benchmark("Bamboogle")

@@ -4,21 +4,23 @@ Whatever the model wrote, a scorer answers: it raises only where the machine fai
 (`GraderUnavailable`, `JudgeUnavailable`), and it takes under a second of processor time.
 """
 
+from __future__ import annotations
+
 import re
+import string
 import unicodedata
 from fractions import Fraction
 
 from benchmarks.arpo import ArpoReward, arpo_reward
 from benchmarks.benchmark import Score, Task
 from benchmarks.equality import math_equal, spelling
-from benchmarks.gaia import gaia_correct
-from benchmarks.numerals import the_number
 from benchmarks.text import (
     LONGEST_ANSWER,
     best_f1,
     exact_match,
     last_boxed,
     normalize_answer,
+    the_number,
     token_f1,
 )
 
@@ -41,11 +43,19 @@ LONGEST_SPAN = 2_000
 """Characters of a text answer that are compared; longer ones are no spans."""
 
 _WRAPPED = re.compile(r"^\\(?:text(?:bf|it|rm)?|math(?:bf|rm)|mbox)\s*\{([^{}]*)\}\.?$")
+
+
 _SENTENCE = re.compile(r"(?:[^\W_]|[\s.,:;'\"()?%-])*")
 """Words and plain numbers; a sign or a command of mathematics would change what a number means."""
+
+
 _MARK = re.compile(r"<\|[^|<>]*\|>")
 """A chat template's, where an answer ran into its end."""
+
+
 _TOUCHING = re.compile(r"\d[A-Za-z]|[A-Za-z]\d|\d\(|\)\d")
+
+
 _CHANGES = re.compile(
     r"\b(?:not|never|except|or|than|at least|at most|about|between|minus|negative|plus|times|over"
     r"|divided|squared|cubed|root|sqrt|factorial|pi|infinity|half|dozen|hundred|thousand"
@@ -53,12 +63,20 @@ _CHANGES = re.compile(
     re.I,
 )
 """Words that change what a number beside them means, or that hedge."""
+
+
 _LETTER = re.compile(
     r"^(?:(?:the )?(?:correct |final )?(?:answer|option|choice)(?: is)?:?\s+)*"
     r"[(\[]?([A-Z])(?:[)\].:]+(?!\s*[(\[]?[A-Z][)\].:])(?:\s.*)?|\s*)$",
     re.I | re.S,
 )
+
+
 _OPTION = re.compile(r"^\s*\(?([A-Z])[).:]\s+(.+?)\s*$", re.M)
+
+
+GRADING_THREADS = 8
+"""Answers graded at a time; each may wait for a grading process or a judge."""
 
 
 def extract(answer: str) -> str:
@@ -159,3 +177,46 @@ def score_choice(answer: str, task: Task) -> Score:
 def _folded(text: str) -> str:
     text = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(text.split()).strip(" .\u3002")
+
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+_BLANK = re.compile(r"\s")
+
+
+_SEPARATOR = re.compile(r"[,;]")
+
+
+def gaia_correct(answer: str, gold: str) -> bool:
+    """True where the official scorer accepts the answer."""
+    if _is_number(gold):
+        return _number(answer) == float(gold)
+    if _SEPARATOR.search(gold) is None:
+        return _squeezed(answer).translate(_NO_PUNCTUATION) == _squeezed(gold).translate(
+            _NO_PUNCTUATION
+        )
+    ours, theirs = _SEPARATOR.split(answer), _SEPARATOR.split(gold)
+    return len(ours) == len(theirs) and all(
+        _number(left) == float(right) if _is_number(right) else _squeezed(left) == _squeezed(right)
+        for left, right in zip(ours, theirs, strict=True)
+    )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _number(text: str) -> float:
+    """Infinity where there is no number, as in the original."""
+    for sign in "$%,":
+        text = text.replace(sign, "")
+    return float(text) if _is_number(text) else float("inf")
+
+
+def _squeezed(text: str) -> str:
+    return _BLANK.sub("", text).lower()

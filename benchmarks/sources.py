@@ -3,17 +3,20 @@
 What a row means is not known here; `datasets` and `pyarrow` are imported only when needed.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import wrap
 from typing import Protocol
 
-from benchmarks.pins import Pin
-
 Row = Mapping[str, object]
+
+
 log = logging.getLogger(__name__)
 
 
@@ -41,7 +44,7 @@ class HubTable:
     """True where the owner asks every reader to accept terms."""
     pin: Pin | None = None
     """What its rows must be, where the revision alone does not say it."""
-    instead: "HubTable | None" = None
+    instead: HubTable | None = None
     """Read where this one cannot be had or holds other rows; the same pin decides."""
 
     @property
@@ -52,6 +55,8 @@ class HubTable:
 
 _COMMIT = 40
 """Hex digits of a commit."""
+
+
 _BUILDERS = {"jsonl": "json", "csv": "csv", "parquet": "parquet"}
 
 Fetch = Callable[[HubTable], Iterable[Row]]
@@ -260,3 +265,39 @@ def question_id(question: str) -> str:
 def question_key(question: str) -> str:
     """Equal for questions that differ only in case, blanks and punctuation."""
     return question_id("".join(filter(str.isalnum, question.casefold())))
+
+
+_DIGITS = 8
+
+
+def row_digest(*texts: str) -> str:
+    """The first hex digits of the sha256 of a row's question and answer."""
+    text = "\0".join(part.strip() for part in texts)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGITS]
+
+
+@dataclass(frozen=True)
+class Pin:
+    """What a table held when it was seen."""
+
+    rows: int
+    """All of them."""
+    digests: str
+    """`row_digest` of rows of it, in their order, one after the other; the rest were not seen."""
+    texts: Callable[[Mapping[str, object]], tuple[str, str]]
+    """Question and answer of a row."""
+
+    def difference(self, rows: Sequence[Mapping[str, object]]) -> str:
+        """How rows differ from those that were seen; empty where nothing shows."""
+        known = wrap(self.digests, _DIGITS)
+        found = [row_digest(*self.texts(row)) for row in rows]
+        places = {digest: place for place, digest in reversed(list(enumerate(found)))}
+        there = [places[digest] for digest in known if digest in places]
+        faults = []
+        if len(rows) != self.rows:
+            faults.append(f"{len(rows):,} rows, not {self.rows:,}")
+        if len(there) < len(known):
+            faults.append(f"{len(known) - len(there)} of {len(known)} known rows are not there")
+        if there != sorted(there):
+            faults.append("rows in another order")
+        return "; ".join(faults)

@@ -3,6 +3,8 @@
 `vocabulary()` is every word that a passage, a question or a demonstration may hold.
 """
 
+from __future__ import annotations
+
 import re
 
 KINDS = ("person", "company", "city")
@@ -12,27 +14,37 @@ FIRST = (
     "Ivo Jana Joel Kara Kurt Lena Leo Maja Milo Nora Nils Olga Otto Pia Paul Rana Rolf Sara "
     "Sven Tara Theo Uma Viktor"
 ).split()
+
+
 LAST = (
     "Adler Berger Clarke Dorn Engel Falk Graf Hahn Iversen Jansen Keller Lang Moser Novak "
     "Ortega Peters Quist Reiter Sander Torres Ulrich Vogel Weber Xavier Yilmaz Ziegler Abel "
     "Brandt Conrad Duval Ebner Fuchs Gruber Huber Imhof Jensen Koch Lorenz Maier Nagel"
 ).split()
+
+
 TRADE = (
     "Amber Basalt Cobalt Delta Ember Falcon Garnet Harbor Indigo Jasper Kestrel Lumen Marble "
     "Nimbus Onyx Pioneer Quartz Raven Saffron Tundra Umber Vector Willow Zephyr Beacon Cedar "
     "Drift Flint Granite Halo Ivory Juniper Keystone Lotus Meteor Nectar Opal Prism Quill "
     "Ridge"
 ).split()
+
+
 SUFFIX = (
     "Mills Works Labs Foods Motors Press Bank Mining Optics Textiles Airlines Records Energy "
     "Media Tools Glass Shipping Brewery Studios Pharma Robotics Games Steel Timber Paper Farms "
     "Dairy Bakery Tailors Cameras Clocks Boats Bikes Trains Cables Lamps Paints Soaps Salts Spices"
 ).split()
+
+
 PLACE = (
     "North South East West Upper Lower Old New Great Little High Deep Silver Golden Green "
     "White Black Red Stone Iron Long Wide Clear Dark Bright Cold Warm Fair Grand Still Broad "
     "Calm Dry Early Fallen Gentle Hidden Inner Lonely Misty"
 ).split()
+
+
 TERRAIN = (
     "Bay Bridge Brook Field Ford Grove Haven Hill Lake Meadow Point Valley Beach Cliff Creek "
     "Falls Harbour Island Forest Heath Moor Marsh Spring River Rapids Canyon Plain Summit Crest "

@@ -1,19 +1,35 @@
 """What text scorers share: boxed content, SQuAD's normalisation, exact match, token F1."""
 
+from __future__ import annotations
+
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 
 LONGEST_ANSWER = 20_000
 """Characters; of a longer answer only the end is read."""
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
+
+
 _BRACE = re.compile(r"\\\\|\\[{}]|[{}]")
+
+
 _BARE = re.compile(r"[^\s$\\{}<>]+")
+
+
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
 _ONE_WORD = frozenset({"yes", "no", "noanswer"})
+
+
 _CJK = re.compile(r"([\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff])")
 
 
@@ -94,3 +110,40 @@ def best_f1(prediction: str, golds: Iterable[str], language: str = "en") -> floa
         prediction = _CJK.sub(r" \1 ", prediction)
         golds = tuple(_CJK.sub(r" \1 ", gold) for gold in golds)
     return max((token_f1(prediction, gold) for gold in golds), default=0.0)
+
+
+LONGEST_NUMERAL = 60
+"""Characters; what is longer is no answer to a word problem and would only cost time."""
+
+_GROUPED = r"\d{1,3}(?:,\d{3})+(?!\d)"
+
+
+_NUMERAL = re.compile(rf"(?<![\w.])[-+]?\s?(?:{_GROUPED}|\d+)(?:\.\d+)?(?!\d)|(?<![\w.])[-+]?\.\d+")
+
+
+_LATEX_NOISE = re.compile(r"\\[!,;:]|\\(?:left|right|displaystyle)\b|\\?\$|£|€")
+
+
+_MINUS = str.maketrans(dict.fromkeys("\u2212\u2013\u2012\ufe63\uff0d", "-"))
+
+
+def plain(text: str) -> str:
+    """Compatibility forms, minus signs, currency and LaTeX spacing reduced to plain ASCII."""
+    text = unicodedata.normalize("NFKC", text.translate(_MINUS)).replace("{,}", ",")
+    return _LATEX_NOISE.sub("", text)
+
+
+def numerals(text: str) -> list[Fraction]:
+    """Every number written in the text, in order; thousands separators allowed."""
+    found = []
+    for match in _NUMERAL.finditer(plain(text)):
+        digits = match.group().replace(",", "").replace(" ", "")
+        if len(digits) <= LONGEST_NUMERAL:
+            found.append(Fraction(digits))
+    return found
+
+
+def the_number(text: str) -> Fraction | None:
+    """The only number in the text; None where there is none or where several would be a choice."""
+    found = set(numerals(text))
+    return found.pop() if len(found) == 1 else None

@@ -1,5 +1,7 @@
 """The snapshot contract, executable: what `check_env` is to steps, `check_fork` is to forks."""
 
+from __future__ import annotations
+
 import json
 import pickle
 import subprocess
@@ -18,6 +20,8 @@ Seen = tuple[str, float, bool, bool, str | None]
 
 _SCRIPT = {"python": ("seen = [1]", "seen.append(2); seen", "seen")}
 """Arguments of a default episode's calls, by tool."""
+
+
 _OTHER_PROCESS = """
 import json, pickle, sys
 sys.path[:] = sys.argv[1:]

@@ -5,15 +5,20 @@ letter (it can be gamed: writing a closing tag earns its bonus); `correctness` i
 them read only what the model wrote.
 """
 
+from __future__ import annotations
+
 from typing import Literal, NamedTuple, get_args
 
-from benchmarks import Benchmark, Task
-from benchmarks.arpo import arpo_reward
+from benchmarks import Benchmark, Task, arpo_reward
 from envs.state import EnvState
 from envs.tags import RESULT, Answer, boxed, observation, parse
 
 RewardName = Literal["task", "arpo", "correctness"]
+
+
 REWARDS: tuple[str, ...] = get_args(RewardName)
+
+
 BOTH_TOOLS_BONUS = 0.1
 
 
@@ -24,7 +29,7 @@ class Reward(NamedTuple):
     terms: dict[str, float]
 
 
-def reward(name: RewardName, benchmark: Benchmark, task: Task, state: EnvState) -> Reward:
+def compute_reward(name: RewardName, benchmark: Benchmark, task: Task, state: EnvState) -> Reward:
     """The reward of an episode that ended in `state`.
 
     `task`: -1 without a well-formed answer, else the benchmark's training score, plus 0.1 when

@@ -1,5 +1,7 @@
 """A space of text. `gymnasium.spaces.Text` enumerates a character set and cannot describe it."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import numpy as np

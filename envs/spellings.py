@@ -4,12 +4,16 @@ Gymnasium compares names letter by letter: `gaia` shares none with `GAIA`, and n
 A spelling is therefore registered, makes no environment and raises Gymnasium's own error.
 """
 
+from __future__ import annotations
+
 from typing import NoReturn
 
 import gymnasium as gym
 
 ENTRY_POINT = "envs.spellings:refuse"
 """Of a registered spelling: what tells it from an environment."""
+
+
 SPELLINGS = {
     "AIME24": ("AIME24", "AIME2024", "AIME-24", "AIME_24", "AIME-2024", "AIME_2024"),
     "AIME25": ("AIME25", "AIME2025", "AIME-25", "AIME_25", "AIME-2025", "AIME_2025"),

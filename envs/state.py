@@ -1,5 +1,7 @@
 """EnvState: everything the next step of an episode depends on, as a value; and what steps tell."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Hashable, Mapping
 from dataclasses import asdict, dataclass
@@ -57,7 +59,7 @@ class EnvState:
         return json.dumps(asdict(self), ensure_ascii=False)
 
     @classmethod
-    def from_json(cls, text: str) -> "EnvState":
+    def from_json(cls, text: str) -> EnvState:
         """The state that `to_json` wrote.
 
         Raises:

@@ -5,16 +5,19 @@ A turn is free text with exactly one action at its end: a tool call `<search> ..
 knows tags and text only; it runs nothing and scores nothing.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
-from benchmarks import Step
-from benchmarks.text import last_boxed
+from benchmarks import Step, last_boxed
 from tools import TOOLS, Tool
 
 ANSWER, RESULT, THINK = "answer", "result", "think"
+
+
 LONGEST_OBSERVATION = 20_000
 """Characters of a tool's text; the middle of a longer one is left out, and it says so."""
 

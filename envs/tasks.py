@@ -1,11 +1,12 @@
 """The tasks of an environment: loaded when first asked for, found by id or index."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import Benchmark, Task
-from benchmarks.benchmark import Split
+from benchmarks import Benchmark, Split, Task
 
 
 class TaskTable:

@@ -3,6 +3,8 @@
 Tasks differ in data and scoring, not in mechanism.
 """
 
+from __future__ import annotations
+
 import copy
 import zlib
 from collections.abc import Sequence
@@ -13,9 +15,8 @@ from typing import Any, Literal, Unpack, get_args
 import gymnasium as gym
 from gymnasium.error import ResetNeeded
 
-from benchmarks import BENCHMARKS, Benchmark, Task
-from benchmarks.benchmark import Split
-from envs.reward import REWARDS, RewardName, final_answer, reward
+from benchmarks import BENCHMARKS, Benchmark, Split, Task
+from envs.reward import REWARDS, RewardName, compute_reward, final_answer
 from envs.spaces import Unicode
 from envs.state import EnvState, StepInfo
 from envs.tags import Answer, ToolCall, encodable, instructions, observation, parse, stop_tags
@@ -231,7 +232,7 @@ class ToolEnv(gym.Env[str, str]):
             )
         self._state = state
 
-    def fork(self) -> "ToolEnv":
+    def fork(self) -> ToolEnv:
         """A second environment in the same state; both go on independently, tools are shared."""
         twin = copy.copy(self)
         twin._owns_tools = False
@@ -272,7 +273,7 @@ class ToolEnv(gym.Env[str, str]):
 
     def _end(self, state: EnvState) -> Outcome:
         task = self._table.by_id()[state.task_id]
-        earned = reward(self.reward_name, self.benchmark, task, state)
+        earned = compute_reward(self.reward_name, self.benchmark, task, state)
         self._state = state
         assert state.stop is not None
         terminated = state.stop in ("answered", "malformed")

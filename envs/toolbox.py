@@ -1,21 +1,35 @@
 """The tools of an environment, made when first needed and shared by all its forks."""
 
+from __future__ import annotations
+
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
-from benchmarks import Benchmark, DataUnavailable
-from benchmarks.benchmark import Split
+from benchmarks import Benchmark, DataUnavailable, Split
 from envs.tags import ANSWER, RESULT, THINK
-from tools import TOOLS, MemoryRetriever, PythonTool, Retriever, SearchTool, Tool, ToolResult
-
-if TYPE_CHECKING:
-    from tools.cache import Cache
+from tools import (
+    TOOLS,
+    Cache,
+    MemoryRetriever,
+    PythonTool,
+    Retriever,
+    SearchTool,
+    Tool,
+    ToolResult,
+    require,
+)
+from tools.search import open_retriever
+from tools.web import BrowseTool, WebPages
 
 CacheMode = Literal["live", "record", "replay", "frozen"]
+
+
 RunTool = Callable[[Tool[Any], Any, str], tuple[Any, ToolResult]]
 """(tool, state, argument) -> what the tool's `run` gives; it may raise instead of running it."""
+
+
 SEARCHES = ("auto", "local", "remote", "web")
 
 
@@ -98,7 +112,7 @@ class Toolbox:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
 
-    def _make(self, tool: str | Tool[Any], cache: "Cache | None") -> Tool[Any]:
+    def _make(self, tool: str | Tool[Any], cache: Cache | None) -> Tool[Any]:
         if not isinstance(tool, str):
             return tool
         if tool == "python":
@@ -106,18 +120,13 @@ class Toolbox:
         if tool == "search":
             return self._search_tool(cache)
         if tool == "browse":
-            from tools.browse import BrowseTool
-            from tools.extras import require
-            from tools.web_pages import WebPages
-
             if cache is None or cache.mode in ("live", "record"):
                 require("web", "httpx", "trafilatura", "lxml_html_clean", "pypdf")
             return BrowseTool(WebPages(), cache)
         made: Tool[Any] = TOOLS[tool]()
         return made
 
-    def _search_tool(self, cache: "Cache | None") -> Tool[Any]:
-        from tools.open_retriever import open_retriever
+    def _search_tool(self, cache: Cache | None) -> Tool[Any]:
 
         shown = self._benchmark.search_results
         found = self._local() if self._search in ("auto", "local") else None
@@ -134,8 +143,6 @@ class Toolbox:
 
     def _local(self) -> Retriever | None:
         """The corpus given, the benchmark's own, or the data folder's."""
-        from tools.open_retriever import open_retriever
-
         if self._corpus is not None:
             return open_retriever("local", self._corpus)
         brought = self._benchmark.corpus
@@ -145,7 +152,6 @@ class Toolbox:
         beside = None if self._data_dir is None else self._data_dir / "corpus/passages.jsonl"
         return open_retriever("local", beside) if beside is not None and beside.exists() else None
 
-    def _recording(self) -> "Cache | None":
-        from tools.cache import Cache
+    def _recording(self) -> Cache | None:
 
         return None if self._cache is None else Cache(self._cache, self._cache_mode)

@@ -23,28 +23,23 @@ which no prompt grows; here a prompt's own pause ends it. There z is of a micro-
 cut in any way; here of the optimiser step, whose entropies take one more forward pass.
 """
 
+from __future__ import annotations
+
 import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from learners import entropy_branching
-from learners.advantages import group_normalised
-from learners.entropy_branching import turn_entropy
-from learners.losses import preserving_surrogate, token_mean
-from learners.run_config import RunConfig
+from benchmarks import Task
+from learners.config import RunConfig
+from learners.policy import Batch
+from learners.rl import branching, group_normalised, preserving_surrogate, token_mean, turn_entropy
+from learners.runs import Run
 from learners.tree import RolloutTree, Row, usable
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from benchmarks import Task
-    from learners.batch import Batch
-    from learners.loop import Run
 
 
 @dataclass(frozen=True)
@@ -79,7 +74,7 @@ class Config(RunConfig):
     """c: a token with A < 0 and a larger ratio gets no gradient; inf: none. [verl, scripts: 3]"""
 
 
-def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
+def iteration(tasks: list[Task], run: Run, config: Config) -> None:
     """One training step: probe, branch with balance, credit uncertain tokens more, update."""
     trees = entropy_balanced_trees(tasks, run, config)
     run.remember_old_logprobs([t for tree in usable(trees) for t in tree.trajectories])
@@ -94,7 +89,7 @@ def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
         run.update_by(rows, token_mean, partial(policy_loss, config=config))
 
 
-def entropy_balanced_trees(tasks: "list[Task]", run: "Run", config: Config) -> list[RolloutTree]:
+def entropy_balanced_trees(tasks: list[Task], run: Run, config: Config) -> list[RolloutTree]:
     """Finished trees of n trajectories."""
     vocabulary = len(run.rollouts.tokenizer)
     first = 1 if config.pre_monitoring else config.initial_rollouts
@@ -141,12 +136,12 @@ def budget(rollouts: int, root: float, steps: Sequence[float], sensitivity: floa
 def grow(
     tree: RolloutTree, config: Config, vocabulary: int, draw: random.Random, growing: int
 ) -> int:
-    """Branch after a round of turns, one number drawn per trial; see `entropy_branching.grow`.
+    """Branch after a round of turns, one number drawn per trial; see `learners.rl.branching.grow`.
 
     Returns:
         In how many rounds in a row, this one included, the tree has grown.
     """
-    new = entropy_branching.grow(
+    new = branching.grow(
         tree, config, vocabulary, lambda gain: branches(draw.random(), gain, growing, config)
     )
     return growing + 1 if new else 0
@@ -160,8 +155,8 @@ def branches(uniform: float, gain: float, growing: int, config: Config) -> bool:
 
 
 def entropy_factors(
-    entropies: "Sequence[Tensor]", masks: "Sequence[Tensor]", weight: float
-) -> "list[Tensor]":
+    entropies: Sequence[Tensor], masks: Sequence[Tensor], weight: float
+) -> list[Tensor]:
     """(T,) per row: 1 + a z, z by the mean and sample deviation over all trained tokens; else 1."""
     if not masks:
         return []
@@ -172,7 +167,7 @@ def entropy_factors(
     return [1 + weight * m * (e - mean) / deviation for e, m in zip(entropies, masks, strict=True)]
 
 
-def policy_loss(logprobs: "Tensor", batch: "Batch", config: Config) -> "Tensor":
+def policy_loss(logprobs: Tensor, batch: Batch, config: Config) -> Tensor:
     """The surrogate of a micro-batch that keeps the gradient of good tokens over their clip."""
     clips = (config.clip_low, config.clip_high, config.dual_clip)
     loss = preserving_surrogate(logprobs, batch.old_logprobs, batch.advantages, *clips, below=0.0)
@@ -184,6 +179,6 @@ def _is_equal(tree: RolloutTree) -> bool:
 
 
 if __name__ == "__main__":
-    from learners.training import main
+    from learners.runs import main
 
     main("learners.aepo")

@@ -14,32 +14,31 @@ follows. Initial rollouts are credited with
 
 and trained by the clipped objective of eq. 8, summed over the N initial rollouts and divided by M.
 Branches supply rewards, no gradient. In this profile the branches' rewards move one number per
-rollout; only A_fut differs from token to token. `placement.py` ranks tokens and shares out budgets;
-`appo_reference.py` has the published code's formulas, which `--profile reference` runs.
+rollout; only A_fut differs from token to token. `rl/branching.py` ranks tokens and shares out
+budgets; `appo_reference.py` has the published code's formulas, which `--profile reference` runs.
 
 The paper's ablations: `--branching entropy`, `--future-weight 0`, `--groups one`. Ours:
 `--branching future`, `random` and `tool`, and `--train-branches`.
 """
+
+from __future__ import annotations
 
 import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from torch import Tensor
 
-from learners import placement
-from learners.losses import clipped_surrogate, sequence_mean
-from learners.run_config import RunConfig
+from benchmarks import Task
+from learners import appo_reference
+from learners.config import RunConfig
+from learners.policy import Batch, TokenStats
+from learners.rl import Prefix, Rule, branching, clipped_surrogate, sequence_mean
+from learners.runs import Run
 from learners.tree import RolloutTree, Row, Trajectory, usable
-
-if TYPE_CHECKING:
-    from benchmarks import Task
-    from learners.batch import Batch
-    from learners.loop import Run
-    from learners.policy import TokenStats
 
 
 @dataclass(frozen=True)
@@ -56,13 +55,13 @@ class Config(RunConfig):
     layers: int = 1
     """L: branches of branches; each layer multiplies the trajectories by (M / N)^(1 / L). A branch
     is ranked by entropy: its own tokens have no older policy. [App. E; 1 elsewhere]"""
-    branching: placement.Rule = "score"
+    branching: Rule = "score"
     """Which tokens branch: score, BS of eq. 5; entropy, H alone [Table 4]; future, Z(Omega) alone
     [App. D]; random, drawn; tool, right after a tool's result, by H. [ablations]"""
     pool: Literal["rollout", "task"] = "rollout"
     """rollout: each rollout gets the same number of branches, B, the remainder by draw [Alg. 1];
     task: the best tokens of all rollouts of the prompt together [code]."""
-    prefix: placement.Prefix = "before"
+    prefix: Prefix = "before"
     """before: the chosen token i is sampled anew [Alg. 1]; through: it is kept [code]."""
     discount: float = 2 ** (-1 / 32)
     """gamma of eqs. 4 and 7, per token. [App. C]"""
@@ -82,12 +81,10 @@ class Config(RunConfig):
     """Each term of eq. 6 is kept within this; taken literally, eq. 6 explodes. [ours]"""
 
 
-def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
+def iteration(tasks: list[Task], run: Run, config: Config) -> None:
     """One training step: roll out, branch where the moved policy says, credit, update."""
     if config.profile == "reference":
-        from learners import appo_reference
-
-        appo_reference.iteration(tasks, run, config)
+        appo_reference.iteration(tasks, run, config.initial_rollouts, config.rollouts)
         return
     trees = run.new_trees(tasks, roots=config.initial_rollouts)
     run.rollout(trees)  # by the old policy
@@ -98,21 +95,21 @@ def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
         stats = run.token_stats(roots, branched=True)
         moved = run.policy.updates > before
         if not moved:  # same weights: what differs between the two passes is rounding
-            noise = placement.omega_spread(roots, stats, config.discount, config.future_clip)
+            noise = branching.omega_spread(roots, stats, config.discount, config.future_clip)
         grow(batch, run, config, stats, noise if moved else None)
         kept = usable(batch)  # a branch may have met a tool that failed
         rows = [row for tree in kept for row in procedure_advantages(tree, stats, config, run)]
         weights = sequence_mean(
-            [placement.own_mask(row.trajectory) for row in rows], len(kept) * config.rollouts
+            [branching.own_mask(row.trajectory) for row in rows], len(kept) * config.rollouts
         )
         run.update(rows, weights, partial(policy_loss, config=config))  # eq. 8: 1/M, 1/|H_n|
 
 
 def grow(
     trees: Sequence[RolloutTree],
-    run: "Run",
+    run: Run,
     config: Config,
-    stats: "dict[Trajectory, TokenStats]",
+    stats: dict[Trajectory, TokenStats],
     noise: float | None,
 ) -> None:
     """Branch finished trees, layer by layer, until each has its M trajectories.
@@ -124,29 +121,29 @@ def grow(
         stats: of the roots; those of branches are added where they are needed.
         noise: see `branch_points`.
     """
-    sizes = placement.layer_sizes(config.initial_rollouts, config.rollouts, config.layers)
+    sizes = branching.layer_sizes(config.initial_rollouts, config.rollouts, config.layers)
     for layer, size in enumerate(sizes):
         for tree in usable(trees):
             draw = run.draw(f"{tree.name}/{layer}" if layer else tree.name)
             chosen = branch_points(tree, stats, config, draw, noise, size)
-            placement.describe(chosen, run.note, run.count)
+            branching.describe(chosen, run.note, run.count)
             for point in chosen.points:
                 tree.fork(point)
         run.rollout(trees)  # by the current policy
         if layer < len(sizes) - 1 or config.train_branches:
             branches = [b for tree in usable(trees) for b in tree.branches if b not in stats]
             stats |= run.token_stats(branches, branched=layer < len(sizes) - 1)
-            placement.remember_branches(branches, stats)
+            branching.remember_branches(branches, stats)
 
 
 def branch_points(
     tree: RolloutTree,
-    stats: "dict[Trajectory, TokenStats]",
+    stats: dict[Trajectory, TokenStats],
     config: Config,
     draw: random.Random,
     noise: float | None,
     size: int,
-) -> placement.Branching:
+) -> branching.Branching:
     """Where a tree of finished trajectories branches to have `size` of them.
 
     Args:
@@ -158,27 +155,27 @@ def branch_points(
         size: trajectories after this layer.
     """
     scores, rankings = [], []
-    used = placement.branches_used(tree)
+    used = branching.branches_used(tree)
     for trajectory in tree.trajectories:
         found = stats[trajectory]
-        omega = placement.defined_omega(
+        omega = branching.defined_omega(
             trajectory, found, config.discount, config.future_clip, noise
         )
-        scores.append(placement.token_scores(trajectory, found, omega))
-        placement.leave(trajectory, scores[-1], omega)
+        scores.append(branching.token_scores(trajectory, found, omega))
+        branching.leave(trajectory, scores[-1], omega)
         rankings.append(
-            placement.candidates(
+            branching.candidates(
                 trajectory, scores[-1], config.branching, config.prefix, draw, used
             )
         )
     budget = size - len(tree.trajectories)
     if config.pool == "task":
-        return placement.Branching(placement.pool(rankings, budget), scores)
-    return placement.Branching(placement.share_out(rankings, budget, draw), scores)
+        return branching.Branching(branching.pool(rankings, budget), scores)
+    return branching.Branching(branching.share_out(rankings, budget, draw), scores)
 
 
 def procedure_advantages(
-    tree: RolloutTree, stats: "dict[Trajectory, TokenStats]", config: Config, run: "Run"
+    tree: RolloutTree, stats: dict[Trajectory, TokenStats], config: Config, run: Run
 ) -> list[Row]:
     """A row for every trajectory that eqs. 6 and 7 give credit; others are counted and dropped."""
     groups = [[t.reward for t in tree.roots], [t.reward for t in tree.branches]]
@@ -197,7 +194,7 @@ def procedure_advantages(
         kept = [max(-config.advantage_clip, min(config.advantage_clip, term)) for term in terms]
         run.note("advantage/clipped", [float(a != b) for a, b in zip(terms, kept, strict=True)])
         base = sum(kept) / len(kept)
-        future = placement.omega(
+        future = branching.omega(
             trajectory, stats[trajectory], config.discount, config.future_clip
         )  # A_fut, eq. 7
         run.note("advantage/base", [base])
@@ -206,7 +203,7 @@ def procedure_advantages(
     return rows
 
 
-def policy_loss(logprobs: Tensor, batch: "Batch", config: Config) -> Tensor:
+def policy_loss(logprobs: Tensor, batch: Batch, config: Config) -> Tensor:
     """Eq. 8 over a micro-batch; its weights hold 1/M and 1/|H_n|."""
     loss = clipped_surrogate(
         logprobs, batch.old_logprobs, batch.advantages, config.clip_low, config.clip_high
@@ -224,6 +221,6 @@ def _standardised(reward: float, group: list[float]) -> float | None:
 
 
 if __name__ == "__main__":  # engines spawn workers: keep the guard
-    from learners.training import main
+    from learners.runs import main
 
     main("learners.appo")

@@ -10,25 +10,22 @@ Branches are ordinary members of the group: A_i = (R_i - mean) / (std + 1e-6), t
 tokens; the clipped surrogate, averaged over all tokens. No KL.
 
 Entropies are of the whole distribution; the published code's, of the ten likeliest tokens, are
-slightly smaller. `entropy_branching.py` has what AEPO shares.
+slightly smaller. `learners.rl.branching` has what AEPO shares.
 """
+
+from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
-from learners import entropy_branching
-from learners.advantages import group_normalised
-from learners.losses import dual_clipped_policy_loss as policy_loss
-from learners.losses import token_mean
-from learners.run_config import RunConfig
+from benchmarks import Task
+from learners.config import RunConfig
+from learners.rl import branching, group_normalised, token_mean
+from learners.rl import dual_clipped_policy_loss as policy_loss
+from learners.runs import Run
 from learners.tree import RolloutTree, usable
-
-if TYPE_CHECKING:
-    from benchmarks import Task
-    from learners.loop import Run
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class Config(RunConfig):
     """c: where A < 0 the loss is at most -c A; inf: none. [verl, scripts: 3]"""
 
 
-def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
+def iteration(tasks: list[Task], run: Run, config: Config) -> None:
     """One training step."""
     trees = run.new_trees(tasks, roots=config.initial_rollouts)
     draws = {tree: run.draw(tree.name) for tree in trees}
@@ -75,10 +72,8 @@ def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
 
 
 def grow(tree: RolloutTree, config: Config, vocabulary: int, draw: random.Random) -> None:
-    """Branch after a round of turns, one number drawn per trial; see `entropy_branching.grow`."""
-    entropy_branching.grow(
-        tree, config, vocabulary, lambda gain: branches(draw.random(), gain, config)
-    )
+    """Branch after a round of turns, one number drawn per trial; see `branching.grow`."""
+    branching.grow(tree, config, vocabulary, lambda gain: branches(draw.random(), gain, config))
 
 
 def branches(uniform: float, gain: float, config: Config) -> bool:
@@ -88,6 +83,6 @@ def branches(uniform: float, gain: float, config: Config) -> bool:
 
 
 if __name__ == "__main__":
-    from learners.training import main
+    from learners.runs import main
 
     main("learners.arpo")

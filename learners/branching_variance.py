@@ -18,25 +18,29 @@ which for equal shares is the mean of s_k^2. Intervals are 95 %, from resampled 
 from the tokens alone is measured; that APPO's gradient is a sum of such terms is not claimed.
 """
 
+from __future__ import annotations
+
+import json
+import random
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import variance
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple
+
+import torch
 
 from learners import appo
-from learners.command_line import explained
-from learners.run_config import UsageError
-from learners.variance_table import Point, Root, report
-
-if TYPE_CHECKING:
-    from learners.loop import Run
-    from learners.policy import TokenStats
-    from learners.session import Session
-    from learners.tree import RolloutTree, Trajectory
+from learners.console import Narrator, explained
+from learners.errors import UsageError
+from learners.intervals import Interval
+from learners.policy import TokenStats
+from learners.rl import branching, clipped_policy_loss, group_normalised, own_mask, sequence_mean
+from learners.runs import Run, Session, open_session, training_env
+from learners.tree import BranchPoint, RolloutTree, Row, Trajectory, usable
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,6 @@ def measure(config: Config) -> list[Root]:
     Raises:
         UsageError: all rewards were equal, so that nothing moved the policy.
     """
-    from learners.session import open_session, training_env
-
     if config.quick:
         config = replace(config, tasks=6, initial_rollouts=2, points=4, repeats=3)
     config = replace(config, prompts=2 * config.tasks)
@@ -91,11 +93,8 @@ def measure(config: Config) -> list[Root]:
         env.close()
 
 
-def measured(session: "Session", config: Config) -> list[Root]:
+def measured(session: Session, config: Config) -> list[Root]:
     """The measurement on an open session; see `measure`."""
-    from learners import placement
-    from learners.tree import BranchPoint, usable
-
     run = session.run
     trees = run.new_trees(session.tasks_of(0), roots=config.initial_rollouts)
     run.rollout(trees)
@@ -104,14 +103,14 @@ def measured(session: "Session", config: Config) -> list[Root]:
     roots = [root for tree in usable(trees) for root in tree.roots]
     run.remember_old_logprobs(roots)
     gamma, clip = config.discount, config.future_clip
-    noise = placement.omega_spread(roots, run.token_stats(roots), gamma, clip)
+    noise = branching.omega_spread(roots, run.token_stats(roots), gamma, clip)
     move(run, moving, config)
     stats = run.token_stats([root for tree in resting for root in tree.roots])
     drawn = {}
     for tree in resting:
         draw = run.draw(f"points/{tree.name}")
         for root in tree.roots:
-            own = placement.own_tokens(root).tolist()
+            own = branching.own_tokens(root).tolist()
             drawn[root] = sorted(draw.sample(own, min(config.points, len(own))))
             for position in drawn[root]:
                 for _ in range(config.repeats):
@@ -125,11 +124,8 @@ def measured(session: "Session", config: Config) -> list[Root]:
     ]
 
 
-def move(run: "Run", trees: "Sequence[RolloutTree]", config: Config) -> None:
+def move(run: Run, trees: Sequence[RolloutTree], config: Config) -> None:
     """Updates as GRPO makes them, mini-batch after mini-batch."""
-    from learners.advantages import group_normalised
-    from learners.losses import clipped_policy_loss, sequence_mean
-
     before = run.policy.updates
     for batch in run.minibatches(trees):
         rows = group_normalised(batch)
@@ -142,24 +138,22 @@ def move(run: "Run", trees: "Sequence[RolloutTree]", config: Config) -> None:
 
 
 def _root(
-    run: "Run",
-    tree: "RolloutTree",
-    root: "Trajectory",
+    run: Run,
+    tree: RolloutTree,
+    root: Trajectory,
     positions: Sequence[int],
-    stats: "TokenStats",
+    stats: TokenStats,
     config: Config,
     noise: float,
 ) -> Root:
     """The points of a root: how their branches differ, and how rules rank them."""
-    from learners import placement
-
-    omega = placement.defined_omega(root, stats, config.discount, config.future_clip, noise)
-    scores = placement.token_scores(root, stats, omega)
+    omega = branching.defined_omega(root, stats, config.discount, config.future_clip, noise)
+    scores = branching.token_scores(root, stats, omega)
     ranks: defaultdict[int, dict[str, int]] = defaultdict(dict)
-    rules: tuple[placement.Rule, ...] = ("score", "entropy", "future")
+    rules: tuple[branching.Rule, ...] = ("score", "entropy", "future")
     for rule in rules:
         draw = run.draw(f"{rule}/{tree.name}/{root.path}")
-        ranked = placement.candidates(root, scores, rule, "before", draw, Counter())
+        ranked = branching.candidates(root, scores, rule, "before", draw, Counter())
         ordered = [c.point.position for c in ranked if c.point.position in set(positions)]
         for rank, position in enumerate(ordered):
             ranks[position][rule] = rank
@@ -177,13 +171,8 @@ def _root(
     return Root(tree.task.id, points, omega is not None)
 
 
-def gradient_variance(run: "Run", branches: "Sequence[Trajectory]", value: float) -> float:
+def gradient_variance(run: Run, branches: Sequence[Trajectory], value: float) -> float:
     """Trace of the covariance of (R - value) grad log pi over branches from one token."""
-    import torch
-
-    from learners.placement import own_mask
-    from learners.tree import Row
-
     total, squares = torch.zeros(()), 0.0
     for branch in branches:
         if branch.reward == value:
@@ -197,6 +186,107 @@ def gradient_variance(run: "Run", branches: "Sequence[Trajectory]", value: float
         squares += float(gradient.square().sum())
     count = len(branches)
     return max(0.0, (squares - float(total.square().sum()) / count) / (count - 1))
+
+
+RULES = ("score", "entropy", "future", "uniform")
+
+
+RESAMPLES = 2000
+
+
+class Point(NamedTuple):
+    """A token that was branched."""
+
+    gradient_variance: float
+    """s_k^2."""
+    reward_variance: float
+    ranks: dict[str, int]
+    """By rule: 0 is the best of its root."""
+
+
+class Root(NamedTuple):
+    """A root with its points."""
+
+    task: str
+    points: list[Point]
+    defined: bool
+    """Whether it had a branching score; if not, the score's rule is entropy's."""
+
+
+def per_branch(root: Root, rule: str) -> float:
+    """V: the variance per branch when a rule shares out a budget over a root's points."""
+    count = len(root.points)
+    whole = count * (count + 1) / 2
+    total = 0.0
+    for point in root.points:
+        share = 1 / count if rule == "uniform" else (count - point.ranks[rule]) / whole
+        total += point.gradient_variance / share
+    return total / count**2
+
+
+def best_over_all(root: Root, rule: str) -> tuple[float, float]:
+    """Mean s_k^2 of the better half of a root's points by a rule, and of all of them."""
+    count = len(root.points)
+    every = sum(point.gradient_variance for point in root.points) / count
+    if rule == "uniform":
+        return every, every
+    kept = max(1, count // 2)
+    best = [point.gradient_variance for point in root.points if point.ranks[rule] < kept]
+    return sum(best) / kept, every
+
+
+def ratio(
+    roots: Sequence[Root], above: Callable[[Root], float], below: Callable[[Root], float]
+) -> Interval:
+    """Ratio of two sums over roots, with its 95 % interval from resampled tasks."""
+    tasks: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for root in roots:
+        tasks[root.task][0] += above(root)
+        tasks[root.task][1] += below(root)
+    pairs, draw = list(tasks.values()), random.Random(0)
+
+    def quotient(sample: Sequence[Sequence[float]]) -> float:
+        bottom = sum(pair[1] for pair in sample)
+        return sum(pair[0] for pair in sample) / bottom if bottom else 1.0
+
+    found = sorted(quotient(draw.choices(pairs, k=len(pairs))) for _ in range(RESAMPLES))
+    low, high = found[int(0.025 * RESAMPLES)], found[int(0.975 * RESAMPLES) - 1]
+    return Interval(quotient(pairs), low, high)
+
+
+def report(roots: Sequence[Root], config: Mapping[str, Any], folder: Path | None = None) -> None:
+    """Print the table; write the points as JSON where a folder is given."""
+    from rich.table import Table
+
+    points = [point for root in roots for point in root.points]
+    varied = sum(point.gradient_variance > 0 for point in points)
+    table = Table(
+        title=f"{len({root.task for root in roots})} tasks, {len(roots)} roots "
+        f"({sum(root.defined for root in roots)} with a score), {len(points)} points, "
+        f"{varied} of them with any variance; 95 % intervals"
+    )
+    for column in ("placement", "variance per branch", "over uniform", "best half over all"):
+        table.add_column(column)
+    for rule in RULES:
+        value = sum(per_branch(root, rule) for root in roots) / max(len(roots), 1)
+        table.add_row(
+            rule,
+            f"{value:.4g}",
+            str(ratio(roots, partial(per_branch, rule=rule), partial(per_branch, rule="uniform"))),
+            str(
+                ratio(
+                    roots,
+                    lambda root, rule=rule: best_over_all(root, rule)[0],  # type: ignore[misc]
+                    lambda root, rule=rule: best_over_all(root, rule)[1],  # type: ignore[misc]
+                )
+            ),
+        )
+    Narrator().say(table)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = [root._asdict() | {"points": [p._asdict() for p in root.points]} for root in roots]
+        content = json.dumps({"config": dict(config), "roots": rows}, indent=1)
+        (folder / "branching_variance.json").write_text(content)
 
 
 if __name__ == "__main__":

@@ -5,22 +5,18 @@ rollout; the loss is -w A log pi with the weight w = min(r, cap) held constant, 
 loses its gradient; averaged over all tokens. No KL.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
-from learners.advantages import group_normalised
-from learners.losses import token_log_ratio, token_mean
-from learners.objective import note_capped
-from learners.run_config import RunConfig
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from benchmarks import Task
-    from learners.batch import Batch
-    from learners.loop import Run
-    from learners.objective import Note
+from benchmarks import Task
+from learners.config import RunConfig
+from learners.policy import Batch
+from learners.rl import Note, group_normalised, note_capped, token_log_ratio, token_mean
+from learners.runs import Run
 
 
 @dataclass(frozen=True)
@@ -34,7 +30,7 @@ class Config(RunConfig):
     gives no number; 4 to 8 work alike in ScaleRL, 5 is TRL's advice]"""
 
 
-def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
+def iteration(tasks: list[Task], run: Run, config: Config) -> None:
     """One training step."""
     run.sample_and_update(
         tasks,
@@ -45,9 +41,7 @@ def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
     )
 
 
-def policy_loss(
-    logprobs: "Tensor", batch: "Batch", config: Config, note: "Note | None" = None
-) -> "Tensor":
+def policy_loss(logprobs: Tensor, batch: Batch, config: Config, note: Note | None = None) -> Tensor:
     """Weighted log-likelihood of a micro-batch; its value is no surrogate's.
 
     `note` takes the share of tokens whose weight is clipped, whatever the sign of A.
@@ -61,6 +55,6 @@ def policy_loss(
 
 
 if __name__ == "__main__":
-    from learners.training import main
+    from learners.runs import main
 
     main("learners.cispo")

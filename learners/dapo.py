@@ -8,20 +8,18 @@ tokens of a rollout; the surrogate clips wider above than below and is averaged 
 KL.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
-from learners.advantages import by_group, normalised
-from learners.losses import dual_clipped_policy_loss as policy_loss
-from learners.losses import token_mean
-from learners.run_config import RunConfig
+from benchmarks import Task
+from learners.config import RunConfig
+from learners.rl import by_group, normalised, token_mean
+from learners.rl import dual_clipped_policy_loss as policy_loss
+from learners.runs import Run
 from learners.tree import RolloutTree, Trajectory, usable
-
-if TYPE_CHECKING:
-    from benchmarks import Task
-    from learners.loop import Run
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Config(RunConfig):
     """Taken off the reward of a response that fills its room; 0: no penalty. [paper: 1]"""
 
 
-def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
+def iteration(tasks: list[Task], run: Run, config: Config) -> None:
     """One training step."""
     run.credit_and_update(
         informative_trees(tasks, run, config),
@@ -55,7 +53,7 @@ def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
     )
 
 
-def informative_trees(tasks: "list[Task]", run: "Run", config: Config) -> list[RolloutTree]:
+def informative_trees(tasks: list[Task], run: Run, config: Config) -> list[RolloutTree]:
     """`prompts` trees with different scores, or as many as the bound and the tasks allow."""
     sampled: list[RolloutTree] = []
     kept: list[RolloutTree] = []
@@ -105,6 +103,6 @@ def overlong(length: int, room: float, buffer: float) -> float:
 
 
 if __name__ == "__main__":
-    from learners.training import main
+    from learners.runs import main
 
     main("learners.dapo")

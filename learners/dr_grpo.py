@@ -5,18 +5,16 @@ surrogate, summed over tokens, divided by the longest response there may be and 
 rollouts. Neither the deviation nor a rollout's own length is divided by. No KL.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
-from learners.advantages import by_group, centred
-from learners.losses import clipped_policy_loss as policy_loss
-from learners.losses import sequence_sum
-from learners.run_config import RunConfig
-
-if TYPE_CHECKING:
-    from benchmarks import Task
-    from learners.loop import Run
+from benchmarks import Task
+from learners.config import RunConfig
+from learners.rl import by_group, centred, sequence_sum
+from learners.rl import clipped_policy_loss as policy_loss
+from learners.runs import Run
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Config(RunConfig):
     """eps: the ratio is kept below 1 + clip_high. [verl, TRL: 0.2]"""
 
 
-def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
+def iteration(tasks: list[Task], run: Run, config: Config) -> None:
     """One training step."""
     run.sample_and_update(
         tasks,
@@ -43,6 +41,6 @@ def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
 
 
 if __name__ == "__main__":
-    from learners.training import main
+    from learners.runs import main
 
     main("learners.dr_grpo")

@@ -12,25 +12,23 @@ each trajectory once, as the paper has it. A step group of one gets 0. The paper
 environment's reward has one.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
+from torch import Tensor
 
-from learners.advantages import centred, normalised
-from learners.losses import dual_clipped_policy_loss as policy_loss
-from learners.losses import suffix_sum, token_mean
-from learners.run_config import RunConfig
+from benchmarks import Task
+from learners.config import RunConfig
+from learners.rl import centred, normalised, suffix_sum, token_mean
+from learners.rl import dual_clipped_policy_loss as policy_loss
+from learners.runs import Run
 from learners.tree import RolloutTree, Row, Trajectory
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from benchmarks import Task
-    from learners.loop import Run
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Config(RunConfig):
     """c: where A < 0 the loss is at most -c A; inf: none. [verl, scripts: 3]"""
 
 
-def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
+def iteration(tasks: list[Task], run: Run, config: Config) -> None:
     """One training step."""
     run.sample_and_update(
         tasks,
@@ -75,7 +73,7 @@ def two_level(trees: Sequence[RolloutTree], config: Config) -> list[Row]:
     return rows
 
 
-def tree_advantages(tree: RolloutTree, config: Config) -> "list[Tensor]":
+def tree_advantages(tree: RolloutTree, config: Config) -> list[Tensor]:
     """(T,) of every trajectory: its episode's advantage plus its turn's."""
     rewards = torch.tensor([t.reward for t in tree.trajectories], dtype=torch.float64)
     episode = normalised(rewards) if config.divide_by == "std" else centred(rewards)
@@ -90,7 +88,7 @@ def tree_advantages(tree: RolloutTree, config: Config) -> "list[Tensor]":
     return found
 
 
-def step_returns(trajectory: Trajectory, discount: float) -> "Tensor":
+def step_returns(trajectory: Trajectory, discount: float) -> Tensor:
     """(K,) per turn; the reward comes with the last one."""
     rewards = torch.zeros(len(trajectory.turns), dtype=torch.float64)
     rewards[-1] = trajectory.reward
@@ -125,7 +123,7 @@ def _alike(first: str, second: str, similarity: float) -> bool:
     return all(ratio() >= similarity for ratio in bounds)
 
 
-def step_advantages(returns: "Tensor", groups: Sequence[int], scale: str) -> "Tensor":
+def step_advantages(returns: Tensor, groups: Sequence[int], scale: str) -> Tensor:
     """(K,) by the returns of each group; 0 in a group of one."""
     numbers, found = torch.tensor(groups), torch.zeros_like(returns)
     for group in set(groups):
@@ -135,6 +133,6 @@ def step_advantages(returns: "Tensor", groups: Sequence[int], scale: str) -> "Te
 
 
 if __name__ == "__main__":
-    from learners.training import main
+    from learners.runs import main
 
     main("learners.gigpo")

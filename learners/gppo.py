@@ -6,22 +6,18 @@ place of the ratio (eqs. 11 and 12); averaged over all tokens. No KL. The paper'
 correct rollouts (eq. 13) is left out: it is another objective beside this one.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
-from learners.advantages import group_normalised
-from learners.losses import preserving_surrogate, token_mean
-from learners.objective import note_bounded
-from learners.run_config import RunConfig
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from benchmarks import Task
-    from learners.batch import Batch
-    from learners.loop import Run
-    from learners.objective import Note
+from benchmarks import Task
+from learners.config import RunConfig
+from learners.policy import Batch
+from learners.rl import Note, group_normalised, note_bounded, preserving_surrogate, token_mean
+from learners.runs import Run
 
 
 @dataclass(frozen=True)
@@ -38,7 +34,7 @@ class Config(RunConfig):
     """c: a token with A < 0 and a larger ratio gets no gradient. [code; paper: none, inf]"""
 
 
-def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
+def iteration(tasks: list[Task], run: Run, config: Config) -> None:
     """One training step."""
     run.sample_and_update(
         tasks,
@@ -49,9 +45,7 @@ def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
     )
 
 
-def policy_loss(
-    logprobs: "Tensor", batch: "Batch", config: Config, note: "Note | None" = None
-) -> "Tensor":
+def policy_loss(logprobs: Tensor, batch: Batch, config: Config, note: Note | None = None) -> Tensor:
     """The gradient-preserving surrogate of a micro-batch; `note` takes what it clips."""
     if note is not None:
         note_bounded(note, logprobs, batch, 1 - config.clip_low, 1 + config.clip_high)
@@ -61,6 +55,6 @@ def policy_loss(
 
 
 if __name__ == "__main__":
-    from learners.training import main
+    from learners.runs import main
 
     main("learners.gppo")

@@ -4,18 +4,16 @@ A_i = (R_i - mean) / (std + 1e-6) over the rollouts of a prompt, the same for al
 rollout; the clipped surrogate, averaged over the tokens of each rollout, then over rollouts. No KL.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
-from learners.advantages import group_normalised
-from learners.losses import clipped_policy_loss as policy_loss
-from learners.losses import sequence_mean
-from learners.run_config import RunConfig
-
-if TYPE_CHECKING:
-    from benchmarks import Task
-    from learners.loop import Run
+from benchmarks import Task
+from learners.config import RunConfig
+from learners.rl import clipped_policy_loss as policy_loss
+from learners.rl import group_normalised, sequence_mean
+from learners.runs import Run
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Config(RunConfig):
     """eps: the ratio is kept below 1 + clip_high. [verl, TRL: 0.2]"""
 
 
-def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
+def iteration(tasks: list[Task], run: Run, config: Config) -> None:
     """One training step."""
     run.sample_and_update(
         tasks,
@@ -42,6 +40,6 @@ def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
 
 
 if __name__ == "__main__":
-    from learners.training import main
+    from learners.runs import main
 
     main("learners.grpo")

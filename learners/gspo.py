@@ -8,21 +8,18 @@ gradient of s. A rollout with tool results is one sequence: s is over the tokens
 in all of its turns, and what the tools said has no ratio.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
-from learners.advantages import group_normalised
-from learners.losses import clipped, sequence_log_ratio, sequence_mean
-from learners.run_config import RunConfig
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from benchmarks import Task
-    from learners.batch import Batch
-    from learners.loop import Run
-
+from benchmarks import Task
+from learners.config import RunConfig
+from learners.policy import Batch
+from learners.rl import clipped, group_normalised, sequence_log_ratio, sequence_mean
+from learners.runs import Run
 
 LARGEST_LOG_RATIO = 10.0
 """log s is cut to it, without gradient beyond. [verl]"""
@@ -40,7 +37,7 @@ class Config(RunConfig):
     """s is kept below 1 + clip_high. [sec. 5.1]"""
 
 
-def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
+def iteration(tasks: list[Task], run: Run, config: Config) -> None:
     """One training step."""
     run.sample_and_update(
         tasks,
@@ -51,7 +48,7 @@ def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
     )
 
 
-def policy_loss(logprobs: "Tensor", batch: "Batch", config: Config) -> "Tensor":
+def policy_loss(logprobs: Tensor, batch: Batch, config: Config) -> Tensor:
     """The clipped surrogate of a micro-batch's rollouts."""
     log_ratio = sequence_log_ratio(
         logprobs, batch.old_logprobs, batch.response_mask, LARGEST_LOG_RATIO
@@ -61,6 +58,6 @@ def policy_loss(logprobs: "Tensor", batch: "Batch", config: Config) -> "Tensor":
 
 
 if __name__ == "__main__":
-    from learners.training import main
+    from learners.runs import main
 
     main("learners.gspo")

@@ -3,11 +3,16 @@
 `python -m learners.metrics` prints the table. A name ending in `<...>` stands for several.
 """
 
+from __future__ import annotations
+
 from collections import defaultdict
 from collections.abc import Sequence
 from statistics import fmean, pvariance, variance
 
 from learners.tree import RolloutTree, Trajectory, usable
+
+PEAK = "memory/peak"
+"""The metric of peak memory."""
 
 METRICS = {
     "iteration": "training step, from 0",

@@ -4,14 +4,17 @@ A branch owns what lies behind its branch point; what lies before it was sampled
 for by its parent. Nothing here reads the ledger but to compare with it.
 """
 
+from __future__ import annotations
+
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from learners.command_line import explained
-from learners.rollout_files import list_iterations, read_rows
+from learners.console import explained
+from learners.rollouts import list_iterations, read_rows
+from learners.run_folder import read_metrics
 
 COUNTED = (
     "sampled_tokens",
@@ -91,8 +94,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _compare(folder: Path) -> int:
     """Print the comparison; how many iterations differ."""
-    from learners.checkpoint import read_metrics
-
     iterations = list_iterations(folder)
     lines = {int(line["iteration"]): line for line in read_metrics(folder)}
     total: Counter[str] = Counter()

@@ -7,23 +7,21 @@ token, is `--kl-reward`; the variant's, in the loss, is `--kl 0.001 --kl-estimat
 `--baseline group` and `--kl-reward` the mean is that of rewards without the term [OpenRLHF].
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
+from torch import Tensor
 
-from learners.kl_reward import KlRewardConfig, penalty, with_reference
-from learners.losses import clipped_policy_loss as policy_loss
-from learners.losses import suffix_sum, token_mean
+from benchmarks import Task
+from learners.rl import KlRewardConfig, penalty, suffix_sum, token_mean, with_reference
+from learners.rl import clipped_policy_loss as policy_loss
+from learners.runs import Run
 from learners.tree import RolloutTree, Row
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from benchmarks import Task
-    from learners.loop import Run
 
 
 @dataclass(frozen=True)
@@ -42,12 +40,13 @@ class Config(KlRewardConfig):
     """eps: the ratio is kept below 1 + clip_high. [verl: 0.2]"""
 
 
-def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
+def iteration(tasks: list[Task], run: Run, config: Config) -> None:
     """One training step."""
+    credit = partial(batch_normalised, config=config)
     run.sample_and_update(
         tasks,
         roots=config.rollouts,
-        advantages=with_reference(partial(batch_normalised, config=config), run, config.kl_reward),
+        advantages=with_reference(credit, run.refer, run.note, config.kl_reward),
         weights=token_mean,
         loss=partial(policy_loss, config=config),
     )
@@ -62,7 +61,7 @@ def batch_normalised(trees: Sequence[RolloutTree], config: Config) -> list[Row]:
     return [Row(t, a.float()) for t, a in zip(trajectories, advantages, strict=True)]
 
 
-def returns_of(tree: RolloutTree, config: Config) -> "list[Tensor]":
+def returns_of(tree: RolloutTree, config: Config) -> list[Tensor]:
     """Per trajectory (T,) the return G_t of its sampled tokens; 0 on observations."""
     mean = sum(t.reward for t in tree.trajectories) / len(tree.trajectories)
     alone = config.baseline == "none" or len(tree.trajectories) == 1
@@ -75,14 +74,14 @@ def returns_of(tree: RolloutTree, config: Config) -> "list[Tensor]":
     return returns
 
 
-def rewards_to_go(rewards: "Tensor", mask: "Tensor", discount: float) -> "Tensor":
+def rewards_to_go(rewards: Tensor, mask: Tensor, discount: float) -> Tensor:
     """(T,) discounted sum of rewards from each sampled token on; observations take no time."""
     found = torch.zeros_like(rewards)
     found[mask] = suffix_sum(rewards[mask], discount)
     return found
 
 
-def whitened(values: "Sequence[Tensor]", masks: "Sequence[Tensor]") -> "list[Tensor]":
+def whitened(values: Sequence[Tensor], masks: Sequence[Tensor]) -> list[Tensor]:
     """Rows by the mean and sample deviation of all their trained tokens together; 0 on others."""
     trained = torch.cat([v[m] for v, m in zip(values, masks, strict=True)])
     if len(trained) < 2 or trained.max() == trained.min():
@@ -92,6 +91,6 @@ def whitened(values: "Sequence[Tensor]", masks: "Sequence[Tensor]") -> "list[Ten
 
 
 if __name__ == "__main__":
-    from learners.training import main
+    from learners.runs import main
 
     main("learners.reinforce_pp")

@@ -7,20 +7,24 @@ KL term, k1 summed over the rollout and taken off R_i, is `--kl-reward`; `--kl` 
 With several mini-batches an iteration the later ones are off-policy, uncorrected, as in the paper.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
-from learners.advantages import by_group, leave_one_out
-from learners.kl_reward import KlRewardConfig, penalised, with_reference
-from learners.losses import sequence_sum
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from benchmarks import Task
-    from learners.batch import Batch
-    from learners.loop import Run
+from benchmarks import Task
+from learners.policy import Batch
+from learners.rl import (
+    KlRewardConfig,
+    by_group,
+    leave_one_out,
+    penalised,
+    sequence_sum,
+    with_reference,
+)
+from learners.runs import Run
 
 
 @dataclass(frozen=True)
@@ -31,25 +35,25 @@ class Config(KlRewardConfig):
     """k: rollouts per prompt. [paper: 2 and 4; 16 as the other methods]"""
 
 
-def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
+def iteration(tasks: list[Task], run: Run, config: Config) -> None:
     """One training step."""
     reward = partial(penalised, coefficient=config.kl_reward)
     credit = partial(by_group, credit=leave_one_out, reward=reward)
     run.sample_and_update(
         tasks,
         roots=config.rollouts,
-        advantages=with_reference(credit, run, config.kl_reward),
+        advantages=with_reference(credit, run.refer, run.note, config.kl_reward),
         weights=sequence_sum,
         loss=policy_loss,
     )
 
 
-def policy_loss(logprobs: "Tensor", batch: "Batch") -> "Tensor":
+def policy_loss(logprobs: Tensor, batch: Batch) -> Tensor:
     """REINFORCE on a micro-batch."""
     return -(batch.advantages * logprobs * batch.weights).sum()
 
 
 if __name__ == "__main__":
-    from learners.training import main
+    from learners.runs import main
 
     main("learners.rloo")

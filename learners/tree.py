@@ -5,15 +5,18 @@ sampled (actions) and what the environment answered (observations). Trajectories
 their common turns as objects. Nothing here samples, trains or talks to an environment.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Literal, NamedTuple
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from benchmarks import Task
 from envs import EnvState
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 StopReason = Literal["tag", "eos", "length"]
 """What ended a turn: a closing tag, an end token, or the room that was left."""
@@ -31,7 +34,7 @@ class Completion:
     """(T,) nats, of the distribution each token was drawn from."""
     stop: StopReason = "tag"
 
-    def __add__(self, rest: "Completion") -> "Completion":
+    def __add__(self, rest: Completion) -> Completion:
         """A prefill and what was sampled after it, as one completion."""
         return Completion(
             self.token_ids + rest.token_ids,
@@ -40,7 +43,7 @@ class Completion:
             rest.stop,
         )
 
-    def first(self, count: int) -> "Completion":
+    def first(self, count: int) -> Completion:
         """The first `count` tokens, as a prefill."""
         return Completion(
             self.token_ids[:count], self.logprobs[:count], self.entropies[:count], self.stop
@@ -77,7 +80,7 @@ class Turn:
 class BranchPoint(NamedTuple):
     """Where a branch leaves a trajectory."""
 
-    trajectory: "Trajectory"
+    trajectory: Trajectory
     position: int
     """Response tokens shared; the token at `position` is sampled anew."""
     score: float = 0.0
@@ -87,7 +90,7 @@ class BranchPoint(NamedTuple):
 class Marks:
     """What an iteration left on a trajectory's tokens, for rollout files; None where nothing.
 
-    Every tensor is (T,). Mutated by `learners.loop` and by the methods.
+    Every tensor is (T,). Mutated by `learners.runs.run` and by the methods.
     """
 
     logprobs: Tensor | None = None
@@ -108,7 +111,7 @@ class Marks:
 
 @dataclass(eq=False)
 class Trajectory:
-    """One episode in tokens. Mutated by append only, in `learners.rollout`; identity equality."""
+    """One episode in tokens. Mutated by append only, in `learners.rollouts`; identity equality."""
 
     prompt_ids: tuple[int, ...]
     state: EnvState

@@ -13,26 +13,23 @@ what the policy wrote and what the tool answered. The script's KL term is `--kl 
 bonus of the published configuration is left out.
 """
 
+from __future__ import annotations
+
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from learners.advantages import normalised
-from learners.losses import dual_clipped_policy_loss as policy_loss
-from learners.losses import token_mean
-from learners.run_config import RunConfig
+from benchmarks import Task
+from learners.config import RunConfig
+from learners.rl import dual_clipped_policy_loss as policy_loss
+from learners.rl import normalised, token_mean
+from learners.runs import Run
 from learners.tree import BranchPoint, RolloutTree, Row, Trajectory, usable
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from benchmarks import Task
-    from learners.loop import Run
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class Config(RunConfig):
     """c: where A < 0 the loss is at most -c A; inf: none. [verl, scripts: 3]"""
 
 
-def iteration(tasks: "list[Task]", run: "Run", config: Config) -> None:
+def iteration(tasks: list[Task], run: Run, config: Config) -> None:
     """One training step."""
     trees = run.new_trees(tasks, roots=config.initial_rollouts)
     draws = {tree: run.draw(tree.name) for tree in trees}
@@ -130,7 +127,7 @@ def two_level(
     return rows
 
 
-def leaf_advantages(rewards: "Sequence[Tensor]") -> "Tensor":
+def leaf_advantages(rewards: Sequence[Tensor]) -> Tensor:
     """(n,) of all leaves of a prompt, in the order of its trees.
 
     Args:
@@ -150,6 +147,6 @@ def pruned(
 
 
 if __name__ == "__main__":
-    from learners.training import main
+    from learners.runs import main
 
     main("learners.tree_grpo")

@@ -2,9 +2,9 @@
 
 import json
 
-from learners.compare_config import Config
-from learners.compare_plan import final_trials, start_trials
-from learners.compare_summary import VERSION
+from learners.compare.config import Config
+from learners.compare.plan import final_trials, start_trials
+from learners.compare.summary import VERSION
 
 TASKS = {
     "test": {"ids": ["a", "b", "c", "d"], "levels": ["1", "1", "2", "2"]},

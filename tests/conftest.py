@@ -8,7 +8,8 @@ from hypothesis import settings
 
 from envs import ToolEnv
 from tests import needs
-from tools import PythonTool, ToolContext, ToolUnavailable, docker_sandbox
+from tools import PythonTool, ToolContext, ToolUnavailable
+from tools.sandbox import docker_engine
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -22,7 +23,7 @@ def pytest_runtest_setup(item):
     """What needs a Docker engine skips where none answers."""
     if item.get_closest_marker("docker"):
         try:
-            docker_sandbox._client().close()
+            docker_engine._client().close()
         except ToolUnavailable as error:
             needs.lacking("Docker Engine", str(error), "in CI")
 

@@ -9,10 +9,10 @@ import torch
 
 from benchmarks import Demonstration, Score, Step
 from envs import ToolEnv
-from learners.demonstrations import play
-from learners.models import load_model, save_model
-from learners.policy import Policy
-from learners.rollout import Rollouts
+from learners.policy.loading import load_model, save_model
+from learners.policy.policy import Policy
+from learners.rollouts.rollout import Rollouts
+from learners.sft.transcripts import play
 from learners.tree import Completion, Row
 from tests.fakes import TOY, EchoTool, SayTool
 from tools import ToolUnavailable

@@ -21,8 +21,8 @@ from learners import (
     rloo,
     tree_grpo,
 )
-from learners.advantages import by_group, centred, group_normalised, leave_one_out
-from learners.losses import sequence_mean, sequence_sum, token_mean
+from learners.rl.advantages import by_group, centred, group_normalised, leave_one_out
+from learners.rl.losses import sequence_mean, sequence_sum, token_mean
 from learners.tree import BranchPoint, Completion, Row, Turn
 from tests.tree_fakes import START, Notes, grow, new_tree, stats_of
 
@@ -153,6 +153,9 @@ class Composed:
         return self.trees
 
     def rollout(self, trees, after_turn=None):
+        pass
+
+    def refer(self, trajectories):
         pass
 
     def draw(self, name):

@@ -5,10 +5,10 @@ import ssl
 import threading
 from contextlib import contextmanager
 
-from tools.addresses import Addresses
-from tools.browse import BrowseTool
-from tools.faults import Limits
-from tools.web_pages import WebPages
+from tools.web.addresses import Addresses
+from tools.web.browse import BrowseTool
+from tools.web.pages import WebPages
+from tools.web.rate_limits import Limits
 
 CALM = Limits(attempts=2, deadline_s=20.0, first_pause_s=0.01, patience_s=20.0)
 LOOPBACK = ("127.0.0.0/8",)

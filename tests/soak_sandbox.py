@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 
 from tests.sandbox_leaks import at_rest, group, grown, shown
 from tools.python import PythonState, PythonTool
-from tools.sandbox import Limits
+from tools.sandbox.protocol import Limits
 from tools.tool import ToolContext
 
 LIMITS = Limits(cpu=0.3, wall=60.0, memory=256 << 20, processes=16, live_states=400)

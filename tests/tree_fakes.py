@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 import torch
 
 from envs import EnvState
-from learners.policy import TokenStats
+from learners.policy.policy import TokenStats
 from learners.tree import BranchPoint, Completion, RolloutTree, Turn
 from tests.fakes import TOY, toy_load
 

@@ -5,7 +5,7 @@ import json
 import torch
 
 from envs import EnvState
-from learners.rollout_files import write_rollouts
+from learners.rollouts.storage import write_rollouts
 from learners.tree import BranchPoint, Call, Completion, RolloutTree, Turn
 from tests.fakes import TOY, toy_load
 

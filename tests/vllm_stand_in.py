@@ -1,4 +1,4 @@
-"""Stands where the process of `learners.vllm_server` does, with a sampler of transformers.
+"""Stands where the process of `learners.sampling.vllm_server` does, with a sampler of transformers.
 
     python -m tests.vllm_stand_in MODE LIVES SOCKET SETTINGS
 
@@ -13,8 +13,9 @@ import socket
 import sys
 from pathlib import Path
 
-from learners.models import load_model
-from learners.sampler import Request, TransformersSampler
+from learners.policy.loading import load_model
+from learners.sampling.sampler import Request
+from learners.sampling.transformers_sampler import TransformersSampler
 
 
 def main():

@@ -1,5 +1,7 @@
 """A calculator: arithmetic on numbers, for machines where no sandbox can be had. Runs no code."""
 
+from __future__ import annotations
+
 import ast
 import operator
 import re
@@ -10,10 +12,14 @@ from tools.tool import ToolContext, ToolResult
 
 LONGEST = 200
 """Characters of an expression."""
+
+
 LARGEST = 1e15
 """Magnitude of any number on the way: below it, float64 tells whole numbers apart."""
 
 NOT_ARITHMETIC = "only numbers, + - * / // % and parentheses are allowed"
+
+
 _BINARY: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -22,10 +28,14 @@ _BINARY: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod,
 }
+
+
 _UNARY: dict[type[ast.unaryop], Callable[[float], float]] = {
     ast.UAdd: operator.pos,
     ast.USub: operator.neg,
 }
+
+
 _ALLOWED = re.compile(r"[0-9.eE_+*/%()\s-]*")
 """Characters of an expression; the parser warns on the console about others."""
 

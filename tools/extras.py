@@ -1,5 +1,7 @@
 """What an optional tool needs beyond the installation, asked for when the tool is made."""
 
+from __future__ import annotations
+
 from importlib.util import find_spec
 
 

@@ -1,5 +1,7 @@
 """A resource that each process opens for itself: connections and locks do not survive a fork."""
 
+from __future__ import annotations
+
 import os
 import threading
 from collections.abc import Callable
@@ -35,5 +37,5 @@ class PerProcess(Generic[R]):
         """Forget this process's resource and hand it over to be closed; None: it was not open."""
         return self._resources.pop(os.getpid(), None)
 
-    def __reduce__(self) -> tuple[type["PerProcess[R]"], tuple[Callable[[], R]]]:
+    def __reduce__(self) -> tuple[type[PerProcess[R]], tuple[Callable[[], R]]]:
         return PerProcess, (self._open,)

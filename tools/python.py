@@ -5,20 +5,36 @@ what it printed. A live interpreter is only a cache of it, found by the value an
 when it is gone.
 """
 
+from __future__ import annotations
+
+import base64
+import hashlib
 import logging
 import os
+import re
 import signal
 import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
-from tools.python_values import attached, difference, output_digest, with_digests
-from tools.sandbox import DockerOptions, Limits, Reply, Sandbox, SandboxLost, open_sandbox
-from tools.sandbox_pool import Pool
-from tools.sandbox_texts import BROKEN, LONGEST_CELL, joined, stopped, too_long
+from tools.sandbox import (
+    BROKEN,
+    LONGEST_CELL,
+    DockerOptions,
+    Limits,
+    Pool,
+    Reply,
+    Sandbox,
+    SandboxLost,
+    joined,
+    open_sandbox,
+    stopped,
+    too_long,
+)
 from tools.tool import ToolContext, ToolResult, ToolUnavailable
 
 log = logging.getLogger(__name__)
@@ -28,11 +44,17 @@ PythonState = tuple[tuple[int, tuple[tuple[str, str], ...]], tuple[tuple[str, st
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)
 """Seconds between attempts to open a sandbox that was there before."""
+
+
 ATTEMPTS = 10
 """Sandboxes tried for one call before the tool counts as unavailable."""
+
+
 KILLS = 4
 """Times that a cell is run again after a SIGKILL that was none of the sandbox's: by the system for
 want of memory, or by the cell itself, which then does it each time."""
+
+
 SOON = 1.0
 """Seconds for a fresh session and a cell; a machine too busy for that blames no state."""
 
@@ -288,3 +310,51 @@ def _forget_after_fork(tool: PythonTool) -> None:
 
     if hasattr(os, "register_at_fork"):  # where processes fork
         os.register_at_fork(after_in_child=forget)
+
+
+def output_digest(text: str) -> str:
+    """Of an output without what may differ between two runs: addresses, folders, their names."""
+    blank = re.sub(r"0x[0-9a-fA-F]+", "0x", text)
+    blank = re.sub(r"\btmp[a-z0-9_]{8}\b", "tmp", blank)
+    blank = re.sub(r"(/[^\s/'\"]+)*(/\.~[0-9a-f]+)+", "/work", blank)
+    return hashlib.sha256(blank.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def difference(history: Sequence[tuple[str, str]], reply: Reply) -> str | None:
+    """In what a replay went otherwise than the (cell, digest of its output) before; or None."""
+    ended = len(reply.results) - (reply.state is None)
+    for number, (_cell, digest) in enumerate(history):
+        which = f"cell {number + 1} of {len(history)}"
+        if number >= ended:
+            return f"{which} was stopped ({reply.why}), which it was not when it was recorded"
+        if output_digest(reply.results[number].text) != digest:
+            return (
+                f"{which} answered otherwise than when it was recorded (does it read a clock or the"
+                " system's randomness?)"
+            )
+    return None
+
+
+def with_digests(paths: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """(path, digest) of an episode's attachments.
+
+    Raises:
+        ValueError: two would have one name in the work folder.
+        OSError: one cannot be read.
+    """
+    names = [Path(path).name for path in paths]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two attachments would have one name: {', '.join(names)}")
+    return tuple((path, _file_digest(Path(path).read_bytes())) for path in paths)
+
+
+def attached(path: str, digest: str) -> tuple[str, str]:
+    """(name, content in base64) of an attachment; ToolUnavailable if it has changed since."""
+    content = Path(path).read_bytes()
+    if _file_digest(content) != digest:
+        raise ToolUnavailable(f"{path} is not the file that the episode began with")
+    return Path(path).name, base64.b64encode(content).decode()
+
+
+def _file_digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -5,6 +5,8 @@ that is what makes an episode forkable. A tool may cache live resources, but onl
 such a value.
 """
 
+from __future__ import annotations
+
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar

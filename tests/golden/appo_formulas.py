@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from benchmarks import Task
-from learners import appo_reference_formulas as ours
-from learners.advantages import group_normalised
-from learners.losses import future_values, kl_k3, zscore
+from learners import appo_reference as ours
+from learners.rl.advantages import group_normalised
+from learners.rl.losses import future_values, kl_k3, zscore
 from learners.tree import Completion, RolloutTree, Turn
 from tests.golden.appo_losses import future_loss
 

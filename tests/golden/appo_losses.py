@@ -4,8 +4,8 @@ from functools import partial
 
 import torch
 
-from learners import appo_reference_formulas as ours
-from learners.losses import dual_clipped, kl_k1, kl_k2, kl_k3
+from learners import appo_reference as ours
+from learners.rl.losses import dual_clipped, kl_k1, kl_k2, kl_k3
 
 
 def aggregation(name, length):

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import Task
 from envs import ToolEnv
-from learners.rollout import Rollouts
+from learners.rollouts.rollout import Rollouts
 from learners.tree import BranchPoint, Completion
 from tests.fakes import TOY
 from tools import ToolResult

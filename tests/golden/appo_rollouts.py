@@ -8,8 +8,8 @@ import torch
 from benchmarks import Task
 from envs.tags import parse
 from learners import arpo
-from learners.batch import pack
-from learners.draw import draw
+from learners.policy.batch import pack
+from learners.sampling.draw import draw
 from learners.tree import Completion, RolloutTree, Row, Turn
 from tests.golden.appo_replay import CLOSING, END, Draws, branches, expected, said, sequences
 

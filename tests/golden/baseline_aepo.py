@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from learners import aepo
-from learners.advantages import normalised
-from learners.entropy_branching import turn_entropy
-from learners.losses import dual_clipped_policy_loss, token_mean
+from learners.rl.advantages import normalised
+from learners.rl.branching import turn_entropy
+from learners.rl.losses import dual_clipped_policy_loss, token_mean
 from tests.golden.appo_replay import Draws
 from tests.golden.baseline_arpo import plays_alike, replay, texts_agree, turn_of
 from tests.golden.baseline_formulas import COUNTED, clips_of, credit_agrees, loss_agrees

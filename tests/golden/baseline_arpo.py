@@ -9,8 +9,8 @@ import pytest
 from benchmarks import Task
 from envs import ToolEnv
 from learners import arpo
-from learners.entropy_branching import entropy_gain
-from learners.rollout import Rollouts
+from learners.rl.branching import entropy_gain
+from learners.rollouts.rollout import Rollouts
 from learners.tree import Completion, Turn
 from tests.fakes import TOY
 from tests.golden.appo_replay import Draws, ScriptedSampler, TableTokenizer, listed_entropy

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import torch
 
 from learners import arpo, cispo, dapo, gigpo, gppo, gspo, reinforce_pp, rloo, tree_grpo
-from learners.advantages import centred, leave_one_out, normalised
-from learners.kl_reward import k1_penalty
-from learners.losses import (
+from learners.rl.advantages import centred, leave_one_out, normalised
+from learners.rl.kl import k1_penalty
+from learners.rl.losses import (
     clipped_surrogate,
     kl_k1,
     kl_k2,

@@ -27,9 +27,10 @@ from unittest.mock import patch
 import torch
 
 from envs import EnvState
-from learners.models import LoadedModel, load_model
-from learners.policy import Policy
-from learners.sampler import Request, TransformersSampler
+from learners.policy.loading import LoadedModel, load_model
+from learners.policy.policy import Policy
+from learners.sampling.sampler import Request
+from learners.sampling.transformers_sampler import TransformersSampler
 from learners.tree import Completion, Trajectory, Turn
 from tests.perf.clocks import in_turn, measuring_parser, seconds_of, spread
 
@@ -68,7 +69,11 @@ def once(
         score(loaded, sampler, trunk.prefix_ids)
     apart = way in ("a prefix at a time", "an unshared batch")
     read = sampler.prefilled_tokens
-    with patch("learners.sampler.read_together", lambda *_: None) if apart else nullcontext():
+    with (
+        patch("learners.sampling.transformers_sampler.read_together", lambda *_: None)
+        if apart
+        else nullcontext()
+    ):
         taken = seconds_of(lambda: branch_out(sampler, branches, way), clock)
     tokens[way] = sampler.prefilled_tokens - read
     return taken

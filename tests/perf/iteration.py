@@ -32,15 +32,15 @@ import torch
 from benchmarks import BENCHMARKS, Score
 from envs import ToolEnv
 from learners import appo
-from learners.kv_lines import Lines
-from learners.loop import Run
-from learners.models import load_model
-from learners.packing import Packs
-from learners.policy import Policy
-from learners.rollout import Rollouts
-from learners.run_config import RunConfig
-from learners.samplers import open_sampler
-from learners.session import Session, record, run_iteration
+from learners.config import RunConfig
+from learners.policy.batch import Packs
+from learners.policy.loading import load_model
+from learners.policy.policy import Policy
+from learners.rollouts.rollout import Rollouts
+from learners.runs.run import Run
+from learners.runs.session import Session, record, run_iteration
+from learners.sampling.kv_cache import Lines
+from learners.sampling.opening import open_sampler
 from tests.learner_fakes import teach
 from tests.perf.clocks import CLOCKS, measuring_parser, ratio, spread
 
@@ -80,7 +80,7 @@ def session(
 def paid_twice() -> Iterator[None]:
     """Nothing that was read is known, and nothing is shared."""
     with (
-        patch("learners.sampler.read_together", lambda *_: None),
+        patch("learners.sampling.transformers_sampler.read_together", lambda *_: None),
         patch.object(Lines, "longest", lambda *_: (0, None)),
     ):
         yield
@@ -90,7 +90,7 @@ def paid_twice() -> Iterator[None]:
 def counting(clock: str) -> Iterator[None]:
     """An iteration's phases and whole by a clock."""
     counted = SimpleNamespace(**vars(time) | {"perf_counter": CLOCKS[clock]})
-    with patch("learners.ledger.time", counted), patch("learners.session.time", counted):
+    with patch("learners.ledger.time", counted), patch("learners.runs.session.time", counted):
         yield
 
 

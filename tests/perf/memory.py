@@ -24,11 +24,12 @@ from typing import Any, get_args
 
 import torch
 
-from learners import lora
-from learners.memory import Kept, Resident, held, tensors_in
-from learners.models import load_model
-from learners.policy import Policy
-from learners.run_config import OptimizerName
+from learners.config import OptimizerName
+from learners.policy import lora
+from learners.policy.activations import Kept
+from learners.policy.loading import load_model
+from learners.policy.policy import Policy
+from learners.runs.memory import Resident, held, tensors_in
 from tests.learner_fakes import likelihood
 from tests.perf.clocks import in_turn, measuring_parser, ratio, seconds_of
 from tests.perf.update import add_tree_arguments, tree_rows

@@ -17,10 +17,10 @@ import time
 from collections import Counter, defaultdict, deque
 from dataclasses import replace
 
-from learners.models import load_model
-from learners.rollout import Rollouts
-from learners.run_config import RunConfig
-from learners.samplers import open_sampler
+from learners.config import RunConfig
+from learners.policy.loading import load_model
+from learners.rollouts.rollout import Rollouts
+from learners.sampling.opening import open_sampler
 from tests.fakes import EchoTool, answer, toy_env
 from tests.perf.sampling import without_ends
 

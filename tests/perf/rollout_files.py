@@ -14,10 +14,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from learners.checkpoint import read_metrics
-from learners.models import load_model
-from learners.replay_trees import stored_trees
-from learners.rollout_files import list_iterations, read_rows, rollout_file, write_rollouts
+from learners.policy.loading import load_model
+from learners.replay.trees import stored_trees
+from learners.rollouts.storage import list_iterations, read_rows, rollout_file, write_rollouts
+from learners.run_folder import read_metrics
 
 ROUNDS = 5
 

@@ -28,10 +28,10 @@ from typing import NamedTuple
 
 import torch
 
-from learners.models import LoadedModel, load_model
-from learners.run_config import RunConfig
-from learners.sampler import Request, Sampler
-from learners.samplers import open_sampler
+from learners.config import RunConfig
+from learners.policy.loading import LoadedModel, load_model
+from learners.sampling.opening import open_sampler
+from learners.sampling.sampler import Request, Sampler
 from tests.perf.clocks import in_turn, measuring_parser, ratio, seconds_of, spread
 
 

@@ -19,9 +19,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from tools.docker_sandbox import open_docker
-from tools.local_sandbox import open_local
-from tools.sandbox import DockerOptions, Limits, Sandbox, SandboxLost
+from tools.sandbox.docker_engine import open_docker
+from tools.sandbox.local import open_local
+from tools.sandbox.protocol import DockerOptions, Limits, Sandbox, SandboxLost
 from tools.tool import ToolUnavailable
 
 LIMITS = Limits()

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 
 from learners import grpo
-from learners.models import LoadedModel, load_model
-from learners.policy import Policy
-from learners.run_config import RunConfig
-from learners.sampler import Request
-from learners.samplers import open_sampler
-from learners.session import Session, run_iteration
+from learners.config import RunConfig
+from learners.policy.loading import LoadedModel, load_model
+from learners.policy.policy import Policy
+from learners.runs.session import Session, run_iteration
+from learners.sampling.opening import open_sampler
+from learners.sampling.sampler import Request
 from learners.tree import Row, Trajectory
 from tests.learner_fakes import likelihood, teach
 from tests.perf.clocks import seconds_of, spread

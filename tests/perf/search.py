@@ -29,11 +29,10 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tools.local_index import LocalRetriever, build, read_passages
-from tools.remote_retriever import RemoteRetriever
-from tools.retrievers import TITLE_WEIGHT, MemoryRetriever
-from tools.search import SearchTool
-from tools.words import query_terms, terms
+from tools.search.local_index import LocalRetriever, build, read_passages
+from tools.search.remote import RemoteRetriever
+from tools.search.retrievers import TITLE_WEIGHT, MemoryRetriever, query_terms, terms
+from tools.search.tool import SearchTool
 
 ROOT = Path(__file__).parent.parent.parent
 CORPUS = Path(os.environ.get("APPO_DATA", ROOT.parent / "shared" / "data")) / "corpus"

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from tests.perf.search import CORPUS, ROOT, SETS, per_second, questions
-from tools.local_index import LocalRetriever, Passage, build, read_passages
+from tools.search.local_index import LocalRetriever, Passage, build, read_passages
 
 WIKIPEDIA = 21_015_324
 """Passages of 100 words in the index of December 2018 that papers use."""

@@ -17,11 +17,10 @@ import tempfile
 from pathlib import Path
 
 from tests.perf.search import CORPUS, SETS, questions
-from tools.dense import DenseRetriever, sentence_encoder
-from tools.dense import build as build_vectors
-from tools.hybrid import HybridRetriever
-from tools.local_index import LocalRetriever, Passage, build
-from tools.retrievers import MemoryRetriever
+from tools.search.dense import DenseRetriever, sentence_encoder
+from tools.search.dense import build as build_vectors
+from tools.search.local_index import LocalRetriever, Passage, build
+from tools.search.retrievers import HybridRetriever, MemoryRetriever
 
 
 def passages(size, asked):

@@ -4,7 +4,7 @@
 
 Every row is a fresh interpreter, all in turn, round after round; the median counts. The targets:
 `import envs` within 0.3 s of `import gymnasium`, `python -m learners.appo --help` within 3 s, and
-neither imports what it does not need (tests/test_envs.py and tests/test_commands.py assert that).
+neither imports what it does not need (test_envs.py and test_commands.py assert that).
 A script, not a test: times are printed and never asserted.
 """
 
@@ -29,11 +29,11 @@ ROWS = {
     ),
     "learners.appo --help": (
         "import sys, io, contextlib\n"
-        "from learners.training import main\n"
+        "from learners.runs.training import main\n"
         "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
         "    main('learners.appo', ['--help'])"
     ),
-    "import learners.loop": "import learners.loop",
+    "import learners.runs.run": "import learners.runs.run",
 }
 """What each fresh interpreter runs."""
 

@@ -35,8 +35,8 @@ import torch
 
 from envs import ToolEnv
 from learners import grpo
-from learners.session import run_iteration
-from learners.task_order import served
+from learners.runs.session import run_iteration
+from learners.runs.task_order import served
 from tests.perf.clocks import CLOCKS, measuring_parser, ratio, spread
 from tests.perf.iteration import TOOLS, environment, session
 

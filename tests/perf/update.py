@@ -22,8 +22,8 @@ from unittest.mock import patch
 import torch
 
 from envs import EnvState
-from learners.models import LoadedModel, load_model
-from learners.policy import Policy
+from learners.policy.loading import LoadedModel, load_model
+from learners.policy.policy import Policy
 from learners.tree import Completion, Row, Trajectory, Turn
 from tests.learner_fakes import likelihood
 from tests.perf.clocks import in_turn, measuring_parser, ratio, ratios, seconds_of, spread
@@ -62,7 +62,7 @@ def tree_rows(arguments: argparse.Namespace, vocabulary: int) -> list[Row]:
 def once(policy: Policy, rows: list[Row], clock: str, *, shared: bool) -> float:
     """Seconds of an update."""
     weights = [torch.full((len(row.trajectory),), 1 / len(rows)) for row in rows]
-    nothing = patch("learners.packing._shared", lambda one, other: 0)
+    nothing = patch("learners.policy.batch._shared", lambda one, other: 0)
     with nullcontext() if shared else nothing:
         return seconds_of(lambda: policy.update(rows, weights, likelihood), clock)
 

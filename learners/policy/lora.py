@@ -1,0 +1,91 @@
+"""LoRA adapters (arXiv 2106.09685) in place: the model keeps its class, only adapters train.
+
+A checkpoint's weights have the adapters added in, so that anything reads them; the adapters lie
+beside them for the run that goes on. Needs the package peft.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from learners.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+FILE = "adapters.safetensors"
+
+
+def add_adapters(model: PreTrainedModel, rank: int, alpha: int | None, seed: int) -> None:
+    """Freeze a model and add trainable adapters to its linear layers, but not to its head.
+
+    Args:
+        model: mutated; answers as before until the adapters are trained.
+        rank: of every adapter.
+        alpha: adapters count alpha / rank; None: twice the rank.
+        seed: of their first weights.
+
+    Raises:
+        UsageError: peft is not installed.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise UsageError(
+            f"--lora-rank {rank} needs the package peft: pip install 'appo-gym[lora]'"
+        ) from error
+    config = peft.LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank if alpha is None else alpha,
+        target_modules="all-linear",
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        peft.inject_adapter_in_model(config, model)
+
+
+def has_adapters(model: PreTrainedModel) -> bool:
+    """Whether `add_adapters` was called on a model."""
+    return any(".lora_A." in name for name, _ in model.named_parameters())
+
+
+def merged_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The model's weights by their own names, with what the adapters add to them."""
+    state = dict(model.state_dict())
+    for name, layer in _layers(model):
+        for key in [key for key in state if key.startswith(f"{name}.")]:
+            value = state.pop(key)
+            if key.startswith(f"{name}.base_layer."):
+                state[key.replace(".base_layer.", ".")] = value
+        weight = layer.base_layer.weight
+        state[f"{name}.weight"] = weight.detach() + layer.get_delta_weight("default").detach()
+    return state
+
+
+def save_adapters(model: PreTrainedModel, folder: Path) -> None:
+    """Write the adapters alone."""
+    found = {n: p.detach().contiguous() for n, p in model.named_parameters() if p.requires_grad}
+    save_file(found, folder / FILE)
+
+
+def load_adapters(model: PreTrainedModel, folder: Path) -> None:
+    """Read what `save_adapters` wrote into a model that has adapters."""
+    saved = load_file(folder / FILE)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(saved[name])
+
+
+def _layers(model: PreTrainedModel) -> list[tuple[str, Any]]:
+    from peft.tuners.lora import LoraLayer
+
+    return [(name, m) for name, m in model.named_modules() if isinstance(m, LoraLayer)]

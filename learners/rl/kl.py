@@ -1,0 +1,117 @@
+"""The divergence from a reference in the reward: k1 of every token that the policy sampled.
+
+A token earns beta log(pi_old / pi_ref) less. Rewards are then such that the policy gradient is that
+of the expected reward minus beta KL(pi || pi_ref). Both policies are those of the step's begin, so
+that this is a number beside the reward; `--kl` adds another term, in the loss, with a gradient of
+its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from learners.config import Estimator, RunConfig
+from learners.errors import UsageError
+from learners.rl.losses import kl_k1, kl_k2, kl_k3
+from learners.tree import RolloutTree, Row, Trajectory
+
+Credit = Callable[[Sequence[RolloutTree]], list[Row]]
+
+
+Note = Callable[[str, Sequence[float]], None]
+"""Takes observations whose mean is a metric."""
+
+
+@dataclass(frozen=True)
+class KlRewardConfig(RunConfig):
+    """The field of methods whose papers have the divergence in the reward."""
+
+    kl_reward: float = 0.0
+    """beta: every sampled token earns beta log(pi_old / pi_ref) less, the k1 estimate of the
+    divergence from the model the run started from; --kl is beside it, in the loss. [TRL's RLOO:
+    0.05; verl's examples: 0.001; 0 as the other methods]"""
+
+    def __post_init__(self) -> None:
+        """Refuse a reward for leaving the reference.
+
+        Raises:
+            UsageError: the coefficient is below 0.
+        """
+        super().__post_init__()
+        if self.kl_reward < 0:
+            raise UsageError(f"--kl-reward {self.kl_reward:g} is below 0")
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the model that the run started from is asked."""
+        return super().has_reference or self.kl_reward != 0
+
+
+def with_reference(
+    credit: Credit,
+    refer: Callable[[Sequence[Trajectory]], None],
+    note: Note,
+    coefficient: float,
+) -> Credit:
+    """Credit that reads what the reference thinks; what it takes off rewards is noted.
+
+    Args:
+        credit: of a method; uses `penalty`.
+        refer: asks the reference about trajectories.
+        note: takes what rewards lose.
+        coefficient: beta; 0: nobody is asked.
+    """
+
+    def credited(trees: Sequence[RolloutTree]) -> list[Row]:
+        trajectories = [t for tree in trees for t in tree.trajectories]
+        if coefficient:
+            refer(trajectories)
+            taken = [float(penalty(t, coefficient).sum()) for t in trajectories]
+            note("reward/kl_penalty", taken)
+        return credit(trees)
+
+    return credited
+
+
+def penalty(trajectory: Trajectory, coefficient: float) -> Tensor:
+    """(T,) what each sampled token earns less, in float64; 0 on observations."""
+    mask = torch.tensor(trajectory.response_mask)
+    if not coefficient:
+        return torch.zeros(len(mask), dtype=torch.float64)
+    old, reference = trajectory.old_logprobs, trajectory.reference_logprobs
+    assert old is not None, "remember_old_logprobs before credit"
+    assert reference is not None, "refer before credit"
+    return k1_penalty(old.double(), reference.double(), mask, coefficient)
+
+
+def k1_penalty(old: Tensor, reference: Tensor, mask: Tensor, coefficient: float) -> Tensor:
+    """(..., T) beta (log pi_old - log pi_ref) where the mask is True, else 0."""
+    return torch.where(mask, coefficient * kl_k1(old, reference), 0.0)
+
+
+def penalised(trajectory: Trajectory, coefficient: float) -> float:
+    """The reward of a whole rollout, less what its tokens lose."""
+    return trajectory.reward - float(penalty(trajectory, coefficient).sum())
+
+
+def divergence(logprobs: Tensor, reference: Tensor, estimator: Estimator) -> Tensor:
+    """Estimate of KL(current || reference) of every token, to be masked and averaged.
+
+    k1 and k2 differ in value, not in gradient: the gradient of k1 itself is 0 in the mean, whatever
+    the policies are, so that k1 trains with that of k2.
+
+    Args:
+        logprobs: (B, T) with gradient.
+        reference: (B, T).
+        estimator: k1, log(p / q); k2, its square halved; k3, q / p - log(q / p) - 1.
+    """
+    if estimator == "k3":
+        return kl_k3(logprobs, reference)
+    slope = kl_k2(logprobs, reference)
+    if estimator == "k2":
+        return slope
+    return kl_k1(logprobs, reference).detach() + slope - slope.detach()

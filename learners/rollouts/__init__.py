@@ -1,0 +1,29 @@
+"""Rollouts: sample a turn, step the environment, repeat; and the files they end in.
+
+rollout       plays all unfinished trajectories, in lockstep or overlapped
+tool_threads  a thread pool whose calls can time out; retries of a step
+encoding      text to token ids
+storage       rollout files in Parquet
+"""
+
+from __future__ import annotations
+
+from learners.rollouts import tool_threads
+from learners.rollouts.encoding import encode
+from learners.rollouts.rollout import RESERVED_TOKENS, Hook, Rollouts
+from learners.rollouts.storage import list_iterations, read_rows, write_rollouts, write_rows
+from learners.rollouts.tool_threads import ATTEMPTS, UNAVAILABLE
+
+__all__ = [
+    "ATTEMPTS",
+    "RESERVED_TOKENS",
+    "UNAVAILABLE",
+    "Hook",
+    "Rollouts",
+    "encode",
+    "list_iterations",
+    "read_rows",
+    "tool_threads",
+    "write_rollouts",
+    "write_rows",
+]

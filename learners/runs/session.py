@@ -1,0 +1,258 @@
+"""A training session: environment, model, tasks and run folder, opened and written together.
+
+Tasks are served in an order that seed and iteration decide; a resumed session redoes the unfinished
+iteration and ends with the same numbers as one that was not interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+
+import envs
+from benchmarks import Task
+from envs import ToolEnv
+from learners.config import RunConfig, budget, env_ids, refuse
+from learners.console import Narrator
+from learners.errors import UsageError
+from learners.ledger import LOST, Ledger, Spending, recorded
+from learners.policy import Policy, load_model, lora, reference_of
+from learners.rollouts import Rollouts, write_rollouts
+from learners.run_folder import checkpoint_folder, list_checkpoints, write_text
+from learners.runs.checkpoint import load_checkpoint, read_state, save_checkpoint
+from learners.runs.environments import environment, prove_sandbox, stop_where_tools_fail
+from learners.runs.evaluation import evaluate, over, stopped_early
+from learners.runs.judging import appoint
+from learners.runs.memory import profiled
+from learners.runs.run import Run
+from learners.runs.task_order import check, served
+from learners.sampling import open_sampler, turns
+
+
+@dataclass
+class Session:
+    """A run with its folder and tasks. Mutated once per iteration."""
+
+    run: Run
+    folder: Path
+    tasks: Sequence[Task]
+    """Training tasks, in the benchmark's order."""
+    held_out: ToolEnv | None = None
+    """The environment of evaluations, if there are any."""
+
+    def tasks_of(self, iteration: int) -> list[Task]:
+        """The tasks of an iteration: those lost before, then those that are served in it."""
+        config = self.run.config
+        by_id = {task.id: task for task in self.tasks}
+        lost = [by_id[name] for name in self.run.lost][: config.prompts]
+        return (lost + served(config, self.tasks, iteration))[: config.prompts]
+
+
+def training_env(config: RunConfig) -> ToolEnv:
+    """The environment that training plays.
+
+    Raises:
+        gymnasium.error.Error: no such id; the message names the nearest.
+        UsageError: it would train on test rows, is no environment of ours, or cannot be made so.
+    """
+    refuse(config)
+    if config.train_split == "test" and not config.train_on_test:
+        raise UsageError(
+            "--train-split test trains on the rows results are reported on; use train, or add "
+            "--train-on-test if that is what you want"
+        )
+    for name in env_ids(config):
+        if not isinstance(gym.make(name).unwrapped, envs.ToolEnv):
+            raise UsageError(f"--env {name} is not one of ours; expected appo/<Benchmark>-v0")
+    return environment(config, config.train_split)
+
+
+def default_folder(method: str, config: RunConfig) -> str:
+    """runs/<method>-<benchmark>-<seed>."""
+    benchmark = "+".join(name.split("/")[-1].removesuffix("-v0") for name in env_ids(config))
+    return f"runs/{method.split('.')[-1]}-{benchmark}-{config.seed}"
+
+
+def open_session(
+    config: RunConfig,
+    env: ToolEnv,
+    folder: Path,
+    newest: int | None,
+    ledger: Ledger | None = None,
+) -> Session:
+    """Load tasks and model; continue from the newest checkpoint if there is one.
+
+    What may be missing is looked for first, and the model is loaded last.
+
+    Raises:
+        benchmarks.DataUnavailable: the tasks of training or of evaluations cannot be had.
+        tools.ToolUnavailable: there is no sandbox for Python.
+        ModelNotFound: there is no such model.
+    """
+    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    tasks, held_out = env.tasks, None
+    check(config, tasks)
+    ledger = ledger or Ledger(Spending(budget(config)))
+    appoint(env, config, folder, ledger)
+    if config.eval_tasks:
+        held_out = environment(config, "test")
+        appoint(held_out, config, folder, ledger)
+        _ = held_out.tasks
+    prove_sandbox(env)
+    policy = _policy(config, folder, newest)
+    loaded = policy.loaded
+    sampler = open_sampler(config, loaded, env.stop_tags)
+    rollouts = Rollouts(
+        env,
+        sampler,
+        loaded.tokenizer,
+        config.max_response_tokens,
+        config.temperature,
+        config.seed,
+        tool_threads=config.sampler_rows if turns(config) == "overlap" else 8,
+        turns=turns(config),
+        ledger=ledger,
+    )
+    session = Session(
+        Run(config, policy, rollouts, reference_of(config, policy)), folder, tasks, held_out
+    )
+    if newest is not None:
+        state = load_checkpoint(folder, newest, policy)
+        session.run.iteration, session.run.lost = newest, state["lost"]
+    return session
+
+
+def _policy(config: RunConfig, folder: Path, newest: int | None) -> Policy:
+    """The model to begin with, or that of a checkpoint, and what trains it."""
+    kept = None if newest is None else checkpoint_folder(folder, newest)
+    fresh = kept is None or config.lora_rank > 0
+    loaded = load_model(config.model if fresh else str(kept), seed=config.seed)
+    if config.lora_rank:
+        lora.add_adapters(loaded.model, config.lora_rank, config.lora_alpha, config.seed)
+        if kept is not None:
+            lora.load_adapters(loaded.model, kept)
+    if torch.cuda.is_available():
+        loaded.model.to("cuda")
+    return Policy(
+        loaded,
+        learning_rate=learning_rate(config, loaded.model.num_parameters()),
+        temperature=config.temperature,
+        betas=config.adam_betas,
+        optimizer_name=config.optimizer or "adamw",
+        microbatch_tokens=config.microbatch_tokens,
+        autocast=config.autocast,
+        gradient_checkpointing=config.gradient_checkpointing,
+    )
+
+
+def learning_rate(config: RunConfig, parameters: int) -> float:
+    """The rate given, or the scale's: a laptop takes few steps, so it takes larger ones."""
+    if config.learning_rate is not None:
+        return config.learning_rate
+    if config.scale == "paper":
+        return 1e-6
+    return 3e-4 if parameters < 20_000_000 else 1e-5
+
+
+def open_ledger(config: RunConfig, folder: Path, kept: Sequence[Mapping[str, Any]]) -> Ledger:
+    """The ledger of the run in a folder; work that was discarded is counted in it as lost.
+
+    Lost is what `spent.json` says was spent since the newest checkpoint, without the evaluation
+    that followed it, if that stays; a run that goes on will replace it.
+
+    Args:
+        config: has the bounds of what may be spent.
+        folder: of the run.
+        kept: lines of its metrics that are not discarded; what was spent, where no file says so.
+
+    Raises:
+        RunStopped: `spent.json` is damaged.
+    """
+    newest = max(list_checkpoints(folder), default=None)
+    path = folder / f"evaluation-{'before' if newest is None else 'after'}.json"
+    evaluation = json.loads(path.read_text()) if path.exists() else {}
+    stays = newest is None or (
+        evaluation.get("iteration") == newest
+        and (over(config, newest, kept) or stopped_early(config, kept))
+    )
+    spending = Spending(budget(config), folder / "spent.json", recorded([*kept, evaluation]))
+    ledger, spent = Ledger(spending), spending.totals()
+    before = {} if newest is None else read_state(folder, newest).get("spent", spent)
+    evaluated = recorded([evaluation]) if stays else {}
+    for name, of in LOST.items():
+        lost = spent.get(of, 0) - before.get(of, 0) - evaluated.get(of, 0)
+        if lost > 0:
+            ledger.add(name, lost)
+    return ledger
+
+
+def run_iteration(
+    session: Session, iteration: Callable[[list[Task], Run, Any], None]
+) -> dict[str, float]:
+    """One iteration of a session: its tasks, the method, its metrics."""
+    run = session.run
+    start = time.perf_counter()
+    run.begin()
+    tasks = session.tasks_of(run.iteration)
+    # What the iteration before left in the sampler would round otherwise than a resumed run's.
+    run.rollouts.sampler.sync()
+    assert run.memory is not None  # since begin()
+    profile = profiled(run.policy, run.rollouts.sampler, run.ledger, run.memory)
+    with profile if run.config.profile_memory else nullcontext():
+        iteration(tasks, run, run.config)
+    metrics = run.metrics()
+    run.lost = [
+        tree.task.id
+        for tree in run.trees
+        if tree.unavailable is not None and tree.task.id not in run.lost
+    ]
+    metrics["seconds/iteration"] = round(time.perf_counter() - start, 4)
+    return metrics
+
+
+def record(session: Session, metrics: dict[str, Any], last: bool) -> None:
+    """Write an iteration's metrics and rollouts, then its checkpoint if due or last; advance."""
+    run = session.run
+    write_rollouts(session.folder, run.iteration, run.trees, run.policy.loaded.tokenizer)
+    with (session.folder / "metrics.jsonl").open("a") as lines:
+        lines.write(json.dumps(metrics) + "\n")
+        lines.flush()
+        os.fsync(lines.fileno())
+    run.iteration += 1
+    if run.iteration % run.config.checkpoint_every == 0 or last:
+        state = {"lost": run.lost, "spent": dict(run.ledger.spending.totals())}
+        save_checkpoint(session.folder, run.iteration, run.policy, state)
+
+
+def _is_of(path: Path, iteration: int) -> bool:
+    return bool(json.loads(path.read_text())["iteration"] == iteration)
+
+
+def evaluate_once(session: Session, name: str, narrator: Narrator) -> None:
+    """Evaluate on held-out test tasks, unless this run did so already; write <name>.json."""
+    config, run, env = session.run.config, session.run, session.held_out
+    path = session.folder / f"evaluation-{name}.json"
+    if env is None or (path.exists() and (name == "before" or _is_of(path, run.iteration))):
+        return
+    # The run's own ledger: what was lost before is told here where no iteration is left to do it.
+    rollouts = replace(run.rollouts, env=env, temperature=config.eval_temperature)
+    start = time.perf_counter()
+    try:
+        with narrator.status(f"evaluating {name} training"):
+            result = evaluate(rollouts, env.tasks[: config.eval_tasks])
+    finally:
+        env.close()
+    count = len(result["tasks"]) + len(result["faults"])
+    stop_where_tools_fail(config, f"tasks, {name} training,", result["faults"], count)
+    result["seconds"] = round(time.perf_counter() - start, 2)
+    result["iteration"] = run.iteration
+    write_text(path, json.dumps(result))

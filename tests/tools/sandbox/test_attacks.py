@@ -1,0 +1,224 @@
+"""Hostile cells against both sandboxes: the host and everyone else stay unharmed."""
+
+import contextlib
+import gc
+import os
+import secrets
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.sandbox_attacks import ATTACKS
+from tests.sandboxes import KINDS
+from tools.python import PythonTool
+from tools.sandbox.protocol import Limits
+from tools.tool import ToolContext
+
+LIMITS = Limits(
+    cpu=1.5,
+    wall=3.0,
+    memory=192 << 20,
+    processes=16,
+    output=4 << 20,
+    disk=16 << 20,
+    files=500,
+    file_size=8 << 20,
+    open_files=128,
+    all_processes=512,
+    start=60.0,  # what a loaded machine is late with is nobody's attack
+    answer=300.0,
+)
+CLOCK = f"took longer than {LIMITS.wall:g} s"
+"""What a cell is told that the clock stopped: a sleep, or on a loaded machine any cell."""
+TRIES = 6
+SETTLED = "{0} = '{1}'\nwith open('mine', 'w') as file: file.write('{1}')\nprint('settled')"
+"""A session's first cell: a variable and a file of its own."""
+
+
+class Host:
+    """What must not be harmed: a file, a process, listeners, and a secret in the environment."""
+
+    def __init__(self, folder: Path) -> None:
+        self.secret = secrets.token_hex(8)
+        os.environ["APPO_TEST_SECRET"] = self.secret
+        self.canary = folder / "canary.txt"
+        self.canary.write_text(self.secret)
+        self.canary.chmod(0o644)
+        self.process = subprocess.Popen(["sleep", "3600"])
+        self.accepted = []
+        self.sockets = []
+        self.tcp = self._listen(socket.AF_INET, ("127.0.0.1", 0))[1]
+        self.udp = self._listen(socket.AF_INET, ("127.0.0.1", 0), socket.SOCK_DGRAM)[1]
+        self.unix = str(folder / "socket")
+        self._listen(socket.AF_UNIX, self.unix)
+        self.abstract = f"appo-{self.secret}"
+        self._listen(socket.AF_UNIX, "\0" + self.abstract)
+
+    def _listen(self, family, address, kind=socket.SOCK_STREAM):
+        made = socket.socket(family, kind)
+        made.bind(address)
+        if kind == socket.SOCK_STREAM:
+            made.listen()
+        made.setblocking(False)
+        self.sockets.append(made)
+        return made.getsockname()
+
+    def fill(self, cell: str, victim: str, tool: PythonTool) -> str:
+        return cell.format(
+            canary=self.canary,
+            folder=self.canary.parent,
+            others=", ".join(map(str, [self.process.pid, *others(tool)])),
+            tcp=self.tcp,
+            udp=self.udp,
+            unix=self.unix,
+            abstract=self.abstract,
+            secret=self.secret,
+            victim=victim,
+            repository=ROOT,
+        )
+
+    def check(self) -> None:
+        assert self.canary.read_text() == self.secret
+        assert self.canary.stat().st_mode & 0o777 == 0o644
+        assert self.process.poll() is None
+        assert {path.name for path in self.canary.parent.iterdir()} == {"canary.txt", "socket"}
+        for listening in self.sockets:
+            with pytest.raises(BlockingIOError):
+                listening.recv(1) if listening.type == socket.SOCK_DGRAM else listening.accept()
+
+    def close(self) -> None:
+        for listening in self.sockets:
+            listening.close()
+        self.process.kill()
+        self.process.wait()
+        del os.environ["APPO_TEST_SECRET"]
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory):
+    made = Host(tmp_path_factory.mktemp("host"))
+    yield made
+    made.close()
+
+
+def processes_in(tool: PythonTool) -> list[str]:
+    """What runs in the sandbox beside the hub, zombies left out."""
+    sandbox = tool._opened()
+    if sandbox.name == "docker":
+        transport = sandbox._transport
+        rows = transport._client.api.top(transport.container, "-eo pid,stat,args")["Processes"]
+        return [row for row in rows[1:] if not row[1].startswith("Z")]
+    return group(sandbox.pid)
+
+
+def others(tool: PythonTool) -> list[int]:
+    """The learner, the hub and states, by the numbers that they have where cells run."""
+    sandbox = tool._opened()
+    if sandbox.name == "docker":
+        return [sandbox.pid, sandbox.pid + 1]  # the first process, and maybe a state
+    states = [int(pid) for pid in group(sandbox.pid) if int(pid) != sandbox.pid]
+    return [os.getpid(), sandbox._transport._process.pid, sandbox.pid, *states[:1]]
+
+
+def expected(tool: PythonTool) -> int:
+    """The first process, one for each state, and those forked in advance."""
+    status = tool.status()
+    return 1 + status["states"] + status["spares"]
+
+
+def group(leader: int) -> list[str]:
+    """Processes of a process group, zombies left out."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if entry.name.isdigit() and int(fields[2]) == leader and fields[0] != "Z":
+            found.append(entry.name)
+    return found
+
+
+def ran(tool, state, cell, says):
+    """A cell's end; made again where nothing but the clock stopped it before it said its word."""
+    for _ in range(TRIES):
+        following, result = tool.run(state, cell)
+        if says in result.text or CLOCK not in result.text:
+            break
+    return following, result
+
+
+def settles(action, wanted, seconds=60.0):
+    """Whether `action()` comes to `wanted`; the last value otherwise."""
+    deadline = time.monotonic() + seconds
+    while (value := action()) != wanted and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return value == wanted or value
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def arena(request, host):
+    """A tool with a victim session, live for the whole suite; afterwards nothing may be left."""
+    gc.collect()
+    descriptors = open_descriptors()
+    tool = PythonTool(request.param, LIMITS)
+    victim = tool.initial_state(ToolContext(seed=7))
+    victim, result = ran(tool, victim, SETTLED.format("import os; secret", "victim"), "settled")
+    assert result.text == "settled\n"
+    yield tool, victim
+    assert settles(lambda: len(processes_in(tool)) - expected(tool), 0) is True
+    sandbox = tool._opened()
+    transport = sandbox._transport
+    tool.close()
+    if sandbox.name == "docker":
+        assert settles(lambda: containers(transport.container), 0) is True
+    else:
+        assert settles(lambda: group(sandbox.pid), []) is True
+        assert not Path(transport.folder).exists()
+    sandbox = transport = None
+    gc.collect()
+    assert open_descriptors() - descriptors == set()
+
+
+def open_descriptors() -> set[tuple[str, str]]:
+    """(number, what it is open on) of this process: what others close meanwhile is not missed."""
+    found = set()
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.add((number, os.readlink(f"/proc/self/fd/{number}")))
+    return found
+
+
+def containers(container: str) -> int:
+    import docker
+
+    with contextlib.closing(docker.from_env()) as client:
+        return len(client.api.containers(all=True, filters={"id": container}))
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
+def test_attack(arena, host, attack):
+    tool, victim = arena
+    sandbox, replays = tool._opened(), tool.replays
+    parent = tool.initial_state(ToolContext(seed=8))
+    parent, _ = ran(tool, parent, SETTLED.format("own", "parent"), "settled")
+    folder = ran(tool, victim, "os.getcwd()", "/")[1].text.strip("'\n").rpartition("/")[0]
+    state, result = ran(tool, parent, host.fill(attack.cell, folder, tool), attack.says)
+    assert "LEAK" not in result.text
+    assert host.secret not in result.text.replace(host.abstract, "")
+    assert attack.says in result.text
+    if attack.kept is not None:
+        assert (state != parent) is attack.kept, result.text
+    own = ran(tool, parent, "own, open('mine').read()", "parent")[1]
+    assert own.text == "('parent', 'parent')\n"
+    other = ran(tool, victim, "secret, open('mine').read(), os.listdir()", "victim")[1]
+    assert other.text == "('victim', 'victim', ['mine'])\n"
+    assert tool.replays == replays, "a state was lost"
+    if state != parent:
+        tool.run(state, "print('the next cell of the attacker')")
+    assert tool._opened() is sandbox, "the sandbox was lost"
+    host.check()

@@ -1,0 +1,279 @@
+"""What a whole session may use: each limit ends one cell, says which it was, and harms no state."""
+
+import threading
+import time
+import types
+
+import pytest
+
+from tests.sandboxes import KINDS
+from tools import python
+from tools.python import PythonTool
+from tools.repl import patrol
+from tools.repl.jobs import Job, Live, Output
+from tools.sandbox.opening import open_sandbox
+from tools.sandbox.protocol import CellResult, DockerOptions, Limits, Reply
+from tools.tool import ToolContext, ToolUnavailable
+
+LIMITS = Limits(
+    cpu=1.0,
+    memory=512 << 20,
+    processes=40,
+    session_memory=300 << 20,
+    session_disk=20 << 20,
+    session_processes=12,
+)
+BURN = "import time\nbegun = time.process_time()\nwhile time.process_time() - begun < 0.7: pass"
+KEPT = "Variables and files are as they were before this cell.]"
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def tool(request):
+    made = PythonTool(request.param, LIMITS)
+    yield made
+    made.close()
+
+
+def begin(tool, seed, cell="x = 1"):
+    return tool.run(tool.initial_state(ToolContext(seed=seed)), cell)[0]
+
+
+def stopped(tool, state, cell):
+    """What a cell past a limit was told; the state before it is intact."""
+    after, result = tool.run(state, cell)
+    assert after == state
+    assert not result.ok
+    assert tool.run(state, "x")[1].text == "1\n"
+    return result.text[result.text.index("[stopped") :]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("limit", "cell", "said"),
+    [
+        ({"session_cpu": 1.2}, BURN, "used more than 1.2 s of CPU time in all"),
+        ({"session_wall": 9.0}, "import time; time.sleep(6)", "taken more than 9 s in all"),
+        ({"session_output": 1 << 20}, "print('a' * 600_000)", "written more than 1 MiB of output"),
+    ],
+)
+def test_cells_one_after_the_other_add_up(kind, limit, cell, said):
+    made = PythonTool(kind, Limits(**limit))
+    try:
+        trunk = begin(made, 1)
+        once, _ = made.run(trunk, cell)
+        assert once != trunk
+        text = stopped(made, once, cell)
+        assert text.startswith(f"[stopped: the cells of this session have {said}")
+        assert text.endswith(f" in all. {KEPT}")
+        other, _ = made.run(trunk, cell + "\n")
+        assert other != trunk, "a branch pays for what led to it alone"
+    finally:
+        made.close()
+
+
+@pytest.mark.parametrize(
+    ("cell", "large", "said"),
+    [
+        (
+            "y = bytearray({} << 20)",
+            "import time\ny = bytearray(320 << 20); time.sleep(3)",
+            "used more than 300 MiB of memory, this cell most of it",
+        ),
+        (
+            "open('f', 'wb').write(b'x' * ({} << 16))",
+            "import time\nfor i in range(5): open(f'f{i}', 'wb').write(b'x' * (5 << 20))\n"
+            "time.sleep(3)",
+            "held more than 20 MiB of files, this cell most of it",
+        ),
+        (
+            "y = {}",
+            "import subprocess, time\nfor i in range(15): subprocess.Popen(['sleep', '9'])\n"
+            "time.sleep(3)",
+            "had more than 12 processes and threads, this cell most of them",
+        ),
+    ],
+)
+def test_live_states_make_way_before_a_cell_does(tool, cell, large, said):
+    trunk = begin(tool, 2)
+    evicted = tool.status()["evicted"]
+    branches = [tool.run(trunk, cell.format(80 + i))[0] for i in range(14)]
+    deadline = time.monotonic() + 20
+    while tool.status()["evicted"] == evicted and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert tool.status()["evicted"] > evicted
+    assert trunk not in branches, "no cell was stopped for what its siblings hold"
+    assert (
+        stopped(tool, trunk, large)
+        == f"[stopped: all branches of this session together {said}. {KEPT}"
+    )
+
+
+def test_a_session_past_its_limit_leaves_another_alone(tool):
+    other = begin(tool, 3, "y = bytearray(250 << 20); x = 1")
+    trunk = begin(tool, 4)
+    stopped(tool, trunk, "import time\ny = bytearray(320 << 20); time.sleep(3)")
+    replays = tool.replays
+    assert tool.run(other, "len(y) >> 20")[1].text == "250\n"
+    assert tool.replays == replays
+
+
+def test_a_replay_is_not_measured_against_the_limits_of_the_session(tool):
+    state, _ = tool.run(begin(tool, 5), BURN)
+    small = PythonTool("local", Limits(session_cpu=0.3))
+    try:
+        assert small.run(state, "x")[1].text == "1\n"
+        assert small.mismatches == 0
+        assert "CPU time in all" in stopped(small, state, BURN)
+    finally:
+        small.close()
+
+
+def test_a_hundred_megabytes_of_code_are_refused_before_they_are_sent(tool):
+    state = begin(tool, 6)
+    after, result = tool.run(state, "x = 2 #" + "a" * 100_000_000)
+    assert after == state
+    assert result.text == "[not run: the cell has 100000007 characters, 100000 are allowed]"
+    assert tool.run(state, "x")[1].text == "1\n"
+
+
+def test_states_evicted_while_they_are_forked_answer_all_the_same():
+    """Eviction looks, decides and acts; forks, drops and rebuilds come in between."""
+    made = PythonTool("local", Limits(live_states=3, spares=2))
+    made._opened()
+    made._limits = Limits()  # only the hub evicts
+    wrong = []
+
+    def work(number):
+        states = [begin(made, number, f"x = [{number}]; open('f', 'w').write('{number}')")]
+        for cell in range(12):
+            parent = states[(cell * 7 + number) % len(states)]
+            length = len(parent[1])
+            state, result = made.run(parent, f"x.append({cell}); len(x), open('f').read()")
+            if result.text != f"({length + 1}, '{number}')\n":
+                wrong.append(result.text)
+            states.append(state)
+
+    try:
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert wrong == []
+        assert made.status()["evicted"] > 10
+        assert made.mismatches == 0
+    finally:
+        made.close()
+
+
+def test_a_state_is_new_when_its_cells_have_ended_not_when_they_began():
+    """A long replay among many sessions: what it rebuilt must not be the first to be evicted."""
+    sandbox = open_sandbox("local", Limits(live_states=4), DockerOptions())
+    try:
+        session = sandbox.open(0, []).state
+        slow = []
+        cell = "import time; time.sleep(1.5); x = 7"
+        thread = threading.Thread(target=lambda: slow.append(sandbox.run(session, ["1", cell])))
+        thread.start()
+        while thread.is_alive():
+            sandbox.run(sandbox.open(1, []).state, ["1"])
+        sandbox.open(1, [])
+        time.sleep(0.2)
+        assert slow[0].why is None
+        assert sandbox.status()["evicted"] > 4
+        assert sandbox.run(slow[0].state, ["x"]).results[0].text == "7\n"
+    finally:
+        sandbox.close()
+
+
+def test_first_cells_of_one_session_share_its_limits_and_need_no_state_before_them():
+    sandbox = open_sandbox("local", Limits(session_processes=2, spares=0), DockerOptions())
+    try:
+        first = [sandbox.open(0, [], ["1"], session).state for session in (7, 7, 7, 8, 8, 0, 0)]
+        until = time.monotonic() + 20
+        while sandbox.status()["states"] > 6 and time.monotonic() < until:
+            time.sleep(0.05)
+        assert sandbox.status()["states"] == 6
+        why = [sandbox.run(state, ["1"]).why for state in (first[0], first[5], first[6])]
+        assert why == ["gone", None, None]
+    finally:
+        sandbox.close()
+
+
+class Scripted:
+    """A sandbox that opens sessions and answers every cell of the second kind in one way."""
+
+    name, apart = "scripted", False
+
+    def __init__(self, why):
+        self.why = why
+        self.runs = 0
+
+    def open(self, seed, files, cells=(), session=0):
+        return self.run(1, cells) if cells else Reply(1, (), None)
+
+    def run(self, state, cells):
+        if list(cells) == ["1"]:
+            return Reply(2, (CellResult("ok", "", 0.0, None),), None)
+        self.runs += 1
+        return Reply(None, (), self.why)
+
+    def drop(self, states):
+        pass
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("why", ["gone", "fault", "broken"])
+def test_a_state_is_blamed_for_what_it_did_itself(monkeypatch, why):
+    """Evicted or killed from outside is the machine's fault, unless it happens at every try."""
+    sandbox = Scripted(why)
+    monkeypatch.setattr(python, "open_sandbox", lambda *_arguments: sandbox)
+    monkeypatch.setattr(python.time, "sleep", lambda _seconds: None)
+    tool = PythonTool("local", sandboxes=1)
+    state = (tool.initial_state(ToolContext())[0], (("1", python.output_digest("")),))
+    assert tool.run(state, "x")[1].text.startswith("[not run: an earlier cell has broken")
+    assert (sandbox.runs >= python.ATTEMPTS) == (why == "gone"), "replays count too"
+
+
+def test_a_sandbox_that_serves_nobody_is_no_fault_of_a_state(monkeypatch):
+    monkeypatch.setattr(python, "open_sandbox", lambda *_arguments: Scripted("gone"))
+    monkeypatch.setattr(python.time, "sleep", lambda _seconds: None)
+    monkeypatch.setattr(Scripted, "open", lambda *_arguments: Reply(None, (), "gone"))
+    tool = PythonTool("local", sandboxes=1)
+    state = (tool.initial_state(ToolContext())[0], (("1", python.output_digest("")),))
+    with pytest.raises(ToolUnavailable, match="10 times in a row"):
+        tool.run(state, "x")
+
+
+@pytest.mark.parametrize("why", ["gone", "fault", "broken"])
+def test_a_state_is_not_blamed_where_the_machine_is_too_busy_to_tell(monkeypatch, why):
+    monkeypatch.setattr(python, "open_sandbox", lambda *_arguments: Scripted(why))
+    monkeypatch.setattr(python.time, "sleep", lambda _seconds: None)
+    monkeypatch.setattr(python, "SOON", 0.0)
+    tool = PythonTool("local", sandboxes=1)
+    state = (tool.initial_state(ToolContext())[0], (("1", python.output_digest("")),))
+    with pytest.raises(ToolUnavailable, match="10 times in a row"):
+        tool.run(state, "x")
+
+
+def test_memory_is_measured_again_before_states_are_evicted_for_it(monkeypatch):
+    """A page that thirty share counts a thirtieth for each: a measure taken alone says too much."""
+    states = [types.SimpleNamespace(held={"memory": 90}, measured=0.5, pid=n) for n in range(30)]
+    monkeypatch.setattr(patrol.usage, "proportional", lambda _pid: 3)
+    assert patrol.refresh(states) == 20 * 87 + 10 * 90, "the last ten are left for later"
+    assert [state.held["memory"] for state in states] == [3] * 20 + [90] * 10
+    assert patrol.refresh(states) == 10 * 87
+    assert patrol.refresh(states) == 0
+
+
+def test_a_state_that_has_not_forked_has_its_own_time_and_not_the_cells():
+    """3 s for a cell, 60 s to fork: after 5 s it is waited for, after 61 s it is given up."""
+    limits = {"wall": 3.0, "start": 60.0, "session_wall": 100.0}
+    job = Job(Output(100))
+    live = Live(1, None, None, None, job)
+    assert job.over(live, limits, job.begun + 5, crowd=1) is None
+    assert job.over(live, limits, job.begun + 61, crowd=1) == "fault"
+    job.current = {"op": "cell"}
+    assert job.over(live, limits, job.begun + 5, crowd=1) == "wall"
