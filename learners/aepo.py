@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import Task
-from learners.config import RunConfig
+from learners.config import RunConfig, validate_initial_rollouts
 from learners.policy import Batch
 from learners.rl import branching, group_normalised, preserving_surrogate, token_mean, turn_entropy
 from learners.runs import Run
@@ -72,6 +72,11 @@ class Config(RunConfig):
     """The ratio is kept below 1 + clip_high; beyond, the gradient is the bound's. [scripts: 0.2]"""
     dual_clip: float = 3.0
     """c: a token with A < 0 and a larger ratio gets no gradient; inf: none. [verl, scripts: 3]"""
+
+    def validate(self) -> None:
+        """Check option values. Raises UsageError if one is out of range."""
+        super().validate()
+        validate_initial_rollouts(self.initial_rollouts, self.rollouts)
 
 
 def iteration(tasks: list[Task], run: Run, config: Config) -> None:

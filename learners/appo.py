@@ -34,7 +34,7 @@ from torch import Tensor
 
 from benchmarks import Task
 from learners import appo_reference
-from learners.config import RunConfig
+from learners.config import RunConfig, validate_initial_rollouts
 from learners.policy import Batch, TokenStats
 from learners.rl import Prefix, Rule, branching, clipped_surrogate, sequence_mean
 from learners.runs import Run
@@ -79,6 +79,11 @@ class Config(RunConfig):
     """eps of eq. 8, above. [not given; PPO's]"""
     advantage_clip: float = 5.0
     """Each term of eq. 6 is kept within this; taken literally, eq. 6 explodes. [ours]"""
+
+    def validate(self) -> None:
+        """Check option values. Raises UsageError if one is out of range."""
+        super().validate()
+        validate_initial_rollouts(self.initial_rollouts, self.rollouts)
 
 
 def iteration(tasks: list[Task], run: Run, config: Config) -> None:

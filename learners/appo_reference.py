@@ -102,7 +102,7 @@ def iteration(
             policy_loss,
             settings=settings,
             trained=trained,
-            length=run.config.max_response_tokens,
+            length=run.config.sampling.max_response_tokens,
             tokens=sum(row.trajectory.sampled_tokens for row in rows),
             note=run.note,
         )

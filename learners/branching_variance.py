@@ -25,7 +25,7 @@ import random
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import variance
@@ -34,13 +34,16 @@ from typing import Any, NamedTuple
 import torch
 
 from learners import appo
-from learners.console import Narrator, explained
+from learners.config import Evaluation
+from learners.console import Narrator, explained, parse_options
 from learners.errors import UsageError
 from learners.intervals import Interval
 from learners.policy import TokenStats
 from learners.rl import branching, clipped_policy_loss, group_normalised, own_mask, sequence_mean
 from learners.runs import Run, Session, open_session, training_env
 from learners.tree import BranchPoint, RolloutTree, Row, Trajectory, usable
+
+METHOD = "learners.branching_variance"
 
 
 @dataclass(frozen=True)
@@ -55,25 +58,16 @@ class Config(appo.Config):
     """Branches from each of them."""
     quick: bool = False
     """6 tasks, 2 roots, 4 points, 3 repeats: about a minute with the tiny policy."""
-    eval_tasks: int = 0
-    """Not used."""
+    evaluation: Evaluation = field(default_factory=lambda: Evaluation(eval_tasks=0))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    import tyro
-
     arguments = sys.argv[1:] if arguments is None else arguments
-    with explained("learners.branching_variance", arguments):
-        config = tyro.cli(
-            Config,
-            args=arguments,
-            default=Config.at("laptop"),
-            prog="python -m learners.branching_variance",
-            description=(__doc__ or "").split("\n\n")[0],
-        )
+    with explained(METHOD, arguments):
+        config = parse_options(METHOD, Config.at("laptop"), arguments, __doc__)
         roots = measure(config)
-        report(roots, asdict(config), Path(config.out) if config.out else None)
+        report(roots, config.options(), Path(config.training.out) if config.training.out else None)
 
 
 def measure(config: Config) -> list[Root]:
@@ -84,10 +78,10 @@ def measure(config: Config) -> list[Root]:
     """
     if config.quick:
         config = replace(config, tasks=6, initial_rollouts=2, points=4, repeats=3)
-    config = replace(config, prompts=2 * config.tasks)
+    config = config.override(prompts=2 * config.tasks)
     env = training_env(config)
     try:
-        session = open_session(config, env, Path(config.out or "."), None)
+        session = open_session(config, env, Path(config.training.out or "."), None)
         return measured(session, config)
     finally:
         env.close()

@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import TypeVar
 
 import gymnasium
 import rich.progress
@@ -22,6 +23,8 @@ from learners.errors import (
     UsageError,
 )
 from tools import ReplayMiss, ToolUnavailable
+
+Options = TypeVar("Options")
 
 PLAIN_LINES = 20
 """How often a bar says something where it cannot be drawn."""
@@ -80,6 +83,30 @@ class Narrator:
                     self.say(f"{name} {count}/{total}  {text}")
 
             yield advance
+
+
+def parse_options(
+    method: str, default: Options, arguments: Sequence[str], doc: str | None = None, prog: str = ""
+) -> Options:
+    """Parse a command line into a config whose groups add nothing to the names of options.
+
+    Args:
+        method: the module that `python -m` runs.
+        default: the config to start from.
+        arguments: the command line.
+        doc: the module's docstring; its first paragraph opens the help text.
+        prog: text in front of the command in help and errors.
+    """
+    import tyro  # slow to load
+
+    return tyro.cli(
+        type(default),
+        args=arguments,
+        default=default,
+        prog=f"{prog}python -m {method}",
+        description=(doc or "").split("\n\n")[0],
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
 
 
 @contextmanager

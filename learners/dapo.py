@@ -64,17 +64,17 @@ def informative_trees(tasks: list[Task], run: Run, config: Config) -> list[Rollo
         sampled += trees
         kept += [t for t in usable(trees) if teaches([score(one) for one in t.trajectories])]
         run.count("sampling/generations", 1)
-        if len(kept) >= config.prompts:
+        if len(kept) >= config.training.prompts:
             break
         met = {tree.task.id for tree in sampled}
         others = [task for task in run.rollouts.env.tasks if task.id not in met]
-        tasks = draw.sample(others, min(config.prompts, len(others)))
+        tasks = draw.sample(others, min(config.training.prompts, len(others)))
         if not tasks:
             break
     run.trees = sampled
     run.count("sampling/equal_groups", len(usable(sampled)) - len(kept))
-    run.count("sampling/surplus_groups", max(len(kept) - config.prompts, 0))
-    return kept[: config.prompts]
+    run.count("sampling/surplus_groups", max(len(kept) - config.training.prompts, 0))
+    return kept[: config.training.prompts]
 
 
 def teaches(scores: Sequence[float]) -> bool:
@@ -90,7 +90,7 @@ def score(trajectory: Trajectory) -> float:
 
 def shaped(trajectory: Trajectory, config: Config) -> float:
     """The reward less the soft overlong penalty, which counts what the tools said too."""
-    room = config.max_response_tokens
+    room = config.sampling.max_response_tokens
     return trajectory.reward + config.overlong_penalty * overlong(
         len(trajectory), room, config.overlong_share * room
     )

@@ -35,7 +35,7 @@ def iteration(tasks: list[Task], run: Run, config: Config) -> None:
         tasks,
         roots=config.rollouts,
         advantages=partial(by_group, credit=centred),
-        weights=partial(sequence_sum, divisor=config.max_response_tokens),
+        weights=partial(sequence_sum, divisor=config.sampling.max_response_tokens),
         loss=partial(policy_loss, config=config),
     )
 

@@ -9,11 +9,10 @@ import os
 import platform
 import subprocess
 from collections import Counter
-from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import IO, Any
 
-from learners.config import RunConfig, paced
+from learners.config import RunConfig
 from learners.errors import RunFolderError
 
 FREE_TO_CHANGE = {
@@ -85,13 +84,13 @@ def open_folder(folder: Path, method: str, config: RunConfig) -> int | None:
         RunFolderError: it holds a run of another method or config, or cannot be written.
     """
     path = folder / "config.json"
-    wanted = {"method": method, **asdict(config)}
+    wanted = {"method": method, **config.options()}
     wanted = json.loads(json.dumps(wanted))
     if path.exists():
         # A run of an earlier version did what the fields it did not have say by default.
-        defaults = {f.name: f.default for f in fields(config) if f.default is not MISSING}
+        defaults = type(config)().options()
         found = json.loads(json.dumps(defaults)) | json.loads(path.read_text())
-        free = FREE_TO_CHANGE - {"iterations"} if paced(config) else FREE_TO_CHANGE
+        free = FREE_TO_CHANGE - {"iterations"} if config.depends_on_length else FREE_TO_CHANGE
         names = (found.keys() | wanted.keys()) - free
         other = {n: (found.get(n), wanted.get(n)) for n in names if found.get(n) != wanted.get(n)}
         # A run that ended before it did anything (no such model, no data) holds nothing to mix up.

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import Task
-from learners.config import RunConfig
+from learners.config import RunConfig, validate_initial_rollouts
 from learners.rl import dual_clipped_policy_loss as policy_loss
 from learners.rl import normalised, token_mean
 from learners.runs import Run
@@ -51,6 +51,11 @@ class Config(RunConfig):
     """The ratio is kept below 1 + clip_high. [script: 0.2]"""
     dual_clip: float = 3.0
     """c: where A < 0 the loss is at most -c A; inf: none. [verl, scripts: 3]"""
+
+    def validate(self) -> None:
+        """Check option values. Raises UsageError if one is out of range."""
+        super().validate()
+        validate_initial_rollouts(self.initial_rollouts, self.rollouts)
 
 
 def iteration(tasks: list[Task], run: Run, config: Config) -> None:

@@ -72,7 +72,7 @@ CREDIT = {
         token_mean,
     ),
     "reinforce_pp baseline": (
-        partial(reinforce_pp.batch_normalised, config=reinforce_pp.Config(baseline="group")),
+        partial(reinforce_pp.batch_normalised, config=reinforce_pp.Config.of(baseline="group")),
         token_mean,
     ),
     "dapo": (group_normalised, token_mean),
@@ -146,7 +146,7 @@ class Composed:
     def by(cls, module, **options):
         """What a method's iteration puts together."""
         run = cls()
-        module.iteration([], run, module.Config(prompts=len(run.trees), **options))
+        module.iteration([], run, module.Config.of(prompts=len(run.trees), **options))
         return run
 
     def new_trees(self, tasks, roots):

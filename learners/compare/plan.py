@@ -10,7 +10,6 @@ import hashlib
 import importlib
 import json
 import sys
-from dataclasses import MISSING, asdict, fields, replace
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from learners.compare.config import Config, Method, as_arguments, budget, methods
 from learners.config import RunConfig
+from learners.console import parse_options
 from learners.ledger import JUDGE
 
 Role = Literal["start", "tuning", "final"]
@@ -123,33 +123,28 @@ def run_arguments(config: Config, method: Method) -> list[str]:
 @lru_cache(maxsize=256)
 def run_config(method: Method, arguments: tuple[str, ...]) -> RunConfig:
     """The config that a run would have; says what is wrong and exits where there is none."""
-    import tyro
-
     module = importlib.import_module(method.module)
     scales = [b for a, b in pairwise(arguments) if a == "--scale"]
-    found: RunConfig = tyro.cli(
-        module.Config,
-        args=arguments,
-        default=module.Config.at(scales[-1]),
-        prog=f"--methods {method.label}: python -m {method.module}",
+    config: RunConfig = parse_options(
+        method.module, module.Config.at(scales[-1]), arguments, prog=f"--methods {method.label}: "
     )
-    return found
+    config.validate()
+    return config
 
 
 def changed_fields(config: RunConfig) -> dict[str, Any]:
     """The fields that are not at their default."""
-    given = json.loads(json.dumps(asdict(config)))
-    defaults = {f.name: f.default for f in fields(config) if f.default is not MISSING}
-    defaults = json.loads(json.dumps(defaults))
-    return {name: value for name, value in given.items() if value != defaults.get(name)}
+    options = json.loads(json.dumps(config.options()))
+    defaults = json.loads(json.dumps(type(config)().options()))
+    return {name: value for name, value in options.items() if value != defaults[name]}
 
 
 def _trial(config: Config, role: Role, method: Method, seed: int, rate: float | None) -> Trial:
     shared = run_arguments(config, method)
-    parsed = replace(run_config(method, tuple(shared)), seed=seed)
+    parsed = run_config(method, tuple(shared)).override(seed=seed)
     arguments = [*shared, "--seed", str(seed)]
     if rate is not None:
-        parsed = replace(parsed, learning_rate=rate)
+        parsed = parsed.override(learning_rate=rate)
         arguments += ["--learning-rate", repr(rate)]
     changed = {k: v for k, v in changed_fields(parsed).items() if k not in NOT_IN_DIGEST}
     judged = _judged(config) if role == "final" else {}
@@ -176,11 +171,12 @@ def _trial(config: Config, role: Role, method: Method, seed: int, rate: float | 
 
 def _start_trial(config: Config, method: Method, seed: int) -> Trial:
     parsed = run_config(method, tuple(run_arguments(config, method)))
-    shared = {name: getattr(parsed, name) for name in (*SHARED, *LIMITS) if name != "data_dir"}
+    options = parsed.options()
+    shared = {name: options[name] for name in (*SHARED, *LIMITS) if name != "data_dir"}
     parts = {"model": config.model, "start": config.start, "env": config.env, "seed": seed}
     parts |= _judged(config) | {"validation_tasks": config.validation_tasks, **shared}
-    parts |= {} if parsed.judge_model is None else {"judge_model": parsed.judge_model}
-    parts |= {"dtype": "bfloat16"} if parsed.autocast else {}
+    parts |= {} if parsed.judge.judge_model is None else {"judge_model": parsed.judge.judge_model}
+    parts |= {"dtype": "bfloat16"} if parsed.optimisation.autocast else {}
     digest = _digest(parts)
     folder, summary = _places(config, START, seed, digest)
     evaluations = tuple(
@@ -197,11 +193,11 @@ LIMITS = ("max_tool_calls", "max_response_tokens")
 
 def _judge(run: RunConfig) -> list[str]:
     """What names the judge of a run to an evaluation; nothing where it has none."""
-    if run.judge_base is None or run.judge_model is None:
+    if run.judge.judge_base is None or run.judge.judge_model is None:
         return []
-    given = ["--judge-base", run.judge_base, "--judge-model", run.judge_model]
-    given += ["--judge-key-variable", run.judge_key_variable]
-    price = dict(run.prices).get(JUDGE)
+    given = ["--judge-base", run.judge.judge_base, "--judge-model", run.judge.judge_model]
+    given += ["--judge-key-variable", run.judge.judge_key_variable]
+    price = dict(run.limits.prices).get(JUDGE)
     return given + ([] if price is None else ["--judge-price", repr(price)])
 
 
@@ -213,9 +209,10 @@ def _evaluation(
     given = ["--model", model, "--env", config.env, "--split", split, "--tasks", str(tasks)]
     given += ["--samples", str(samples), "--temperature", repr(config.temperature)]
     given += ["--seed", str(seed), "--threads", "1", "--out", str(evaluation_folder(folder, split))]
-    given += ["--dtype", "bfloat16"] if run.autocast else []
+    given += ["--dtype", "bfloat16"] if run.optimisation.autocast else []
+    options = run.options()
     for name in (*SHARED, *LIMITS):
-        value = getattr(run, name)
+        value = options[name]
         words = value if isinstance(value, tuple) else (value,)
         given += [] if value is None else [f"--{name.replace('_', '-')}", *map(str, words)]
     return _python("learners.evaluate", *given, *_judge(run))

@@ -142,7 +142,7 @@ def evaluated(
     episodes = [played[key] for key in wanted if key in played]
     by_id = {task.id: task for task in tasks}
     with narrator.status(f"grading {benchmark.name}"):
-        verdicts = grade_all(judged(benchmark, config, folder, ledger), by_id, episodes)
+        verdicts = grade_all(judged(benchmark, config.judge, folder, ledger), by_id, episodes)
     write_verdicts(folder / f"{benchmark.name}.graded.jsonl", verdicts)
     return {
         "split": config.split,

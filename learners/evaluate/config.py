@@ -13,6 +13,7 @@ from typing import Any, Literal
 import gymnasium as gym
 
 from envs import CacheMode, ToolEnv
+from learners.config import JudgeOptions
 from learners.errors import RunFolderError, UsageError
 from learners.evaluate.grading import REQUEST
 from learners.run_folder import write_text
@@ -90,6 +91,11 @@ class Config:
     """Folder of the evaluation; runs/evaluate-<model> by default. Run again to resume."""
     regrade: bool = False
     """Grade the stored episodes of --out again, without the model."""
+
+    @property
+    def judge(self) -> JudgeOptions:
+        """The options that name a judge."""
+        return JudgeOptions(self.judge_base, self.judge_model, self.judge_key_variable)
 
 
 FREE_TO_CHANGE = frozenset(

@@ -44,18 +44,18 @@ def reference_of(config: RunConfig, policy: Policy) -> Reference | None:
     """The model that a run started from, where its loss or reward has a penalty for leaving it."""
     if not config.has_reference:
         return None
-    if config.lora_rank:
+    if config.optimisation.lora_rank:
         return WithoutAdapters(policy)
-    loaded = load_model(config.model, seed=config.seed)
+    loaded = load_model(config.training.model, seed=config.training.seed)
     if torch.cuda.is_available():
         loaded.model.to("cuda")
     return FrozenPolicy(
         Policy(
             loaded,
             learning_rate=0.0,
-            temperature=config.temperature,
-            microbatch_tokens=config.microbatch_tokens,
-            autocast=config.autocast,
+            temperature=config.sampling.temperature,
+            microbatch_tokens=config.optimisation.microbatch_tokens,
+            autocast=config.optimisation.autocast,
         )
     )
 

@@ -11,7 +11,7 @@ import importlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from benchmarks import BENCHMARKS, Benchmark, Task
 from envs import RewardName, compute_reward
-from learners.config import RunConfig
+from learners.config import RunConfig, known_options
 from learners.console import explained
 from learners.errors import RolloutFileError, UsageError
 from learners.replay.stored_run import Chosen, StoredRun, Texts
@@ -68,8 +68,8 @@ def recorded_config(folder: Path, method: str | None = None) -> tuple[str, RunCo
         kind = importlib.import_module(name).Config
     except (ImportError, AttributeError) as error:
         raise UsageError(f"--method {name} is no method, as in learners.grpo") from error
-    known = {field.name for field in fields(kind)}
-    return name, kind(**{k: _tuples(v) for k, v in found.items() if k in known})
+    options = {k: _tuples(v) for k, v in known_options(kind, found).items()}
+    return name, kind.of(**options)
 
 
 def replay(
@@ -208,10 +208,14 @@ def _all(
     """Observations of every iteration that is asked for; writes them where that is asked for."""
     from learners.runs import environment
 
-    rewards = None if config.reward == recorded.reward else config.reward
+    rewards = (
+        None
+        if config.environment.reward == recorded.environment.reward
+        else config.environment.reward
+    )
     tasks = None
     if rewards is not None:
-        tasks = {t.id: t for t in environment(recorded, recorded.train_split).tasks}
+        tasks = {t.id: t for t in environment(recorded, recorded.environment.train_split).tasks}
     torch.set_num_threads(1)
     numbers = list_iterations(options.run) if options.iteration is None else [options.iteration]
     found: dict[str, list[Any]] = {}
@@ -223,7 +227,7 @@ def _all(
         if options.out is not None:
             write_rows(Path(options.out), number, rows_of(rows, replayed.trees))
     if options.out is not None:
-        told = {"method": method, **vars(config), "replayed_from": str(options.run)}
+        told = {"method": method, **config.options(), "replayed_from": str(options.run)}
         (Path(options.out) / "config.json").write_text(json.dumps(told, indent=1))
     return found
 

@@ -35,13 +35,9 @@ class KlRewardConfig(RunConfig):
     divergence from the model the run started from; --kl is beside it, in the loss. [TRL's RLOO:
     0.05; verl's examples: 0.001; 0 as the other methods]"""
 
-    def __post_init__(self) -> None:
-        """Refuse a reward for leaving the reference.
-
-        Raises:
-            UsageError: the coefficient is below 0.
-        """
-        super().__post_init__()
+    def validate(self) -> None:
+        """Check option values. Raises UsageError if one is out of range."""
+        super().validate()
         if self.kl_reward < 0:
             raise UsageError(f"--kl-reward {self.kl_reward:g} is below 0")
 

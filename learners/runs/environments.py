@@ -14,7 +14,7 @@ import gymnasium as gym
 import envs
 from benchmarks import Benchmark, Score, Task
 from envs import EnvState, ToolEnv
-from learners.config import RunConfig, env_ids
+from learners.config import RunConfig
 from learners.errors import RunStopped, UsageError
 from tools import PythonTool, Tool
 
@@ -28,7 +28,7 @@ def environment(config: RunConfig, split: str) -> ToolEnv:
     """
     parts = []
     try:
-        for name in env_ids(config):
+        for name in config.environment.ids:
             env = gym.make(name, **env_arguments(config, split)).unwrapped
             assert isinstance(env, envs.ToolEnv)
             _ = env.tools
@@ -43,16 +43,16 @@ def env_arguments(config: RunConfig, split: str) -> dict[str, Any]:
     """What gym.make is given for a split."""
     return {
         "split": split,
-        "data_dir": config.data_dir,
-        "reward": config.reward,
-        "level": config.level,
-        "tools": config.tools,
-        "max_tool_calls": config.max_tool_calls,
-        "sandbox": config.sandbox,
-        "search": config.search,
-        "corpus": config.corpus,
-        "cache": config.cache,
-        "cache_mode": config.cache_mode,
+        "data_dir": config.environment.data_dir,
+        "reward": config.environment.reward,
+        "level": config.environment.level,
+        "tools": config.environment.tools,
+        "max_tool_calls": config.environment.max_tool_calls,
+        "sandbox": config.environment.sandbox,
+        "search": config.environment.search,
+        "corpus": config.environment.corpus,
+        "cache": config.environment.cache,
+        "cache_mode": config.environment.cache_mode,
     }
 
 
@@ -79,12 +79,13 @@ def stop_where_tools_fail(config: RunConfig, what: str, faults: Sequence[str], t
     Raises:
         RunStopped: too many did.
     """
-    if len(faults) <= config.max_unavailable * trees:
+    share = config.limits.max_unavailable
+    if len(faults) <= share * trees:
         return
     why = "; ".join(f"{count} x {fault}" for fault, count in Counter(faults).most_common(3))
     raise RunStopped(
         f"{len(faults)} of {trees} {what} lost their tools, more than --max-unavailable "
-        f"{config.max_unavailable:g} allows: {why}. Nothing of them is kept. When the tools work, "
+        f"{share:g} allows: {why}. Nothing of them is kept. When the tools work, "
         "run the same command: it resumes from the last checkpoint"
     )
 

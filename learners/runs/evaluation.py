@@ -44,15 +44,17 @@ def validate(
     """
     config = run.config
     done = run.iteration + 1
-    if config.eval_every == 0 or (done % config.eval_every and not over(config, done, lines)):
+    if config.evaluation.eval_every == 0 or (
+        done % config.evaluation.eval_every and not over(config, done, lines)
+    ):
         return {}
     with closing(environment(config, "validation")) as env:
         ledger = type(run.ledger)(run.ledger.spending)
-        appoint(env, config, folder, ledger)
+        appoint(env, config.judge, folder, ledger)
         rollouts = replace(
-            run.rollouts, env=env, temperature=config.eval_temperature, ledger=ledger
+            run.rollouts, env=env, temperature=config.evaluation.eval_temperature, ledger=ledger
         )
-        tasks = sample_tasks(env.tasks, config.validation_tasks)
+        tasks = sample_tasks(env.tasks, config.evaluation.validation_tasks)
         with narrator.status(f"validating on {len(tasks)} tasks"):
             result = evaluate(rollouts, tasks)
     rows = result["tasks"]
@@ -72,10 +74,10 @@ def validate(
 def stopped_early(config: RunConfig, lines: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the last `patience` validations were no better than the best before them."""
     scores = [line[SCORE] for line in lines if SCORE in line]
-    if config.patience is None or len(scores) <= config.patience:
+    if config.evaluation.patience is None or len(scores) <= config.evaluation.patience:
         return False
     best = scores.index(max(scores))
-    return len(scores) - 1 - best >= config.patience
+    return len(scores) - 1 - best >= config.evaluation.patience
 
 
 def _keep(model: LoadedModel, folder: Path) -> None:
@@ -91,8 +93,8 @@ def _keep(model: LoadedModel, folder: Path) -> None:
 
 def over(config: RunConfig, done: int, lines: Sequence[Mapping[str, Any]]) -> bool:
     """Whether a run has done its iterations, or its lines of metrics reach its budget."""
-    reached = any(spent(lines, unit) >= amount for unit, amount in config.stop_at)
-    return done >= config.iterations or reached
+    reached = any(spent(lines, unit) >= amount for unit, amount in config.limits.stop_at)
+    return done >= config.training.iterations or reached
 
 
 def evaluate(rollouts: Rollouts, tasks: Sequence[Task]) -> dict[str, Any]:

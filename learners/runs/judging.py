@@ -11,35 +11,15 @@ import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
 
 from benchmarks import Benchmark, Endpoint, Judge, Post, Task, Verdict, http_post, with_judge
 from envs import ToolEnv
-from learners.errors import UsageError
+from learners.config import JudgeOptions
 from learners.ledger import JUDGE, Ledger
 from learners.runs.environments import TaskMixture
 
 FILE = "judge.jsonl"
 """Beside a run or an evaluation: what the judge said, as hashes and verdicts."""
-
-
-class Judged(Protocol):
-    """A config that may name a judge."""
-
-    @property
-    def judge_base(self) -> str | None:
-        """Its endpoint."""
-        ...
-
-    @property
-    def judge_model(self) -> str | None:
-        """Its name there."""
-        ...
-
-    @property
-    def judge_key_variable(self) -> str:
-        """The environment variable with its key."""
-        ...
 
 
 class CountedJudge(Judge):
@@ -74,44 +54,46 @@ class CountedJudge(Judge):
         return self._transport(url, headers, body, timeout)
 
 
-def judge_of(config: Judged, folder: Path, ledger: Ledger) -> CountedJudge | None:
-    """The judge that a config names; what it said before lies in the folder.
+def judge_of(options: JudgeOptions, folder: Path, ledger: Ledger) -> CountedJudge | None:
+    """The judge that options name; what it said before lies in the folder.
 
     Raises:
         UsageError: a judge without a model.
     """
-    if config.judge_base is None:
+    if options.judge_base is None:
         return None
-    if config.judge_model is None:
-        raise UsageError("--judge-base needs --judge-model, the judge's name there")
-    key = os.environ.get(config.judge_key_variable, "")
-    endpoint = Endpoint(config.judge_base, config.judge_model, key)
+    options.validate()
+    assert options.judge_model is not None
+    key = os.environ.get(options.judge_key_variable, "")
+    endpoint = Endpoint(options.judge_base, options.judge_model, key)
     return CountedJudge(endpoint, ledger, folder / FILE)
 
 
-def judged(benchmark: Benchmark, config: Judged, folder: Path, ledger: Ledger) -> Benchmark:
-    """The benchmark, its undecided answers put before the judge that a config names, if it does.
+def judged(benchmark: Benchmark, options: JudgeOptions, folder: Path, ledger: Ledger) -> Benchmark:
+    """The benchmark, its undecided answers put before the judge that options name, if they do.
 
     Raises:
         UsageError: a judge without a model.
     """
-    judge = judge_of(config, folder, ledger)
+    judge = judge_of(options, folder, ledger)
     return benchmark if judge is None else with_judge(benchmark, judge)
 
 
-def appoint(env: ToolEnv | TaskMixture, config: Judged, folder: Path, ledger: Ledger) -> None:
-    """Let the judge that a config names, if it does, decide in an environment.
+def appoint(
+    env: ToolEnv | TaskMixture, options: JudgeOptions, folder: Path, ledger: Ledger
+) -> None:
+    """Let the judge that options name, if they do, decide in an environment.
 
     Args:
         env: its benchmark is replaced.
-        config: of a run.
+        options: name the judge, or none.
         folder: where verdicts are kept.
         ledger: pays.
 
     Raises:
         UsageError: a judge without a model.
     """
-    judge = judge_of(config, folder, ledger)
+    judge = judge_of(options, folder, ledger)
     if judge is None:
         return
     for part in env.parts if isinstance(env, TaskMixture) else [env]:

@@ -65,7 +65,12 @@ class Run:
         self._counted = readings(self.rollouts)
         self.memory = IterationPeak(meter_of(self.policy.model.device))
         self.memory.begin()
-        share = multiplier(config.schedule, config.warmup, self.iteration, config.iterations)
+        share = multiplier(
+            config.optimisation.schedule,
+            config.optimisation.warmup,
+            self.iteration,
+            config.training.iterations,
+        )
         self.policy.set_learning_rate(self.policy.learning_rate * share)
         self.note("update/learning_rate", [self.policy.learning_rate * share])
 
@@ -93,8 +98,8 @@ class Run:
     def minibatches(self, trees: Sequence[RolloutTree]) -> Iterator[list[RolloutTree]]:
         """The trees of one optimiser step after the other; trees without their tools left out."""
         kept = usable(trees)
-        for start in range(0, len(kept), self.config.minibatch_prompts):
-            yield kept[start : start + self.config.minibatch_prompts]
+        for start in range(0, len(kept), self.config.training.minibatch_prompts):
+            yield kept[start : start + self.config.training.minibatch_prompts]
 
     def token_stats(
         self, trajectories: Sequence[Trajectory], *, branched: bool = False
@@ -136,7 +141,7 @@ class Run:
             self.count("update/without_rows", 1)
             return
         config = self.config
-        if config.kl != 0:
+        if config.optimisation.kl != 0:
             self.refer([row.trajectory for row in rows])
         for (trajectory, advantages), weight in zip(rows, weights, strict=True):
             trajectory.marks.advantages, trajectory.marks.weights = advantages, weight
@@ -148,7 +153,9 @@ class Run:
             done = self.policy.update(
                 rows,
                 self._corrected(rows, weights),
-                wrap_loss(loss, self.note, config.kl, config.kl_estimator),
+                wrap_loss(
+                    loss, self.note, config.optimisation.kl, config.optimisation.kl_estimator
+                ),
             )
         self.ledger.add("computed_tokens", done.computed_tokens)
         self.note("update/trees", [float(done.trees)])
@@ -175,7 +182,7 @@ class Run:
 
     def _corrected(self, rows: Sequence[Row], weights: Sequence[Tensor]) -> Sequence[Tensor]:
         """Weights times what tokens count for a sampler that is not quite the policy."""
-        cap = self.config.sampler_correction
+        cap = self.config.sampling.sampler_correction
         if cap is None:
             return weights
         found = []
@@ -228,13 +235,13 @@ class Run:
         """
         masks = [torch.tensor(row.trajectory.response_mask) for row in rows]
         pairs = list(zip(rows, weights(masks), strict=True))
-        if self.config.kl == 0:
+        if self.config.optimisation.kl == 0:
             pairs = [(row, weight) for row, weight in pairs if row.advantages.any()]
         self.update([row for row, _ in pairs], [weight for _, weight in pairs], loss)
 
     def draw(self, name: str) -> random.Random:
         """A generator of this run's seed and iteration, for choices that are not tokens."""
-        return random.Random(f"{self.config.seed}/{self.iteration}/{name}")
+        return random.Random(f"{self.config.training.seed}/{self.iteration}/{name}")
 
     def count(self, name: str, amount: int) -> None:
         """Add to a counter of this iteration."""

@@ -21,7 +21,7 @@ import torch
 import envs
 from benchmarks import Task
 from envs import ToolEnv
-from learners.config import RunConfig, budget, env_ids, refuse
+from learners.config import RunConfig
 from learners.console import Narrator
 from learners.errors import UsageError
 from learners.ledger import LOST, Ledger, Spending, recorded
@@ -53,8 +53,8 @@ class Session:
         """The tasks of an iteration: those lost before, then those that are served in it."""
         config = self.run.config
         by_id = {task.id: task for task in self.tasks}
-        lost = [by_id[name] for name in self.run.lost][: config.prompts]
-        return (lost + served(config, self.tasks, iteration))[: config.prompts]
+        lost = [by_id[name] for name in self.run.lost][: config.training.prompts]
+        return (lost + served(config, self.tasks, iteration))[: config.training.prompts]
 
 
 def training_env(config: RunConfig) -> ToolEnv:
@@ -64,22 +64,17 @@ def training_env(config: RunConfig) -> ToolEnv:
         gymnasium.error.Error: no such id; the message names the nearest.
         UsageError: it would train on test rows, is no environment of ours, or cannot be made so.
     """
-    refuse(config)
-    if config.train_split == "test" and not config.train_on_test:
-        raise UsageError(
-            "--train-split test trains on the rows results are reported on; use train, or add "
-            "--train-on-test if that is what you want"
-        )
-    for name in env_ids(config):
+    config.validate()
+    for name in config.environment.ids:
         if not isinstance(gym.make(name).unwrapped, envs.ToolEnv):
             raise UsageError(f"--env {name} is not one of ours; expected appo/<Benchmark>-v0")
-    return environment(config, config.train_split)
+    return environment(config, config.environment.train_split)
 
 
 def default_folder(method: str, config: RunConfig) -> str:
     """runs/<method>-<benchmark>-<seed>."""
-    benchmark = "+".join(name.split("/")[-1].removesuffix("-v0") for name in env_ids(config))
-    return f"runs/{method.split('.')[-1]}-{benchmark}-{config.seed}"
+    benchmark = "+".join(name.split("/")[-1].removesuffix("-v0") for name in config.environment.ids)
+    return f"runs/{method.split('.')[-1]}-{benchmark}-{config.training.seed}"
 
 
 def open_session(
@@ -98,14 +93,14 @@ def open_session(
         tools.ToolUnavailable: there is no sandbox for Python.
         ModelNotFound: there is no such model.
     """
-    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    torch.set_num_threads(config.training.threads or os.cpu_count() or 1)
     tasks, held_out = env.tasks, None
     check(config, tasks)
-    ledger = ledger or Ledger(Spending(budget(config)))
-    appoint(env, config, folder, ledger)
-    if config.eval_tasks:
+    ledger = ledger or Ledger(Spending(config.limits.budget()))
+    appoint(env, config.judge, folder, ledger)
+    if config.evaluation.eval_tasks:
         held_out = environment(config, "test")
-        appoint(held_out, config, folder, ledger)
+        appoint(held_out, config.judge, folder, ledger)
         _ = held_out.tasks
     prove_sandbox(env)
     policy = _policy(config, folder, newest)
@@ -115,10 +110,10 @@ def open_session(
         env,
         sampler,
         loaded.tokenizer,
-        config.max_response_tokens,
-        config.temperature,
-        config.seed,
-        tool_threads=config.sampler_rows if turns(config) == "overlap" else 8,
+        config.sampling.max_response_tokens,
+        config.sampling.temperature,
+        config.training.seed,
+        tool_threads=config.sampling.sampler_rows if turns(config) == "overlap" else 8,
         turns=turns(config),
         ledger=ledger,
     )
@@ -134,10 +129,15 @@ def open_session(
 def _policy(config: RunConfig, folder: Path, newest: int | None) -> Policy:
     """The model to begin with, or that of a checkpoint, and what trains it."""
     kept = None if newest is None else checkpoint_folder(folder, newest)
-    fresh = kept is None or config.lora_rank > 0
-    loaded = load_model(config.model if fresh else str(kept), seed=config.seed)
-    if config.lora_rank:
-        lora.add_adapters(loaded.model, config.lora_rank, config.lora_alpha, config.seed)
+    fresh = kept is None or config.optimisation.lora_rank > 0
+    loaded = load_model(config.training.model if fresh else str(kept), seed=config.training.seed)
+    if config.optimisation.lora_rank:
+        lora.add_adapters(
+            loaded.model,
+            config.optimisation.lora_rank,
+            config.optimisation.lora_alpha,
+            config.training.seed,
+        )
         if kept is not None:
             lora.load_adapters(loaded.model, kept)
     if torch.cuda.is_available():
@@ -145,20 +145,20 @@ def _policy(config: RunConfig, folder: Path, newest: int | None) -> Policy:
     return Policy(
         loaded,
         learning_rate=learning_rate(config, loaded.model.num_parameters()),
-        temperature=config.temperature,
-        betas=config.adam_betas,
-        optimizer_name=config.optimizer or "adamw",
-        microbatch_tokens=config.microbatch_tokens,
-        autocast=config.autocast,
-        gradient_checkpointing=config.gradient_checkpointing,
+        temperature=config.sampling.temperature,
+        betas=config.optimisation.adam_betas,
+        optimizer_name=config.optimisation.optimizer or "adamw",
+        microbatch_tokens=config.optimisation.microbatch_tokens,
+        autocast=config.optimisation.autocast,
+        gradient_checkpointing=config.optimisation.gradient_checkpointing,
     )
 
 
 def learning_rate(config: RunConfig, parameters: int) -> float:
     """The rate given, or the scale's: a laptop takes few steps, so it takes larger ones."""
-    if config.learning_rate is not None:
-        return config.learning_rate
-    if config.scale == "paper":
+    if config.optimisation.learning_rate is not None:
+        return config.optimisation.learning_rate
+    if config.training.scale == "paper":
         return 1e-6
     return 3e-4 if parameters < 20_000_000 else 1e-5
 
@@ -184,7 +184,9 @@ def open_ledger(config: RunConfig, folder: Path, kept: Sequence[Mapping[str, Any
         evaluation.get("iteration") == newest
         and (over(config, newest, kept) or stopped_early(config, kept))
     )
-    spending = Spending(budget(config), folder / "spent.json", recorded([*kept, evaluation]))
+    spending = Spending(
+        config.limits.budget(), folder / "spent.json", recorded([*kept, evaluation])
+    )
     ledger, spent = Ledger(spending), spending.totals()
     before = {} if newest is None else read_state(folder, newest).get("spent", spent)
     evaluated = recorded([evaluation]) if stays else {}
@@ -207,7 +209,7 @@ def run_iteration(
     run.rollouts.sampler.sync()
     assert run.memory is not None  # since begin()
     profile = profiled(run.policy, run.rollouts.sampler, run.ledger, run.memory)
-    with profile if run.config.profile_memory else nullcontext():
+    with profile if run.config.training.profile_memory else nullcontext():
         iteration(tasks, run, run.config)
     metrics = run.metrics()
     run.lost = [
@@ -228,7 +230,7 @@ def record(session: Session, metrics: dict[str, Any], last: bool) -> None:
         lines.flush()
         os.fsync(lines.fileno())
     run.iteration += 1
-    if run.iteration % run.config.checkpoint_every == 0 or last:
+    if run.iteration % run.config.training.checkpoint_every == 0 or last:
         state = {"lost": run.lost, "spent": dict(run.ledger.spending.totals())}
         save_checkpoint(session.folder, run.iteration, run.policy, state)
 
@@ -244,11 +246,11 @@ def evaluate_once(session: Session, name: str, narrator: Narrator) -> None:
     if env is None or (path.exists() and (name == "before" or _is_of(path, run.iteration))):
         return
     # The run's own ledger: what was lost before is told here where no iteration is left to do it.
-    rollouts = replace(run.rollouts, env=env, temperature=config.eval_temperature)
+    rollouts = replace(run.rollouts, env=env, temperature=config.evaluation.eval_temperature)
     start = time.perf_counter()
     try:
         with narrator.status(f"evaluating {name} training"):
-            result = evaluate(rollouts, env.tasks[: config.eval_tasks])
+            result = evaluate(rollouts, env.tasks[: config.evaluation.eval_tasks])
     finally:
         env.close()
     count = len(result["tasks"]) + len(result["faults"])

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from benchmarks import Task
-from learners.config import RunConfig, env_ids
+from learners.config import RunConfig
 from learners.errors import UsageError
 
 WORDS = ("easy", "medium", "hard")
@@ -28,13 +28,20 @@ def served(config: RunConfig, tasks: Sequence[Task], iteration: int) -> list[Tas
     groups = _groups(config, tasks)
     if len(groups) == 1:
         (group,) = groups.values()
-        return _next(config, group, "", iteration, iteration * config.prompts, config.prompts)
+        return _next(
+            config,
+            group,
+            "",
+            iteration,
+            iteration * config.training.prompts,
+            config.training.prompts,
+        )
     counts, before = Counter[str](), Counter[str]()
     for earlier in range(iteration + 1):
         before += counts
-        draw = random.Random(f"{config.seed}/mixture/{earlier}")
-        weights = config.env_weights or (1.0,) * len(groups)
-        drawn = draw.choices(list(groups), weights, k=config.prompts)
+        draw = random.Random(f"{config.training.seed}/mixture/{earlier}")
+        weights = config.environment.env_weights or (1.0,) * len(groups)
+        drawn = draw.choices(list(groups), weights, k=config.training.prompts)
         counts = Counter(drawn)
     found = {
         name: iter(_next(config, groups[name], name, iteration, before[name], counts[name]))
@@ -49,21 +56,21 @@ def check(config: RunConfig, tasks: Sequence[Task]) -> None:
     Raises:
         UsageError: as many weights as environments are needed; a curriculum needs levels.
     """
-    ids = env_ids(config)
-    weights = config.env_weights
+    ids = config.environment.ids
+    weights = config.environment.env_weights
     if weights and (len(weights) != len(ids) or min(weights) <= 0):
         raise UsageError(
             f"--env-weights {' '.join(f'{w:g}' for w in weights)}: expected one above 0 for each "
             f"of {' '.join(ids)}"
         )
-    if config.curriculum > 0:
+    if config.environment.curriculum > 0:
         for name, group in _groups(config, tasks).items():
             _levels(group, name or ids[0])
 
 
 def _groups(config: RunConfig, tasks: Sequence[Task]) -> dict[str, Sequence[Task]]:
     """Tasks by environment, in the order they were named."""
-    if len(env_ids(config)) == 1:
+    if len(config.environment.ids) == 1:
         return {"": tasks}
     groups: dict[str, list[Task]] = {}
     for task in tasks:
@@ -75,13 +82,13 @@ def _next(
     config: RunConfig, tasks: Sequence[Task], name: str, iteration: int, first: int, count: int
 ) -> list[Task]:
     """`count` tasks of one environment after `first` earlier ones."""
-    if config.curriculum > 0:
+    if config.environment.curriculum > 0:
         pool = _admitted(config, tasks, iteration)
-        draw = random.Random(f"{config.seed}/curriculum/{name}/{iteration}")
+        draw = random.Random(f"{config.training.seed}/curriculum/{name}/{iteration}")
         whole, rest = divmod(count, len(pool))
         return [*(list(pool) * whole), *draw.sample(pool, rest)]
     places = [divmod(index, len(tasks)) for index in range(first, first + count)]
-    seed = f"{config.seed}/epoch/{name}/" if name else f"{config.seed}/epoch/"
+    seed = f"{config.training.seed}/epoch/{name}/" if name else f"{config.training.seed}/epoch/"
     orders = {epoch: _order(len(tasks), f"{seed}{epoch}") for epoch in {e for e, _ in places}}
     return [tasks[orders[epoch][place]] for epoch, place in places]
 
@@ -95,7 +102,7 @@ def _order(count: int, seed: str) -> list[int]:
 def _admitted(config: RunConfig, tasks: Sequence[Task], iteration: int) -> Sequence[Task]:
     """The tasks of the levels that are let in by now, the easiest first."""
     levels = _levels(tasks, "")
-    progress = iteration / max(1, round(config.curriculum * config.iterations))
+    progress = iteration / max(1, round(config.environment.curriculum * config.training.iterations))
     allowed = set(levels[: min(len(levels), 1 + int(progress * len(levels)))])
     return [task for task in tasks if dict(task.metadata)["level"] in allowed]
 

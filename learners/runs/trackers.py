@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from learners.config import SinkName
+from learners.config import TrackerName
 from learners.errors import UsageError
 
 Line = Mapping[str, Any]
@@ -26,7 +26,7 @@ PROJECT = "appo-gym"
 
 @contextmanager
 def opened(
-    names: Sequence[SinkName], folder: Path, config: Mapping[str, Any], kept: Sequence[Line]
+    names: Sequence[TrackerName], folder: Path, config: Mapping[str, Any], kept: Sequence[Line]
 ) -> Iterator[Callable[[Line], None]]:
     """What takes a line and shows it in every sink named.
 

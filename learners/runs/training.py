@@ -7,7 +7,6 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from typing import Any
 import torch
 
 from benchmarks import Task
-from learners.config import RunConfig, Scale, env_ids
-from learners.console import Narrator, explained
+from learners.config import RunConfig, Scale
+from learners.console import Narrator, explained, parse_options
 from learners.errors import RunFolderError
 from learners.run_folder import disk_full, lock_folder, noted, open_folder, read_metrics, write_text
 from learners.runs.environments import stop_where_tools_fail
@@ -38,19 +37,11 @@ from learners.runs.trackers import opened
 
 def main(method: str, arguments: Sequence[str] | None = None) -> None:
     """Parse the command line of `python -m <method>` and train."""
-    import tyro
-
     arguments = sys.argv[1:] if arguments is None else arguments
     module = importlib.import_module(method)
     scale = _scale(arguments)
     with explained(method, arguments, "run"):
-        config = tyro.cli(
-            module.Config,
-            args=arguments,
-            default=module.Config.at(scale),
-            prog=f"python -m {method}",
-            description=(module.__doc__ or "").split("\n\n")[0],
-        )
+        config = parse_options(method, module.Config.at(scale), arguments, module.__doc__)
         train(method, config)
 
 
@@ -74,7 +65,7 @@ def train(method: str, config: RunConfig) -> Path:
         ReplayMiss, gymnasium.error.Error: see their messages.
     """
     env = training_env(config)
-    folder = Path(config.out or default_folder(method, config))
+    folder = Path(config.training.out or default_folder(method, config))
     narrator = Narrator()
     with lock_folder(folder), closing(env):
         newest = open_folder(folder, method, config)
@@ -100,9 +91,9 @@ def _iterate(
     try:
         write_text(folder / "metrics.jsonl", "".join(json.dumps(m) + "\n" for m in kept))
         evaluate_once(session, "before", narrator)
-        iterations, lines = run.config.iterations, list(kept)
+        iterations, lines = run.config.training.iterations, list(kept)
         with (
-            opened(run.config.log, folder, asdict(run.config), kept) as show,
+            opened(run.config.training.log, folder, run.config.options(), kept) as show,
             narrator.bar("iteration", iterations, run.iteration, every=1) as advance,
         ):
             ended = over(run.config, run.iteration, lines) or stopped_early(run.config, lines)
@@ -131,14 +122,17 @@ def _iterate(
 def opening(method: str, session: Session, resumed: int | None) -> str:
     """What is about to happen, in three lines."""
     run, config = session.run, session.run.config
+    training, environment = config.training, config.environment
     size = run.policy.model.num_parameters() / 1e6
     rate = run.policy.optimizer.param_groups[0]["lr"]
+    rollouts = config.options().get("rollouts", 1)
     return (
-        f"{method} on {' '.join(env_ids(config))}: {config.model} ({size:.1f}M parameters), "
-        f"scale {config.scale}, {config.prompts} prompts x {getattr(config, 'rollouts', 1)} "
-        f"rollouts, learning rate {rate:g}, {config.iterations} iterations\n"
-        f"training on the {config.train_split} split: {len(session.tasks)} tasks from "
-        f"{run.rollouts.env.benchmark.train_source}; evaluating on {config.eval_tasks} test tasks\n"
+        f"{method} on {' '.join(environment.ids)}: {training.model} ({size:.1f}M parameters), "
+        f"scale {training.scale}, {training.prompts} prompts x {rollouts} rollouts, learning rate "
+        f"{rate:g}, {training.iterations} iterations\n"
+        f"training on the {environment.train_split} split: {len(session.tasks)} tasks from "
+        f"{run.rollouts.env.benchmark.train_source}; evaluating on "
+        f"{config.evaluation.eval_tasks} test tasks\n"
         f"run folder {session.folder}"
         + (f", resuming after iteration {resumed}" if resumed is not None else "")
     )

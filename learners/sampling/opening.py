@@ -25,19 +25,21 @@ def open_sampler(config: RunConfig, loaded: LoadedModel, stop_tags: Sequence[str
     Raises:
         UsageError: it is vLLM, which is not installed.
     """
-    dtype = torch.bfloat16 if config.autocast else loaded.model.dtype
-    if config.sampler == "transformers":
-        return TransformersSampler(*loaded, stop_tags, rows=config.sampler_rows, dtype=dtype)
+    dtype = torch.bfloat16 if config.optimisation.autocast else loaded.model.dtype
+    if config.sampling.sampler == "transformers":
+        return TransformersSampler(
+            *loaded, stop_tags, rows=config.sampling.sampler_rows, dtype=dtype
+        )
 
     require_vllm()
     ends = end_ids(*loaded)
     scratch = tempfile.TemporaryDirectory(prefix="appo-vllm-")
     folder = Path(scratch.name)
-    if config.sampler == "vllm-server":
+    if config.sampling.sampler == "vllm-server":
         settings = Settings(
             scratch.name,
             str(dtype).removeprefix("torch."),
-            config.sampler_rows,
+            config.sampling.sampler_rows,
             torch.get_num_threads(),
             tuple(stop_tags),
             tuple(sorted(ends)),
@@ -47,7 +49,7 @@ def open_sampler(config: RunConfig, loaded: LoadedModel, stop_tags: Sequence[str
         return server
     with scratch:
         _save(loaded, folder)
-        engine = VllmEngine(folder, dtype, config.sampler_rows)
+        engine = VllmEngine(folder, dtype, config.sampling.sampler_rows)
     end = TurnEnd(loaded.tokenizer, stop_tags, ends)
     return VllmSampler(engine, end, lambda: weights_of(loaded.model))
 
@@ -60,7 +62,7 @@ def _save(loaded: LoadedModel, folder: Path) -> None:
 
 def turns(config: RunConfig) -> Literal["lockstep", "overlap"]:
     """What `turns` says; auto is whichever promises most where the run is."""
-    if config.turns != "auto":
-        return config.turns
-    fast = config.sampler != "transformers" or torch.cuda.is_available()
+    if config.sampling.turns != "auto":
+        return config.sampling.turns
+    fast = config.sampling.sampler != "transformers" or torch.cuda.is_available()
     return "overlap" if fast else "lockstep"

@@ -16,13 +16,13 @@ import random
 import sys
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from envs import ToolEnv
-from learners.config import RunConfig
-from learners.console import Narrator, explained
+from learners.config import Optimisation, RunConfig
+from learners.console import Narrator, explained, parse_options
 from learners.tree import Trajectory
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from learners.runs import Session
     from learners.sft.transcripts import Reading
 
+ADAM_BETAS = (0.9, 0.98)
+"""A short run forgets its first gradients sooner than the papers' 0.999."""
 WARM_UP = 0.03
 """Share of the updates in which the learning rate rises."""
 
@@ -38,8 +40,7 @@ WARM_UP = 0.03
 class Config(RunConfig):
     """Fields of the cold start; those of rollouts and the environment are a run's."""
 
-    adam_betas: tuple[float, float] = (0.9, 0.98)
-    """Of AdamW; a short run forgets its first gradients sooner."""
+    optimisation: Optimisation = field(default_factory=lambda: Optimisation(adam_betas=ADAM_BETAS))
     demonstrations: int | None = None
     """Scripted episodes to train on, from the first; None: all there are."""
     transcripts: str | None = None
@@ -55,20 +56,14 @@ class Config(RunConfig):
     @property
     def new_weights(self) -> bool:
         """Whether the model has never been trained."""
-        return self.model == "tiny"
+        return self.training.model == "tiny"
 
 
 def main() -> None:
     """The command line."""
-    import tyro
-
-    config = tyro.cli(
-        Config,
-        default=Config.at("laptop"),
-        prog="python -m learners.sft",
-        description=(__doc__ or "").split("\n\n")[0],
-    )
-    with explained("learners.sft", sys.argv[1:], "cold start"):
+    arguments = sys.argv[1:]
+    config = parse_options("learners.sft", Config.at("laptop"), arguments, __doc__)
+    with explained("learners.sft", arguments, "cold start"):
         cold_start(config)
 
 
@@ -86,11 +81,14 @@ def cold_start(config: Config) -> Path:
     env = training_env(config)
     if env.benchmark.demonstrations is None and config.transcripts is None:
         raise UsageError(
-            f"--env {config.env}: this benchmark has no demonstrations to start from; "
+            f"--env {config.environment.env}: this benchmark has no demonstrations to start from; "
             "give --transcripts"
         )
     name = env.benchmark.name
-    folder = Path(config.out or f"runs/sft-{name}-{config.model.split('/')[-1]}-{config.seed}")
+    folder = Path(
+        config.training.out
+        or f"runs/sft-{name}-{config.training.model.split('/')[-1]}-{config.training.seed}"
+    )
     with lock_folder(folder), closing(env):
         return _cold_start(config, env, folder)
 
@@ -113,7 +111,11 @@ def _cold_start(config: Config, env: ToolEnv, folder: Path) -> Path:
         partial.rename(folder / "model")
     session.run.rollouts.sampler.sync()
     evaluate_once(session, "after", narrator)
-    result = json.loads((folder / "evaluation-after.json").read_text()) if config.eval_tasks else {}
+    result = (
+        json.loads((folder / "evaluation-after.json").read_text())
+        if config.evaluation.eval_tasks
+        else {}
+    )
     summary = _summary(result)
     write_text(folder / "summary.json", json.dumps(summary))
     narrator.say(f"{summary}\nmodel in {folder}: give it to --model")
@@ -155,10 +157,9 @@ def _reasons(reading: Reading) -> str:
 def resolved(config: Config) -> Config:
     """The config with its None fields decided."""
     new = config.new_weights
-    return replace(
-        config,
-        optimizer=config.optimizer or ("muon" if new else "adamw"),
-        learning_rate=config.learning_rate or (3e-3 if new else 2e-5),
+    return config.override(
+        optimizer=config.optimisation.optimizer or ("muon" if new else "adamw"),
+        learning_rate=config.optimisation.learning_rate or (3e-3 if new else 2e-5),
         batch_tokens=config.batch_tokens or (1200 if new else 4096),
         observation_weight=float(new)
         if config.observation_weight is None
@@ -178,25 +179,35 @@ def fine_tune(
     from learners.sft.early_stopping import HeldOut
 
     policy = session.run.policy
-    kept = min(config.validation_tasks, len(trajectories) // 2) if config.eval_every else 0
+    kept = (
+        min(config.evaluation.validation_tasks, len(trajectories) // 2)
+        if config.evaluation.eval_every
+        else 0
+    )
     held_out, trajectories = trajectories[:kept], trajectories[kept:]
-    watch = HeldOut(held_out, config.eval_every, config.patience, session.folder)
+    watch = HeldOut(
+        held_out, config.evaluation.eval_every, config.evaluation.patience, session.folder
+    )
     watch.resume(policy.updates)
     batches = [
         batch
         for epoch in range(config.epochs)
-        for batch in _batches(trajectories, config.batch_tokens or 0, f"{config.seed}/{epoch}")
+        for batch in _batches(
+            trajectories, config.batch_tokens or 0, f"{config.training.seed}/{epoch}"
+        )
     ]
     losses: list[float] = []
     with narrator.bar("fine-tuning", len(batches), policy.updates) as advance:
         while policy.updates < len(batches) and not watch.stopped:
             done = policy.updates
-            policy.set_learning_rate((config.learning_rate or 0) * _schedule(done / len(batches)))
+            policy.set_learning_rate(
+                (config.optimisation.learning_rate or 0) * _schedule(done / len(batches))
+            )
             losses.append(_update(policy, batches[done], config.observation_weight or 0.0))
             if policy.updates == done:
                 raise UsageError(
                     f"the gradient of update {done + 1} is not finite with --learning-rate "
-                    f"{config.learning_rate:g}; try a smaller one"
+                    f"{config.optimisation.learning_rate:g}; try a smaller one"
                 )
             read = _read(policy.work)
             watch.over(policy)

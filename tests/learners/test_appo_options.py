@@ -91,7 +91,7 @@ def credit(tree, **options):
     for branch in tree.branches:
         branch.old_logprobs = torch.zeros(len(branch))
         stats[branch] = stats_of(branch)
-    rows = appo.procedure_advantages(tree, stats, appo.Config(**options), Notes())
+    rows = appo.procedure_advantages(tree, stats, appo.Config.of(**options), Notes())
     return [(row.trajectory, row.advantages.tolist()) for row in rows]
 
 

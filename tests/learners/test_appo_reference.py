@@ -263,7 +263,7 @@ def test_an_iteration_fills_every_tree_and_moves_the_weights_by_its_roots():
     loaded = loaded._replace(model=copy.deepcopy(loaded.model))
     before = copy.deepcopy(loaded.model.state_dict())
     env = toy_env(EchoTool(), split="train")
-    config = appo.Config(
+    config = appo.Config.of(
         profile="reference", rollouts=5, initial_rollouts=2, minibatch_prompts=2, prompts=3
     )
     policy = WatchedPolicy(loaded, learning_rate=1e-3)

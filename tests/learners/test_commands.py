@@ -132,7 +132,7 @@ def test_a_benchmark_without_demonstrations_says_so(tmp_path):
     from learners.errors import UsageError
     from learners.sft.__main__ import Config, cold_start
 
-    config = Config(env="appo/HotpotQA-v0", out=str(tmp_path / "run"))
+    config = Config.of(env="appo/HotpotQA-v0", out=str(tmp_path / "run"))
     with pytest.raises(UsageError, match="HotpotQA-v0: this benchmark has no demonstrations"):
         cold_start(config)
 

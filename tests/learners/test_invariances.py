@@ -83,7 +83,7 @@ def test_reinforce_pp_takes_the_mean_of_all_prompts_off():
 
 
 def test_without_a_discount_gigpo_takes_means_off_at_both_levels():
-    moved, config = forest(), gigpo.Config(discount=1.0)
+    moved, config = forest(), gigpo.Config.of(discount=1.0)
     with_constant(moved[:1])
     before, after = (gigpo.two_level(trees, config) for trees in (forest(), moved))
     for one, other in zip(before, after, strict=True):
@@ -128,7 +128,7 @@ def test_what_is_tested_is_what_an_iteration_puts_together(method):
 
 def test_aepo_credits_and_weighs_every_optimiser_step_by_itself():
     """Entropies 0, 0.1, ... along a response; a step per prompt, whose tokens weigh 1 together."""
-    run, config = Credited(forest()), aepo.Config(pre_monitoring=False)
+    run, config = Credited(forest()), aepo.Config.of(pre_monitoring=False)
     aepo.iteration([], run, config)
     assert len(run.updates) == 2
     for tree, update in zip(run.trees, run.updates, strict=True):

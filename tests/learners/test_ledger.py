@@ -241,7 +241,7 @@ def open_folder_of(folder, newest, spent, at_checkpoint=None, evaluation=None, i
     if evaluation is not None:
         name = "before" if newest is None else "after"
         (folder / f"evaluation-{name}.json").write_text(json.dumps(evaluation))
-    return open_ledger(RunConfig(iterations=iterations), folder, []).take()
+    return open_ledger(RunConfig.of(iterations=iterations), folder, []).take()
 
 
 def test_what_was_spent_since_the_checkpoint_is_lost(tmp_path):

@@ -34,13 +34,20 @@ def one_thread():
 def session_of(folder, method, seed=0, benchmark=UNEVEN):
     """Three prompts, one per optimiser step; what the tiny model answers is right now and then."""
     module, own = RUNS[method]
-    config = module.Config(seed=seed, prompts=3, minibatch_prompts=1, max_response_tokens=72, **own)
+    config = module.Config.of(
+        seed=seed, prompts=3, minibatch_prompts=1, max_response_tokens=72, **own
+    )
     loaded = load_model(str(folder))
     tools = (EchoTool("search"), EchoTool("calculator"))
     env = ToolEnv(benchmark, tools=tools, split="train", reward="correctness")
     sampler = TransformersSampler(loaded.model, loaded.tokenizer, env.stop_tags)
     rollouts = Rollouts(
-        env, sampler, loaded.tokenizer, config.max_response_tokens, config.temperature, seed
+        env,
+        sampler,
+        loaded.tokenizer,
+        config.sampling.max_response_tokens,
+        config.sampling.temperature,
+        seed,
     )
     run = Run(config, Policy(loaded, learning_rate=1e-3), rollouts)
     return Session(run, folder, env.tasks), module.iteration
@@ -118,7 +125,7 @@ def test_every_tree_has_exactly_its_budget_of_finished_trajectories(taught, meth
         assert len(tree.roots) == roots or (module in (arpo, aepo) and len(tree.roots) > roots)
         assert all(t.done for t in tree.trajectories)
         assert len({t.path for t in tree.trajectories}) == 6
-        assert all(len(t) <= config.max_response_tokens for t in tree.trajectories)
+        assert all(len(t) <= config.sampling.max_response_tokens for t in tree.trajectories)
     branches = sum(len(tree.branches) for tree in session.run.trees)
     assert metrics["branch/branches"] == branches
     assert branches == 3 * (6 - roots) or module in (arpo, aepo)

@@ -68,7 +68,7 @@ def test_trap_4_episodes_count_once_however_many_turns_they_have():
     tree = new_tree()
     grow(tree, *[(1, 1)] * 7, (1, 0), reward=1.0)
     grow(tree, (1, 0))
-    found = gigpo.tree_advantages(tree, gigpo.Config(step_weight=0.0))
+    found = gigpo.tree_advantages(tree, gigpo.Config.of(step_weight=0.0))
     expected = [row.advantages for row in group_normalised([tree])]
     assert all(torch.allclose(a, b) for a, b in zip(found, expected, strict=True))
 

@@ -45,7 +45,7 @@ def test_trap_17_all_clips_are_the_same_before_the_first_step():
 )
 def test_trap_18_every_clip_that_can_be_set_is_used(module, field, ratio, advantage):
     losses = []
-    for config in (module.Config(), module.Config(**{field: 0.5})):
+    for config in (module.Config(), module.Config.of(**{field: 0.5})):
         batch = batch_of([0.0], [advantage])
         losses.append(module.policy_loss(torch.tensor([[math.log(ratio)]]), batch, config).item())
     assert losses[1] == pytest.approx(0.5 if field == "clip_low" else -1.5)
@@ -55,7 +55,7 @@ def test_trap_18_every_clip_that_can_be_set_is_used(module, field, ratio, advant
 def test_trap_19_cispo_caps_the_ratio_itself_and_floors_nothing():
     batch = batch_of([0.0, 0.0], [1.0, 1.0])
     logprobs = torch.tensor([[math.log(100), math.log(0.01)]], requires_grad=True)
-    cispo.policy_loss(logprobs, batch, cispo.Config(ratio_cap=5.0)).backward()
+    cispo.policy_loss(logprobs, batch, cispo.Config.of(ratio_cap=5.0)).backward()
     assert logprobs.grad[0].tolist() == pytest.approx([-5, -0.01])
 
 
@@ -83,7 +83,7 @@ def test_trap_21_gspo_clips_a_thousand_times_closer():
 @pytest.mark.parametrize("module", [dapo, gppo, arpo, aepo, tree_grpo, gigpo])
 def test_trap_22_the_dual_clip_is_an_option_wherever_there_is_one(module):
     """So that `--dual-clip inf` makes methods comparable; the others have none."""
-    batch, free = batch_of([0.0], [-1.0]), module.Config(dual_clip=math.inf)
+    batch, free = batch_of([0.0], [-1.0]), module.Config.of(dual_clip=math.inf)
     for config, slope in ((module.Config(), 0.0), (free, 15.0)):
         logprobs = torch.tensor([[math.log(15.0)]], requires_grad=True)
         module.policy_loss(logprobs, batch, config).backward()
@@ -155,7 +155,7 @@ def test_trap_28_a_first_turn_has_no_gain_whatever_was_before():
 
 def test_trap_31_entropies_are_never_missing_from_the_advantages():
     run = Credited(forest())
-    aepo.iteration([], run, aepo.Config(pre_monitoring=False))
+    aepo.iteration([], run, aepo.Config.of(pre_monitoring=False))
     rows = [row for update in run.updates for row in update.rows]
     assert len(rows) == 7
     plain = {row.trajectory: row.advantages for row in group_normalised(run.trees)}
@@ -167,13 +167,13 @@ def test_trap_31_entropies_are_never_missing_from_the_advantages():
 def test_trap_31_a_threshold_is_called_one():
     """The code's branch_probability branches less the higher it is."""
     assert not hasattr(aepo.Config(), "branch_probability")
-    assert aepo.branches(0.3, 0.0, 0, aepo.Config(branch_threshold=0.2))
-    assert not aepo.branches(0.3, 0.0, 0, aepo.Config(branch_threshold=0.4))
+    assert aepo.branches(0.3, 0.0, 0, aepo.Config.of(branch_threshold=0.2))
+    assert not aepo.branches(0.3, 0.0, 0, aepo.Config.of(branch_threshold=0.4))
 
 
 def test_trap_31_a_pause_ends_the_penalty():
     tree = tree_with([1.0])
-    assert aepo.grow(tree, aepo.Config(rollouts=1, initial_rollouts=1), 10, None, growing=5) == 0
+    assert aepo.grow(tree, aepo.Config.of(rollouts=1, initial_rollouts=1), 10, None, growing=5) == 0
 
 
 def test_trap_33_dapo_looks_at_rewards_before_the_penalty():
@@ -181,7 +181,7 @@ def test_trap_33_dapo_looks_at_rewards_before_the_penalty():
     tree = new_tree()
     for length in (60, 100):
         grow(tree, (length, 0), reward=1.0)
-    config = dapo.Config(max_response_tokens=100)
+    config = dapo.Config.of(max_response_tokens=100)
     first, second = (dapo.shaped(root, config) for root in tree.roots)
     assert first != second
     assert not dapo.teaches([root.reward for root in tree.roots])

@@ -57,7 +57,7 @@ def test_rollouts_belong_to_the_tree_they_left_wherever_they_left_it():
 def test_the_budget_is_filled_exactly(rollouts, roots, expansions, expected):
     tree, config = (
         new_tree(),
-        tree_grpo.Config(rollouts=rollouts, initial_rollouts=roots, expansions=expansions),
+        tree_grpo.Config.of(rollouts=rollouts, initial_rollouts=roots, expansions=expansions),
     )
     for _ in range(roots):
         grow(tree, (3, 2), (1, 0))
@@ -71,7 +71,7 @@ def test_the_budget_is_filled_exactly(rollouts, roots, expansions, expected):
 
 def test_steps_are_drawn_alike_and_again_and_again():
     """600 draws of three steps: 200 each, give or take four deviations of 11.5."""
-    tree, config = new_tree(), tree_grpo.Config(rollouts=601)
+    tree, config = new_tree(), tree_grpo.Config.of(rollouts=601)
     root = grow(tree, (3, 2), (1, 1), (4, 0))
     tree_grpo.expand(tree, 0, config, random.Random(0))
     drawn = Counter(branch.parent.position for branch in tree.branches)

@@ -69,10 +69,10 @@ def session(
     if plain:
         loaded.model.set_attn_implementation("sdpa")
     sampler = open_sampler(config, loaded, env.stop_tags)
-    rollouts = Rollouts(env, sampler, loaded.tokenizer, config.max_response_tokens)
-    rate = config.learning_rate or 1e-4
+    rollouts = Rollouts(env, sampler, loaded.tokenizer, config.sampling.max_response_tokens)
+    rate = config.optimisation.learning_rate or 1e-4
     packs: Packs = "never" if plain else "auto"
-    policy = Policy(loaded, learning_rate=rate, packs=packs, autocast=config.autocast)
+    policy = Policy(loaded, learning_rate=rate, packs=packs, autocast=config.optimisation.autocast)
     return Session(Run(config, policy, rollouts), folder, env.tasks)
 
 
@@ -112,8 +112,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=384, help="of a response, at most")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    config = replace(
-        appo.Config.at("laptop"),
+    config = appo.Config.at("laptop").override(
         prompts=given.prompts,
         minibatch_prompts=min(2, given.prompts),
         rollouts=given.rollouts,

@@ -129,7 +129,7 @@ def main() -> None:
     given = parser.parse_args()
     loaded = load_model(given.model)
     without_ends(loaded)
-    config = RunConfig(autocast=True, sampler_rows=given.episodes)
+    config = RunConfig.of(autocast=True, sampler_rows=given.episodes)
     sampler = open_sampler(config, loaded, ())
     told = scripts(loaded.tokenizer, given)
     tokens = sum(len(turn) for turns in told.values() for turn in turns)

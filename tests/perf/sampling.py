@@ -22,7 +22,6 @@ import random
 import statistics
 from collections.abc import Callable
 from contextlib import redirect_stderr
-from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -146,7 +145,7 @@ def ways_of(given: argparse.Namespace, work: Workload) -> dict[str, Callable[[],
     plain.model.to(torch.bfloat16)
     for one in (plain, loaded):
         without_ends(one)
-    config = RunConfig(autocast=True, sampler_rows=given.episodes)
+    config = RunConfig.of(autocast=True, sampler_rows=given.episodes)
     sampler = open_sampler(config, loaded, ())
     ways: dict[str, Callable[[], object]] = {
         "usual": lambda: usual(plain, work),
@@ -155,7 +154,7 @@ def ways_of(given: argparse.Namespace, work: Workload) -> dict[str, Callable[[],
     if importlib.util.find_spec("vllm") is None:
         print("vLLM is not installed here: `make .venv-vllm/.installed`, .venv-vllm/bin/python")
     elif "vllm" not in given.without:
-        engine = open_sampler(replace(config, sampler="vllm"), loaded, ())
+        engine = open_sampler(config.override(sampler="vllm"), loaded, ())
         ways["vllm"] = lambda: play(engine, work)
     return {name: way for name, way in ways.items() if name not in given.without}
 

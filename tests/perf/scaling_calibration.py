@@ -96,7 +96,7 @@ def fitted(bare: Machine, model: Model, steps: dict[int, float]) -> Machine:
 
 def decoded(loaded: LoadedModel, rounds: int) -> tuple[dict[int, list[float]], list[float]]:
     """Seconds of a step by its rows, and of reading 64 prefixes."""
-    sampler = open_sampler(RunConfig(sampler_rows=64, autocast=True), loaded, ())
+    sampler = open_sampler(RunConfig.of(sampler_rows=64, autocast=True), loaded, ())
 
     def sample(rows: int, length: int, name: str) -> None:
         for n in range(rows):
@@ -188,8 +188,7 @@ def report(name: str, predicted: Sequence[float], measured: Sequence[float]) -> 
 
 def iterations(machine: Machine, model: Model, given: argparse.Namespace) -> None:
     """Predict iterations of a policy that knows the tags."""
-    config = replace(
-        grpo.Config.at("laptop"),
+    config = grpo.Config.at("laptop").override(
         **{"prompts": 8, "minibatch_prompts": 8, "rollouts": 8},
         max_response_tokens=256,
         learning_rate=1e-9,  # iterations stay alike

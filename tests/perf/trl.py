@@ -26,7 +26,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -104,8 +103,7 @@ class Counted:
 
 
 def configuration(given: argparse.Namespace) -> grpo.Config:
-    return replace(
-        grpo.Config.at("laptop"),
+    return grpo.Config.at("laptop").override(
         prompts=given.prompts,
         minibatch_prompts=given.prompts,
         rollouts=given.rollouts,

@@ -1,7 +1,7 @@
 """Replays compute from files what a run computed, and under other settings what it would."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -137,7 +137,7 @@ def test_another_method_credits_all_trajectories_as_one_group(appo_rows):
     from learners import grpo
 
     _, rows = appo_rows
-    config = grpo.Config(rollouts=6, prompts=3, minibatch_prompts=1)
+    config = grpo.Config.of(rollouts=6, prompts=3, minibatch_prompts=1)
     new = replay(rows, "learners.grpo", config)
     for tree in new.trees:
         rewards = [t.reward for t in tree.trajectories]
@@ -153,7 +153,7 @@ def test_a_method_that_needs_more_than_was_stored_says_so(appo_rows):
     from learners import aepo
 
     _, rows = appo_rows
-    config = aepo.Config(rollouts=6, prompts=3, minibatch_prompts=1, initial_rollouts=2)
+    config = aepo.Config.of(rollouts=6, prompts=3, minibatch_prompts=1, initial_rollouts=2)
     with pytest.raises(RolloutFileError, match="was never scored by the policy"):
         replay(rows, "learners.aepo", config)
 
@@ -161,7 +161,7 @@ def test_a_method_that_needs_more_than_was_stored_says_so(appo_rows):
 def test_the_command_prints_what_differs_and_writes_it(taught, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(BENCHMARKS, "Toy", UNEVEN)
     session, _ = stored(taught, tmp_path / "run", "appo paper", iterations=2)
-    told = {"method": "learners.appo", **asdict(session.run.config)}
+    told = {"method": "learners.appo", **session.run.config.options()}
     (tmp_path / "run/config.json").write_text(json.dumps(told))
     main([str(tmp_path / "run"), "--future-weight", "0", "--out", str(tmp_path / "other")])
     said = capsys.readouterr().out

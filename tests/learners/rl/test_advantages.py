@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learners import appo
+from learners.config import RunConfig
 from learners.rl.advantages import group_normalised
 from learners.rl.losses import token_mean
 from learners.runs.run import Run
@@ -26,7 +27,7 @@ def procedure(tree, **options):
     """Rows, and what was counted and noted; the policy has not moved, so that Omega is 1."""
     run = Notes()
     stats = {root: stats_of(root) for root in tree.roots}
-    return appo.procedure_advantages(tree, stats, appo.Config(**options), run), run
+    return appo.procedure_advantages(tree, stats, appo.Config.of(**options), run), run
 
 
 def test_two_rollouts_are_half_a_sample_deviation_from_their_mean():
@@ -59,9 +60,7 @@ def test_without_trees_there_are_no_rows():
 def test_rows_without_credit_count_in_the_mean_and_cost_no_pass(kl, passed):
     """Four rollouts of a token each, two of equal rewards: every token weighs 1/4."""
     updates = []
-    run = SimpleNamespace(
-        config=SimpleNamespace(kl=kl), update=lambda *given: updates.append(given)
-    )
+    run = SimpleNamespace(config=RunConfig.of(kl=kl), update=lambda *given: updates.append(given))
     trees = [tree_with([1, 0]), tree_with([5, 5])]
     Run.update_by(run, group_normalised(trees), token_mean, None)
     ((rows, weights, _),) = updates
@@ -151,11 +150,11 @@ def test_eq_7_weighs_tokens_by_what_the_policy_did_to_the_rest():
     tree = tree_with([1, 0])
     moved = stats_of(tree.roots[0], logprobs=[math.log(1.1), math.log(0.5)])
     stats = {tree.roots[0]: moved, tree.roots[1]: stats_of(tree.roots[1])}
-    config = appo.Config(discount=0.5)
+    config = appo.Config.of(discount=0.5)
     first, second = appo.procedure_advantages(tree, stats, config, Notes())
     assert first.advantages.tolist() == pytest.approx([1.4, 1.4])
     assert second.advantages.tolist() == pytest.approx([-1.5, -1.5])
-    free = appo.Config(discount=0.5, future_clip=0.0)
+    free = appo.Config.of(discount=0.5, future_clip=0.0)
     (first, _) = appo.procedure_advantages(tree, stats, free, Notes())
     omega = [1.1 * 0.5**0.5, 0.5]
     assert first.advantages.tolist() == pytest.approx([1 + 0.5 * value for value in omega])

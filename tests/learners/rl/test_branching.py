@@ -24,7 +24,7 @@ def positions(ranking):
 
 def ranking_of(root, stats, noise=QUIET, draw=0, used=(), **options):
     """The candidates of a trajectory, best first, and whether the score was defined."""
-    config = appo.Config(**options)
+    config = appo.Config.of(**options)
     omega = branching.defined_omega(root, stats, config.discount, config.future_clip, noise)
     found = branching.candidates(
         root,
@@ -108,7 +108,7 @@ def chosen(lengths, rollouts, draw=0, moved=False, **options):
     for length in lengths:
         grow(tree, (length, 0))
     stats = {root: stats_of(root) for root in tree.roots}
-    config = appo.Config(rollouts=rollouts, initial_rollouts=len(lengths), **options)
+    config = appo.Config.of(rollouts=rollouts, initial_rollouts=len(lengths), **options)
     noise = QUIET if moved else UNMOVED
     return tree, appo.branch_points(tree, stats, config, random.Random(draw), noise, rollouts)
 
@@ -179,7 +179,7 @@ def test_every_rule_fills_every_budget_layer_by_layer(
     draw, tree = random.Random(seed), new_tree()
     for turns in shapes:
         grow(tree, *turns)
-    config = appo.Config(
+    config = appo.Config.of(
         rollouts=len(shapes) + budget,
         initial_rollouts=len(shapes),
         branching=rule,
@@ -297,10 +297,10 @@ def test_pooled_branches_may_all_be_of_one_root():
     tree = new_tree()
     dull, keen = grow(tree, (3, 0)), grow(tree, (3, 0))
     stats = {dull: stats_of(dull, None, [0.1] * 3), keen: stats_of(keen, None, [0.9, 0.8, 0.7])}
-    config = appo.Config(rollouts=5, initial_rollouts=2, pool="task")
+    config = appo.Config.of(rollouts=5, initial_rollouts=2, pool="task")
     points = appo.branch_points(tree, stats, config, random.Random(0), UNMOVED, 5).points
     assert [(p.trajectory, p.position) for p in points] == [(keen, 0), (keen, 1), (keen, 2)]
-    config = appo.Config(rollouts=5, initial_rollouts=2)
+    config = appo.Config.of(rollouts=5, initial_rollouts=2)
     points = appo.branch_points(tree, stats, config, random.Random(0), UNMOVED, 5).points
     assert Counter(p.trajectory for p in points).keys() == {dull, keen}
 

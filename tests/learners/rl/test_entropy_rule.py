@@ -32,7 +32,7 @@ def test_arpo_compares_a_turn_with_the_first_one_of_the_same_rollout():
 def test_a_branch_of_arpo_starts_with_an_entropy_of_its_own():
     tree, unit = new_tree(), math.log(10)
     root = with_turns(tree, (unit,), (4 * unit,))
-    config = arpo.Config(rollouts=2, initial_rollouts=1, branch_probability=1.0)
+    config = arpo.Config.of(rollouts=2, initial_rollouts=1, branch_probability=1.0)
     arpo.grow(tree, config, 10, random.Random(0))
     (branch,) = tree.branches
     branch.turns.append(Turn(START, Completion((1,), (0.0,), (2 * unit,)), ()))
@@ -41,7 +41,7 @@ def test_a_branch_of_arpo_starts_with_an_entropy_of_its_own():
 
 
 def test_arpo_keeps_its_budget_and_starts_anew_where_all_have_ended():
-    config = arpo.Config(rollouts=4, initial_rollouts=2, beam=3, branch_probability=1.0)
+    config = arpo.Config.of(rollouts=4, initial_rollouts=2, beam=3, branch_probability=1.0)
     tree = new_tree()
     with_turns(tree, (1.0,), done=True)
     with_turns(tree, (1.0,))
@@ -61,7 +61,7 @@ def test_arpo_keeps_its_budget_and_starts_anew_where_all_have_ended():
 def test_a_rollout_makes_one_branch_less_than_the_beam_within_the_budget(beam, branches):
     tree = new_tree()
     with_turns(tree, (1.0,))
-    config = arpo.Config(rollouts=5, initial_rollouts=1, beam=beam, branch_probability=1.0)
+    config = arpo.Config.of(rollouts=5, initial_rollouts=1, beam=beam, branch_probability=1.0)
     arpo.grow(tree, config, 10, random.Random(0))
     assert len(tree.branches) == branches
 
@@ -101,9 +101,9 @@ def test_aepo_branches_over_its_threshold_less_the_longer_a_prompt_has_grown(
 
 
 def test_a_higher_threshold_branches_less_where_a_higher_probability_branches_more():
-    low, high = (aepo.Config(branch_threshold=p) for p in (0.1, 0.9))
+    low, high = (aepo.Config.of(branch_threshold=p) for p in (0.1, 0.9))
     assert (aepo.branches(0.5, 0, 0, low), aepo.branches(0.5, 0, 0, high)) == (True, False)
-    low, high = (arpo.Config(branch_probability=p) for p in (0.1, 0.9))
+    low, high = (arpo.Config.of(branch_probability=p) for p in (0.1, 0.9))
     assert (arpo.branches(0.5, 0, low), arpo.branches(0.5, 0, high)) == (False, True)
 
 
@@ -111,7 +111,7 @@ def test_a_prompt_that_grows_is_counted_and_one_that_pauses_starts_over():
     tree, draw = new_tree(), random.Random(0)
     with_turns(tree, (1.0,))
     always, never = (
-        aepo.Config(rollouts=3, initial_rollouts=1, branch_threshold=p) for p in (0.0, 1.1)
+        aepo.Config.of(rollouts=3, initial_rollouts=1, branch_threshold=p) for p in (0.0, 1.1)
     )
     assert aepo.grow(tree, always, 10, draw, growing=2) == 3
     for branch in tree.branches:
@@ -161,7 +161,7 @@ class Played(Notes):
 def test_the_probe_is_the_first_of_the_rollouts_it_decides_on(entropies, probed, roots):
     run, config = (
         Played(*entropies),
-        aepo.Config(rollouts=6, initial_rollouts=1, branch_threshold=0.0),
+        aepo.Config.of(rollouts=6, initial_rollouts=1, branch_threshold=0.0),
     )
     (tree,) = aepo.entropy_balanced_trees([None], run, config)
     assert run.notes["branch/initial_rollouts"] == [probed]
@@ -171,7 +171,9 @@ def test_the_probe_is_the_first_of_the_rollouts_it_decides_on(entropies, probed,
 
 
 def test_without_pre_monitoring_as_many_start_as_asked_for():
-    config = aepo.Config(rollouts=6, pre_monitoring=False, initial_rollouts=2, branch_threshold=0.0)
+    config = aepo.Config.of(
+        rollouts=6, pre_monitoring=False, initial_rollouts=2, branch_threshold=0.0
+    )
     (tree,) = aepo.entropy_balanced_trees([None], Played(1.0, 1.0, 1.0), config)
     assert [t.parent is None for t in tree.trajectories][:3] == [True, True, False]
     assert len(tree.trajectories) == 6
@@ -179,7 +181,7 @@ def test_without_pre_monitoring_as_many_start_as_asked_for():
 
 @pytest.mark.parametrize("rollouts", [1, 2])
 def test_the_smallest_budgets_are_kept(rollouts):
-    config = aepo.Config(rollouts=rollouts, initial_rollouts=1)
+    config = aepo.Config.of(rollouts=rollouts, initial_rollouts=1)
     (tree,) = aepo.entropy_balanced_trees([None], Played(1.0, 1.0), config)
     assert len(tree.trajectories) == rollouts
 

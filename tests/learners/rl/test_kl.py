@@ -64,7 +64,7 @@ def test_a_penalty_of_nothing_needs_no_reference():
 )
 def test_the_return_of_reinforce_pp_has_the_penalties_that_follow(discount, expected):
     """1; 0.1 + gamma; -0.05 + gamma that. With gamma 1/2: 1, 0.6, 0.25."""
-    config = reinforce_pp.Config(kl_reward=0.1, discount=discount)
+    config = reinforce_pp.Config.of(kl_reward=0.1, discount=discount)
     (found,) = reinforce_pp.returns_of(two_turns(), config)
     assert found.tolist() == pytest.approx(expected)
 
@@ -74,7 +74,7 @@ def test_the_baseline_is_the_mean_of_rewards_without_the_penalty():
     tree = two_turns()
     plain = grow(tree, (1, 0), reward=0.0)
     plain.old_logprobs = plain.reference_logprobs = torch.tensor([-1.0])
-    config = reinforce_pp.Config(kl_reward=0.1, baseline="group")
+    config = reinforce_pp.Config.of(kl_reward=0.1, baseline="group")
     first, second = reinforce_pp.returns_of(tree, config)
     assert first.tolist() == pytest.approx([0.55, 0.6, 0.0, 0.5])
     assert second.tolist() == pytest.approx([-0.5])
@@ -154,7 +154,7 @@ def test_rloo_climbs_the_expected_reward_minus_the_divergence():
 @pytest.mark.parametrize(("baseline", "rollouts"), [("none", 1), ("group", 2)])
 def test_the_returns_of_reinforce_pp_climb_it_too(baseline, rollouts):
     """Before whitening. A mean that holds the rollout itself leaves (n - 1) / n of the reward's."""
-    config = reinforce_pp.Config(kl_reward=BETA, baseline=baseline)
+    config = reinforce_pp.Config.of(kl_reward=BETA, baseline=baseline)
 
     def credit(tree, config=config):
         pairs = zip(tree.roots, reinforce_pp.returns_of(tree, config), strict=True)
@@ -162,7 +162,7 @@ def test_the_returns_of_reinforce_pp_climb_it_too(baseline, rollouts):
 
     found = expected(credit, rollouts)
     if baseline == "group":
-        free = reinforce_pp.Config(baseline="group")
+        free = reinforce_pp.Config.of(baseline="group")
         found = found + expected(partial(credit, config=free), rollouts)
     torch.testing.assert_close(found, true_gradient(), rtol=1e-5, atol=1e-8)
 
@@ -180,7 +180,7 @@ def expected_of_eight(config):
 
 def test_whitened_returns_climb_it_nearly():
     """Each group is divided by its own deviation: nearer the more rollouts there are."""
-    found, true = expected_of_eight(reinforce_pp.Config(kl_reward=BETA)), true_gradient()
+    found, true = expected_of_eight(reinforce_pp.Config.of(kl_reward=BETA)), true_gradient()
     assert alike(found, true) > 0.98
     assert alike(expected_of_eight(reinforce_pp.Config()), true) < 0.9
 
@@ -244,13 +244,13 @@ def test_a_replay_takes_off_what_the_run_took_off(monkeypatch, taught, tmp_path,
 
 
 def test_a_run_with_the_penalty_opens_a_reference_and_one_without_does_not():
-    assert rloo.Config(kl_reward=0.1).has_reference
-    assert reinforce_pp.Config(kl=0.1).has_reference
+    assert rloo.Config.of(kl_reward=0.1).has_reference
+    assert reinforce_pp.Config.of(kl=0.1).has_reference
     assert not rloo.Config().has_reference
     assert not RunConfig().has_reference
     assert reference_of(rloo.Config(), None) is None
     for penalty_of in ({"kl_reward": 0.1}, {"kl": 0.1}):
-        found = reference_of(rloo.Config(model="tiny", **penalty_of), None)
+        found = reference_of(rloo.Config.of(model="tiny", **penalty_of), None)
         (one,) = found.logprobs(two_turns().roots)
         assert one.shape == (4,)
         assert not any(p.requires_grad for p in found._policy.model.parameters())
@@ -259,4 +259,4 @@ def test_a_run_with_the_penalty_opens_a_reference_and_one_without_does_not():
 @pytest.mark.parametrize("module", METHODS)
 def test_a_reward_for_leaving_the_reference_is_refused(module):
     with pytest.raises(UsageError, match=r"--kl-reward -0\.1 is below 0"):
-        module.Config(kl_reward=-0.1)
+        module.Config.of(kl_reward=-0.1).validate()

@@ -266,7 +266,7 @@ def test_eq_8_is_the_same_however_rows_are_split(groups):
     rows = [Row(root, torch.randn(len(root), generator=draw)) for root in tree.roots]
     moved = [torch.randn(len(root), generator=draw) / 3 - 1 for root in tree.roots]
     weights = sequence_mean([torch.tensor(r.response_mask) for r in tree.roots], rows=8)
-    config = appo.Config(clip_low=0.2, clip_high=0.2)
+    config = appo.Config.of(clip_low=0.2, clip_high=0.2)
     total = 0.0
     for group in groups:
         batch = pack([rows[i] for i in group], weights=[weights[i] for i in group])

@@ -163,7 +163,7 @@ def test_the_penalty_alone_brings_a_policy_back():
 
 
 def test_the_penalty_is_off_where_the_paper_has_none():
-    assert RunConfig().kl == appo.Config().kl == 0
+    assert RunConfig().optimisation.kl == appo.Config().optimisation.kl == 0
 
 
 def test_a_run_with_a_penalty_needs_its_reference(monkeypatch, taught):

@@ -139,14 +139,18 @@ def test_a_tree_whose_tool_stays_unavailable_is_left_as_it_is(tokenizer):
 def trained_run(folder, method, *tools, prompts=2, **options):
     """A run of a method over the toy benchmark, by the tiny model that knows the tags."""
     module, budgets = METHODS[method]
-    config = module.Config(
+    config = module.Config.of(
         prompts=prompts, minibatch_prompts=1, max_response_tokens=72, **budgets, **options
     )
     loaded = load_model(str(folder))
     env = toy_env(*(tools or (EchoTool("search"), EchoTool("calculator"))), split="train")
     sampler = TransformersSampler(loaded.model, loaded.tokenizer, env.stop_tags)
     rollouts = Rollouts(
-        env, RecordingSampler(sampler), loaded.tokenizer, config.max_response_tokens, pause_s=0.0
+        env,
+        RecordingSampler(sampler),
+        loaded.tokenizer,
+        config.sampling.max_response_tokens,
+        pause_s=0.0,
     )
     run = Run(config, Policy(loaded, learning_rate=1e-3), rollouts)
     return Session(run, folder, env.tasks), module.iteration

@@ -49,7 +49,7 @@ def validated(*scores):
     ],
 )
 def test_a_run_stops_after_so_many_validations_without_a_better_score(scores, stops):
-    assert stopped_early(RunConfig(patience=2), validated(*scores)) is stops
+    assert stopped_early(RunConfig.of(patience=2), validated(*scores)) is stops
     assert stopped_early(RunConfig(), validated(*scores)) is False
 
 

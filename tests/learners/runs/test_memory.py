@@ -2,7 +2,6 @@
 
 import copy
 import mmap
-from dataclasses import replace
 
 import pytest
 import torch
@@ -64,7 +63,7 @@ def test_an_iteration_tells_its_own_peak_and_not_the_run_s(taught):
         held.clear()
 
     first = run_iteration(session, heavy)[PEAK]
-    session.run.config = replace(session.run.config, profile_memory=True)
+    session.run.config = session.run.config.override(profile_memory=True)
     second = run_iteration(session, iteration)[PEAK]
     assert first - second > 200 * MIB
 
@@ -165,7 +164,7 @@ def test_nobody_watches_unless_asked_to(taught, capsys):
 def test_an_iteration_says_what_its_memory_was_for(taught, capsys):
     torch.set_num_threads(1)
     session, iteration = session_of(taught, "grpo")
-    session.run.config = replace(session.run.config, profile_memory=True)
+    session.run.config = session.run.config.override(profile_memory=True)
     run_iteration(session, iteration)
     said = capsys.readouterr().out
     assert "peak memory" in said

@@ -31,7 +31,7 @@ def ids(found):
 
 
 def test_an_epoch_serves_every_task_once_and_the_next_in_another_order():
-    config, all_tasks = RunConfig(prompts=4), tasks(12)
+    config, all_tasks = RunConfig.of(prompts=4), tasks(12)
     first = [i for step in range(3) for i in ids(served(config, all_tasks, step))]
     second = [i for step in range(3, 6) for i in ids(served(config, all_tasks, step))]
     assert sorted(first) == sorted(second) == sorted(ids(all_tasks))
@@ -42,7 +42,7 @@ MIXED = tasks(6, "A") + tasks(40, "B")
 
 
 def mixture(**options):
-    return RunConfig(env=("appo/A-v0", "appo/B-v0"), prompts=10, **options)
+    return RunConfig.of(env=("appo/A-v0", "appo/B-v0"), prompts=10, **options)
 
 
 def test_a_mixture_draws_environments_by_weight_however_many_tasks_they_have():
@@ -74,7 +74,7 @@ def levels_of(found):
 @pytest.mark.parametrize("names", [("2", "10", "1"), ("medium", "hard", "easy")])
 def test_a_curriculum_lets_harder_levels_in_one_after_the_other(names):
     """Three levels over half of twelve iterations: two each, then all."""
-    config = RunConfig(prompts=30, iterations=12, curriculum=0.5)
+    config = RunConfig.of(prompts=30, iterations=12, curriculum=0.5)
     all_tasks = tasks(60, levels=names)
     easiest, middle, hardest = sorted(names, key=lambda n: (len(n), n)) if "1" in names else (
         "easy", "medium", "hard",
@@ -86,16 +86,16 @@ def test_a_curriculum_lets_harder_levels_in_one_after_the_other(names):
 
 
 def test_a_level_with_few_tasks_serves_them_again():
-    config = RunConfig(prompts=5, iterations=10, curriculum=1.0)
+    config = RunConfig.of(prompts=5, iterations=10, curriculum=1.0)
     found = ids(served(config, tasks(4, levels=("1", "2")), 0))
     assert sorted(Counter(found).values()) == [2, 3]
 
 
 def test_a_curriculum_without_levels_is_refused():
     with pytest.raises(UsageError, match="tasks of appo/X-v0 have no levels of difficulty"):
-        check(RunConfig(env="appo/X-v0", curriculum=0.5), tasks(4))
+        check(RunConfig.of(env="appo/X-v0", curriculum=0.5), tasks(4))
     with pytest.raises(UsageError, match="no order of the levels north, south is known"):
-        check(RunConfig(curriculum=0.5), tasks(4, levels=("north", "south")))
+        check(RunConfig.of(curriculum=0.5), tasks(4, levels=("north", "south")))
 
 
 @pytest.mark.parametrize("weights", [(1.0,), (1.0, 0.0), (1.0, 1.0, 1.0)])

@@ -7,7 +7,6 @@ import copy
 import importlib.util
 import os
 import signal
-from dataclasses import replace
 from itertools import combinations, zip_longest
 
 import pytest
@@ -61,7 +60,7 @@ def prompts(smollm2):
 @pytest.fixture(scope="module")
 def in_process(smollm2):
     """One engine for all tests: starting it takes most of their time."""
-    return open_sampler(RunConfig(sampler="vllm"), smollm2, TAGS)
+    return open_sampler(RunConfig.of(sampler="vllm"), smollm2, TAGS)
 
 
 def greedy(prompts, most=24):
@@ -115,13 +114,13 @@ def test_what_bfloat16_changes_is_rounding(smollm2, prompts):
     """Fifty prompts: most completions are equal, and where two part, float32 has both tokens within
     0.3 nats of its likeliest. Logits lie between 16 and 32, where bfloat16 numbers are 0.125 apart.
     """
-    config = RunConfig(sampler="vllm-server", threads=1, autocast=True)
+    config = RunConfig.of(sampler="vllm-server", threads=1, autocast=True)
     server = open_sampler(config, smollm2, TAGS)
     try:
         said = {"vLLM": serve(server, greedy(prompts))}
     finally:
         server.close()
-    transformers = open_sampler(replace(config, sampler="transformers"), smollm2, TAGS)
+    transformers = open_sampler(config.override(sampler="transformers"), smollm2, TAGS)
     said["transformers"] = serve(transformers, greedy(prompts))
     said["float32"] = serve(TransformersSampler(*smollm2, TAGS), greedy(prompts))
     for one, other in combinations(said, 2):
@@ -222,7 +221,7 @@ def test_a_rollout_with_tools_is_played_by_it(smollm2, in_process):
 
 def test_a_server_that_is_killed_is_started_again_and_nothing_is_lost(smollm2, prompts):
     """Killed after the first of eight completions: all eight come; then it follows the weights."""
-    server = open_sampler(RunConfig(sampler="vllm-server", threads=1), smollm2, TAGS)
+    server = open_sampler(RunConfig.of(sampler="vllm-server", threads=1), smollm2, TAGS)
     requests = [r._replace(max_tokens=4 + 10 * n) for n, r in enumerate(greedy(prompts[:8]))]
     ours = TransformersSampler(*smollm2, TAGS)
     expected = [said.token_ids for said in serve(ours, requests)]

@@ -237,14 +237,14 @@ def test_without_vllm_the_message_says_how_to_get_it(monkeypatch, name):
     loaded = load_model("tiny")
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(UsageError, match=r"pip install 'appo-gym\[vllm\]'.*make \.venv-vllm"):
-        open_sampler(RunConfig(sampler=name), loaded, TAGS)
+        open_sampler(RunConfig.of(sampler=name), loaded, TAGS)
 
 
 def test_turns_overlap_where_bit_exact_reruns_are_not_promised_anyway(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert turns(RunConfig()) == "lockstep"
-    assert turns(RunConfig(sampler="vllm")) == turns(RunConfig(turns="overlap")) == "overlap"
-    assert turns(RunConfig(sampler="vllm", turns="lockstep")) == "lockstep"
+    assert turns(RunConfig.of(sampler="vllm")) == turns(RunConfig.of(turns="overlap")) == "overlap"
+    assert turns(RunConfig.of(sampler="vllm", turns="lockstep")) == "lockstep"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert turns(RunConfig()) == "overlap"
 

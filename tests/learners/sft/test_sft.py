@@ -198,7 +198,7 @@ def test_gsm8k_annotations_become_python_calls_that_give_what_they_say(
 
 def test_a_cold_start_writes_a_model_and_goes_on_where_it_was(tmp_path, capsys):
     """A second call evaluates nothing anew and trains nothing: the run is over."""
-    config = __main__.Config(
+    config = __main__.Config.of(
         model="tiny",
         demonstrations=4,
         epochs=1,

@@ -216,7 +216,7 @@ def test_a_cold_start_on_transcripts_watches_a_held_out_loss(tmp_path, capsys):
     """Four of twelve rows are held out; the loss on them falls, for all are alike."""
     says = f"<think> go </think> <search> x </search> <result> y </result> {ANSWER}"
     rows = [{"instruction": f"Question {n}?", "input": "", "output": says} for n in range(12)]
-    config = __main__.Config(
+    config = __main__.Config.of(
         model="tiny",
         transcripts=written(tmp_path, rows),
         tools=("search", "calculator"),
