@@ -19,17 +19,19 @@ from benchmarks import BENCHMARKS
 from envs import spellings
 from envs.checks import check_fork
 from envs.reward import RewardName, compute_reward, final_answer
-from envs.state import EnvState, StepInfo, Stop
+from envs.state import Call, EnvState, StepInfo, Stop
 from envs.tags import Answer, ToolCall, observation, parse, render, stop_tags
 from envs.tool_env import Outcome, ToolEnv
-from envs.toolbox import CacheMode
+from envs.toolbox import CacheMode, RunTool, run_tool
 
 __all__ = [
     "Answer",
     "CacheMode",
+    "Call",
     "EnvState",
     "Outcome",
     "RewardName",
+    "RunTool",
     "StepInfo",
     "Stop",
     "ToolCall",
@@ -40,6 +42,7 @@ __all__ = [
     "observation",
     "parse",
     "render",
+    "run_tool",
     "stop_tags",
 ]
 

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Hashable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypedDict, get_args
 
 Stop = Literal["answered", "malformed", "tool_limit", "length", "turn_limit"]
 """Why an episode ended; the first two terminate it, the others truncate it."""
 
 
+@dataclass(frozen=True)
+class Call:
+    """A tool call that was executed."""
+
+    tool: str
+    argument: str
+    ok: bool
+    """False if the tool could not use its argument."""
+    seconds: float = field(compare=False)
+    """Wall clock."""
+    free: bool
+    """True if a recording answered."""
+
+
 class StepInfo(TypedDict, total=False):
-    """What `reset` and `step` tell beside the observation. No gold answer before the end."""
+    """Details of `reset` and `step` next to the observation. No gold answer before the end."""
 
     task: str
     instructions: str
@@ -20,7 +34,9 @@ class StepInfo(TypedDict, total=False):
     tool: str
     """The tool that ran, if one did."""
     ok: bool
-    """False when the tool could not use its argument."""
+    """False if the tool could not use its argument."""
+    call: Call
+    """The executed call, if there was one."""
     stop: Stop
     """Why the episode ended; the following three come with it."""
     answer: str | None

@@ -52,13 +52,19 @@ class TaskTable:
         self.by_id()
         return self._in_order
 
-    def pick(self, choice: str | int | None, draw: Callable[[int], int]) -> Task:
-        """The task of an id or index, or for None the one that `draw(number of tasks)` says.
+    def pick(self, choice: Task | str | int | None, draw: Callable[[int], int]) -> Task:
+        """The task itself, the task of an id or index, or for None a drawn one.
+
+        Args:
+            choice: a task is taken as it is, without a look-up.
+            draw: returns an index below the number of tasks.
 
         Raises:
             KeyError, IndexError: no such task.
-            TypeError: neither an id nor an index.
+            TypeError: neither a task, an id nor an index.
         """
+        if isinstance(choice, Task):
+            return choice
         tasks = self.in_order()
         if isinstance(choice, str):
             if choice not in self.by_id():

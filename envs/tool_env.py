@@ -18,7 +18,7 @@ from gymnasium.error import ResetNeeded
 from benchmarks import BENCHMARKS, Benchmark, Split, Task
 from envs.reward import REWARDS, RewardName, compute_reward, final_answer
 from envs.spaces import Unicode
-from envs.state import EnvState, StepInfo
+from envs.state import Call, EnvState, StepInfo
 from envs.tags import Answer, ToolCall, encodable, instructions, observation, parse, stop_tags
 from envs.tasks import TaskTable
 from envs.toolbox import RunTool, Toolbox, ToolOptions, run_tool
@@ -45,7 +45,7 @@ class ToolEnv(gym.Env[str, str]):
     0 until the end, then the named reward of `envs.reward`, its terms in `info["reward_terms"]`.
 
     ## Starting state
-    `reset(seed=...)` decides the task, `options={"task": id or index}` picks one.
+    `reset(seed=...)` decides the task, `options={"task": ...}` picks one by id or index.
 
     ## Episode end
     Terminated: answered; malformed (no action, two actions, a `<result>` of the model's own, a turn
@@ -107,8 +107,8 @@ class ToolEnv(gym.Env[str, str]):
         chosen = self.benchmark.tools if tools is None else tools
         self._toolbox = Toolbox(self.benchmark, chosen, split, self.data_dir, **options)
         self._owns_tools = True
-        self.run_tool: RunTool = run_tool  # whoever counts or bounds calls puts a function here
         self._state: EnvState | None = None
+        self._task: Task | None = None
         self.action_space = Unicode(tags=(*self._toolbox.names, "answer"))
         self.observation_space = Unicode()
 
@@ -143,7 +143,7 @@ class ToolEnv(gym.Env[str, str]):
 
         Args:
             seed: decides the task when `options` does not.
-            options: {"task": id or index}.
+            options: {"task": a task, its id or its index}.
 
         Raises:
             KeyError, IndexError: no such task.
@@ -151,9 +151,10 @@ class ToolEnv(gym.Env[str, str]):
             benchmarks.DataUnavailable: the tasks cannot be had.
         """
         if set(options or ()) - {"task"}:
-            raise ValueError(f'options are {options}; expected {{"task": id or index}}')
+            raise ValueError(f'options are {options}; expected {{"task": task, id or index}}')
         super().reset(seed=seed)
         task = self._table.pick((options or {}).get("task"), self._draw)
+        self._task = task
         context = ToolContext(seed=zlib.crc32(task.id.encode()), attachments=task.attachments)
         self._state = EnvState(
             benchmark=self.benchmark.name,
@@ -165,8 +166,12 @@ class ToolEnv(gym.Env[str, str]):
         )
         return task.question, StepInfo(task=task.id, instructions=self.instructions)
 
-    def step(self, action: str) -> Outcome:  # type: ignore[override]
+    def step(self, action: str, *, run_tool: RunTool = run_tool) -> Outcome:  # type: ignore[override]
         """Play one turn.
+
+        Args:
+            action: the turn.
+            run_tool: runs the tool of a call; callers that count or bound calls pass their own.
 
         Raises:
             ResetNeeded: the episode has ended, or none began.
@@ -178,7 +183,7 @@ class ToolEnv(gym.Env[str, str]):
         whole = turn == action and len(action) <= LONGEST_ACTION
         call = parse(turn, self._toolbox.names) if whole else None
         if isinstance(call, ToolCall):
-            return self._call(state, turn, call)
+            return self._call(state, turn, call, run_tool)
         stop: Literal["answered", "malformed"]
         stop = "answered" if isinstance(call, Answer) else "malformed"
         return self._end(replace(state, transcript=(*state.transcript, turn), stop=stop))
@@ -211,8 +216,12 @@ class ToolEnv(gym.Env[str, str]):
             raise ResetNeeded("no episode to take a snapshot of; call reset() first")
         return self._state
 
-    def restore(self, state: EnvState) -> None:
+    def restore(self, state: EnvState, task: Task | None = None) -> None:
         """Continue from a snapshot of this or another environment over the same tasks.
+
+        Args:
+            state: of the snapshot.
+            task: the state's task, if the caller has it; None: it is looked up by its id.
 
         Raises:
             ValueError: the state belongs to other tasks or other tools.
@@ -225,12 +234,13 @@ class ToolEnv(gym.Env[str, str]):
                 f"the state is of {given}, this environment of {own} "
                 "(benchmark, revision, split, tools)"
             )
-        if state.task_id not in self._table.by_id():
+        task = task or self._table.by_id().get(state.task_id)
+        if task is None or task.id != state.task_id:
             level = "" if self.level is None else f" of level {self.level}"
             raise ValueError(
                 f"the state's task {state.task_id!r} is not among the {self.split} tasks{level}"
             )
-        self._state = state
+        self._state, self._task = state, task
 
     def fork(self) -> ToolEnv:
         """A second environment in the same state; both go on independently, tools are shared."""
@@ -245,7 +255,7 @@ class ToolEnv(gym.Env[str, str]):
         if self._owns_tools:
             self._toolbox.close()
 
-    def _call(self, state: EnvState, action: str, call: ToolCall) -> Outcome:
+    def _call(self, state: EnvState, action: str, call: ToolCall, run_tool: RunTool) -> Outcome:
         info = StepInfo(task=state.task_id)
         if len(state.calls) >= self.max_tool_calls:
             if state.limit_noticed:
@@ -256,11 +266,12 @@ class ToolEnv(gym.Env[str, str]):
         else:
             index = self._toolbox.names.index(call.tool)
             tool, held = self.tools[index], state.tool_states[index]
-            own, result = self.run_tool(tool, held, call.argument)
+            own, result = run_tool(tool, held, call.argument)
             text, noticed = result.text, False
             states = (*state.tool_states[:index], own, *state.tool_states[index + 1 :])
             calls = (*state.calls, call.tool)
-            info = StepInfo(task=state.task_id, tool=call.tool, ok=result.ok)
+            made = Call(call.tool, call.argument, result.ok, result.seconds, result.free)
+            info = StepInfo(task=state.task_id, tool=call.tool, ok=result.ok, call=made)
         seen = observation(text, self._toolbox.names)
         self._state = replace(
             state,
@@ -272,7 +283,8 @@ class ToolEnv(gym.Env[str, str]):
         return seen, 0.0, False, False, info
 
     def _end(self, state: EnvState) -> Outcome:
-        task = self._table.by_id()[state.task_id]
+        task = self._task
+        assert task is not None  # since reset or restore
         earned = compute_reward(self.reward_name, self.benchmark, task, state)
         self._state = state
         assert state.stop is not None

@@ -13,7 +13,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from benchmarks import Task
-from envs import EnvState
+from envs import Call, EnvState
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,18 +48,6 @@ class Completion:
         return Completion(
             self.token_ids[:count], self.logprobs[:count], self.entropies[:count], self.stop
         )
-
-
-class Call(NamedTuple):
-    """A tool call that was executed."""
-
-    tool: str
-    argument: str
-    ok: bool
-    seconds: float
-    """Wall clock."""
-    free: bool
-    """A recording answered."""
 
 
 @dataclass(frozen=True)

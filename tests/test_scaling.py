@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from envs import EnvState
-from learners.tree import Call, Completion, Trajectory, Turn
+from envs import Call, EnvState
+from learners.tree import Completion, Trajectory, Turn
 from tests.perf.scaling_calibration import FITTED, MIDDLE, fitted, lengths_of
 from tests.perf.scaling_model import (
     H100,

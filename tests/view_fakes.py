@@ -4,9 +4,9 @@ import json
 
 import torch
 
-from envs import EnvState
+from envs import Call, EnvState
 from learners.rollouts.storage import write_rollouts
-from learners.tree import BranchPoint, Call, Completion, RolloutTree, Turn
+from learners.tree import BranchPoint, Completion, RolloutTree, Turn
 from tests.fakes import TOY, toy_load
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)><!-- {{DATA}}"

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import Task
-from envs import EnvState, Stop
-from learners.tree import BranchPoint, Call, Completion, Marks, RolloutTree, Trajectory, Turn
+from envs import Call, EnvState, Stop
+from learners.tree import BranchPoint, Completion, Marks, RolloutTree, Trajectory, Turn
 
 Row = Mapping[str, Any]
 

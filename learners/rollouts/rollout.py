@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from benchmarks import Task
 from envs import ToolEnv
@@ -20,8 +20,7 @@ from learners.rollouts import tool_threads
 from learners.rollouts.encoding import encode, encode_prompt
 from learners.rollouts.tool_threads import UNAVAILABLE, Threads
 from learners.sampling import Request, Sampler
-from learners.tree import Call, Completion, RolloutTree, Trajectory, Turn
-from tools import Tool, ToolResult
+from learners.tree import Completion, RolloutTree, Trajectory, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,7 +56,7 @@ class Rollouts:
     def tree(self, task: Task) -> RolloutTree:
         """An empty tree: the question, encoded once."""
         env = self.env.fork()
-        question, _ = env.reset(options={"task": task.id})
+        question, _ = env.reset(options={"task": task})
         return RolloutTree(task, self.prompt(env.instructions, question), env.snapshot())
 
     def prompt(self, instructions: str, question: str) -> tuple[int, ...]:
@@ -127,9 +126,7 @@ class Rollouts:
         """Let the environment see the whole turn; append it."""
         action = trajectory.prefill + rest
         env = self.env.fork()
-        made: list[Call] = []
-        env.run_tool = partial(self._run_tool, made)
-        env.restore(trajectory.state)
+        env.restore(trajectory.state, tree.task)
         text = self.tokenizer.decode(action.token_ids, skip_special_tokens=True)
         if action.stop == "length":
             outcome = env.truncate("length", text)
@@ -137,6 +134,7 @@ class Rollouts:
             stepped = tool_threads.step(
                 env,
                 text,
+                run_tool=self.ledger.run,
                 pause_s=self.pause_s,
                 patience_s=self.patience_s,
                 again=partial(self.ledger.add, "retries"),
@@ -148,33 +146,23 @@ class Rollouts:
                 return
             outcome = stepped
         observation, reward, terminated, truncated, info = outcome
-        if "tool" in info:
+        call = info.get("call")
+        if call is not None:
             self.ledger.reached(len(trajectory.state.calls), ok=True)
         room = self.max_response_tokens - len(trajectory) - len(rest.token_ids)
         ids = () if terminated or truncated else self.observed(observation, room)
         if ids is None:  # no room for what the tool said: the turn counts, its result does not
-            env.restore(trajectory.state)
+            env.restore(trajectory.state, tree.task)
             _, reward, terminated, truncated, info = env.truncate("length", text)
             ids = ()
         state = trajectory.state
-        trajectory.turns.append(Turn(state, action, ids, made[-1] if made else None))
+        trajectory.turns.append(Turn(state, action, ids, call))
         trajectory.prefill = Completion()
         trajectory.state = env.snapshot()
         if terminated or truncated:
             trajectory.done = True
             trajectory.reward = reward
             trajectory.reward_terms = dict(info["reward_terms"])
-
-    def _run_tool(
-        self,
-        made: list[Call],
-        tool: Tool[Any],
-        state: Any,  # noqa: ANN401 - a state is the tool's own
-        argument: str,
-    ) -> tuple[Any, ToolResult]:
-        following, result = self.ledger.run(tool, state, argument)
-        made.append(Call(tool.name, argument, result.ok, result.seconds, result.free))
-        return following, result
 
     def observed(self, observation: str, room: int) -> tuple[int, ...] | None:
         """An observation's ids, its middle cut to leave room for an answer; None if it cannot."""

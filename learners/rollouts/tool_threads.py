@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from benchmarks import GraderUnavailable
-from envs import Outcome, ToolEnv
+from envs import Outcome, RunTool, ToolEnv, run_tool
 from tools import ToolUnavailable
 
 Found = TypeVar("Found")
@@ -129,6 +129,7 @@ def step(
     env: ToolEnv,
     text: str,
     *,
+    run_tool: RunTool = run_tool,
     pause_s: float,
     patience_s: float,
     again: Callable[[], None] = lambda: None,
@@ -138,6 +139,7 @@ def step(
     Args:
         env: as before the turn.
         text: the turn.
+        run_tool: runs the tool of a call.
         pause_s: seconds before the second attempt; doubles from attempt to attempt.
         patience_s: seconds for an attempt; one that hangs longer is not made again.
         again: called before every attempt but the first.
@@ -147,7 +149,7 @@ def step(
             again()
             time.sleep(pause_s * 2 ** (attempt - 1))
         try:
-            return within(patience_s, lambda: env.step(text))
+            return within(patience_s, lambda: env.step(text, run_tool=run_tool))
         except GivenUp:  # it may still be at work on this environment: not asked again
             return ToolUnavailable(f"a step gave no answer in {patience_s:g} s")
         except UNAVAILABLE as error:

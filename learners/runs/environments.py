@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import zip_longest
@@ -13,7 +13,7 @@ import gymnasium as gym
 
 import envs
 from benchmarks import Benchmark, Score, Task
-from envs import EnvState, ToolEnv
+from envs import EnvState, Outcome, RunTool, StepInfo, ToolEnv
 from learners.config import RunConfig
 from learners.errors import RunStopped, UsageError
 from tools import PythonTool, Tool
@@ -99,8 +99,6 @@ class TaskMixture:
         if len(self._parts) < len(parts):
             raise ValueError("a mixture needs environments of different benchmarks")
         self._current = parts[0]
-        self.run_tool: Callable[..., Any] | None = None
-        """Runs tools in place of the environments' own way."""
 
     @property
     def parts(self) -> Sequence[ToolEnv]:
@@ -145,24 +143,24 @@ class TaskMixture:
         """Of the environment under way."""
         return self._current.instructions
 
-    def reset(self, *, options: Mapping[str, str]) -> tuple[str, Any]:
-        """Begin a task in its environment."""
-        name, _, task = options["task"].partition(":")
-        self._current = self._fork(name)
+    def reset(self, *, options: Mapping[str, Task]) -> tuple[str, StepInfo]:
+        """Begin a task of the mixture in its environment."""
+        name, task = _split_task(options["task"])
+        self._current = self._parts[name].fork()
         return self._current.reset(options={"task": task})
 
-    def restore(self, state: EnvState) -> None:
-        """Go on where a state of one of the environments is."""
-        self._current = self._fork(state.benchmark)
-        self._current.restore(state)
+    def restore(self, state: EnvState, task: Task | None = None) -> None:
+        """Continue from a state of one of the environments; `task` is the mixture's."""
+        self._current = self._parts[state.benchmark].fork()
+        self._current.restore(state, None if task is None else _split_task(task)[1])
 
     def snapshot(self) -> EnvState:
         """The state of the environment under way."""
         return self._current.snapshot()
 
-    def step(self, action: str) -> Any:  # noqa: ANN401 - as ToolEnv's
-        """One turn in the environment under way."""
-        return self._current.step(action)
+    def step(self, action: str, *, run_tool: RunTool) -> Outcome:
+        """Play one turn in the current environment."""
+        return self._current.step(action, run_tool=run_tool)
 
     def truncate(self, reason: str, action: str = "") -> Any:  # noqa: ANN401 - as ToolEnv's
         """End the episode under way."""
@@ -177,11 +175,11 @@ class TaskMixture:
         for part in self._parts.values():
             part.close()
 
-    def _fork(self, name: str) -> ToolEnv:
-        part = self._parts[name].fork()
-        if self.run_tool is not None:
-            part.run_tool = self.run_tool
-        return part
-
     def _score(self, answer: str, task: Task) -> Score:
         return self._parts[task.id.partition(":")[0]].benchmark.score(answer, task)
+
+
+def _split_task(task: Task) -> tuple[str, Task]:
+    """The benchmark of a mixture's task, and the task as that benchmark knows it."""
+    name, _, own_id = task.id.partition(":")
+    return name, replace(task, id=own_id)

@@ -15,7 +15,7 @@ from gymnasium.utils.env_checker import check_env
 
 import envs
 from benchmarks import BENCHMARKS, DataUnavailable, GraderUnavailable
-from envs import ToolEnv, spellings
+from envs import Call, ToolEnv, spellings
 from envs.spaces import Unicode
 from tests.conftest import ROOT
 from tests.fakes import TOY, EchoTool, answer, call, play, toy_env
@@ -216,7 +216,7 @@ def test_options_pick_a_task_by_id_or_by_index():
         ({"task": "z"}, KeyError, "no test task has the id 'z'; ids look like 't'"),
         ({"task": 2}, IndexError, "no task 2: the 2 test tasks have the indices 0 to 1"),
         ({"task": -1}, IndexError, "no task -1"),
-        ({"tsk": 1}, ValueError, 'expected {"task": id or index}'),
+        ({"tsk": 1}, ValueError, 'expected {"task": task, id or index}'),
         ({"task": 1.5}, TypeError, "indices"),
     ],
 )
@@ -290,6 +290,7 @@ def test_a_call_tells_which_tool_ran_and_whether_it_could():
     seed = env.snapshot().tool_states[1][0]
     assert seen == f" <result>\n{seed} foxes\n</result>"
     assert (reward, terminated, truncated) == (0.0, False, False)
+    assert info.pop("call") == Call("search", "foxes", ok=True, seconds=0.0, free=False)
     assert info == {"task": "t", "tool": "search", "ok": True}
     assert play(env, call("python", "no"))[4]["ok"] is False
     assert env.snapshot().calls == ("search", "python")
