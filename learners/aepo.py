@@ -39,7 +39,7 @@ from learners.config import RunConfig, validate_initial_rollouts
 from learners.policy import Batch
 from learners.rl import branching, group_normalised, preserving_surrogate, token_mean, turn_entropy
 from learners.runs import Run
-from learners.tree import RolloutTree, Row, usable
+from learners.tree import RolloutTree, Row
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,12 @@ class Config(RunConfig):
 def iteration(tasks: list[Task], run: Run, config: Config) -> None:
     """One training step: probe, branch with balance, credit uncertain tokens more, update."""
     trees = entropy_balanced_trees(tasks, run, config)
-    run.remember_old_logprobs([t for tree in usable(trees) for t in tree.trajectories])
+    run.trainer.remember_old_logprobs([t for tree in trees for t in tree.trajectories])
     for batch in run.minibatches(trees):
         rows = group_normalised(batch)
-        run.count("advantage/dropped_groups", sum(_is_equal(tree) for tree in batch))
-        stats = run.token_stats([row.trajectory for row in rows])
-        masks = [torch.tensor(row.trajectory.response_mask) for row in rows]
+        run.recorder.count("advantage/dropped_groups", sum(_is_equal(tree) for tree in batch))
+        stats = run.trainer.token_stats([row.trajectory for row in rows])
+        masks = [row.trajectory.tensors.mask for row in rows]
         entropies = [stats[row.trajectory].entropies for row in rows]
         factors = entropy_factors(entropies, masks, config.advantage_weight)
         rows = [Row(t, a * f.float()) for (t, a), f in zip(rows, factors, strict=True)]
@@ -95,27 +95,26 @@ def iteration(tasks: list[Task], run: Run, config: Config) -> None:
 
 
 def entropy_balanced_trees(tasks: list[Task], run: Run, config: Config) -> list[RolloutTree]:
-    """Finished trees of n trajectories."""
+    """Finished trees of n trajectories, without those whose tools failed."""
     vocabulary = len(run.rollouts.tokenizer)
     first = 1 if config.pre_monitoring else config.initial_rollouts
     trees = run.new_trees(tasks, roots=first)
     draws = {tree: run.draw(tree.name) for tree in trees}
     growing = dict.fromkeys(trees, 0)
     if config.pre_monitoring:
-        run.rollout(trees)
-        for tree in usable(trees):
+        trees = run.rollout(trees)
+        for tree in trees:
             probed = initial_rollouts(tree, config, vocabulary)
-            run.note("branch/initial_rollouts", [float(probed)])
+            run.recorder.note("branch/initial_rollouts", [float(probed)])
             # One at least has to run on, or nothing would use what is left of the budget.
             for _ in range(min(max(probed - 1, 1), config.rollouts - 1)):
                 tree.root()
 
     def after_turn(trees: Sequence[RolloutTree]) -> None:
-        for tree in usable(trees):
+        for tree in trees:
             growing[tree] = grow(tree, config, vocabulary, draws[tree], growing[tree])
 
-    run.rollout(trees, after_turn)
-    return trees
+    return run.rollout(trees, after_turn)
 
 
 def initial_rollouts(tree: RolloutTree, config: Config, vocabulary: int) -> int:

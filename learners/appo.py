@@ -38,7 +38,7 @@ from learners.config import RunConfig, validate_initial_rollouts
 from learners.policy import Batch, TokenStats
 from learners.rl import Prefix, Rule, branching, clipped_surrogate, sequence_mean
 from learners.runs import Run
-from learners.tree import RolloutTree, Row, Trajectory, usable
+from learners.tree import RolloutTree, Row, Trajectory
 
 
 @dataclass(frozen=True)
@@ -91,23 +91,23 @@ def iteration(tasks: list[Task], run: Run, config: Config) -> None:
     if config.profile == "reference":
         appo_reference.iteration(tasks, run, config.initial_rollouts, config.rollouts)
         return
-    trees = run.new_trees(tasks, roots=config.initial_rollouts)
-    run.rollout(trees)  # by the old policy
-    run.remember_old_logprobs([root for tree in usable(trees) for root in tree.roots])
-    before, noise = run.policy.updates, 0.0
+    trees = run.rollout(run.new_trees(tasks, roots=config.initial_rollouts))  # by the old policy
+    run.trainer.remember_old_logprobs([root for tree in trees for root in tree.roots])
+    before, noise = run.trainer.updates, 0.0
     for batch in run.minibatches(trees):
         roots = [root for tree in batch for root in tree.roots]
-        stats = run.token_stats(roots, branched=True)
-        moved = run.policy.updates > before
+        stats = run.trainer.token_stats(roots, branched=True)
+        moved = run.trainer.updates > before
         if not moved:  # same weights: what differs between the two passes is rounding
             noise = branching.omega_spread(roots, stats, config.discount, config.future_clip)
-        grow(batch, run, config, stats, noise if moved else None)
-        kept = usable(batch)  # a branch may have met a tool that failed
-        rows = [row for tree in kept for row in procedure_advantages(tree, stats, config, run)]
+        grown = grow(batch, run, config, stats, noise if moved else None)
+        rows = [row for tree in grown for row in procedure_advantages(tree, stats, config, run)]
         weights = sequence_mean(
-            [branching.own_mask(row.trajectory) for row in rows], len(kept) * config.rollouts
+            [branching.own_mask(row.trajectory) for row in rows], len(grown) * config.rollouts
         )
-        run.update(rows, weights, partial(policy_loss, config=config))  # eq. 8: 1/M, 1/|H_n|
+        run.trainer.update(
+            rows, weights, partial(policy_loss, config=config)
+        )  # eq. 8: 1/M, 1/|H_n|
 
 
 def grow(
@@ -116,7 +116,7 @@ def grow(
     config: Config,
     stats: dict[Trajectory, TokenStats],
     noise: float | None,
-) -> None:
+) -> Sequence[RolloutTree]:
     """Branch finished trees, layer by layer, until each has its M trajectories.
 
     Args:
@@ -125,20 +125,24 @@ def grow(
         config: M, N, L and where branches leave.
         stats: of the roots; those of branches are added where they are needed.
         noise: see `branch_points`.
+
+    Returns:
+        The trees whose tools did not fail meanwhile.
     """
     sizes = branching.layer_sizes(config.initial_rollouts, config.rollouts, config.layers)
     for layer, size in enumerate(sizes):
-        for tree in usable(trees):
+        for tree in trees:
             draw = run.draw(f"{tree.name}/{layer}" if layer else tree.name)
             chosen = branch_points(tree, stats, config, draw, noise, size)
-            branching.describe(chosen, run.note, run.count)
+            branching.describe(chosen, run.recorder.note, run.recorder.count)
             for point in chosen.points:
                 tree.fork(point)
-        run.rollout(trees)  # by the current policy
+        trees = run.rollout(trees)  # by the current policy
         if layer < len(sizes) - 1 or config.train_branches:
-            branches = [b for tree in usable(trees) for b in tree.branches if b not in stats]
-            stats |= run.token_stats(branches, branched=layer < len(sizes) - 1)
+            branches = [b for tree in trees for b in tree.branches if b not in stats]
+            stats |= run.trainer.token_stats(branches, branched=layer < len(sizes) - 1)
             branching.remember_branches(branches, stats)
+    return trees
 
 
 def branch_points(
@@ -194,17 +198,19 @@ def procedure_advantages(
             if t is not None
         ]
         if not terms:
-            run.count("advantage/no_term", 1)
+            run.recorder.count("advantage/no_term", 1)
             continue
         kept = [max(-config.advantage_clip, min(config.advantage_clip, term)) for term in terms]
-        run.note("advantage/clipped", [float(a != b) for a, b in zip(terms, kept, strict=True)])
+        run.recorder.note(
+            "advantage/clipped", [float(a != b) for a, b in zip(terms, kept, strict=True)]
+        )
         base = sum(kept) / len(kept)
         future = branching.omega(
             trajectory, stats[trajectory], config.discount, config.future_clip
         )  # A_fut, eq. 7
-        run.note("advantage/base", [base])
+        run.recorder.note("advantage/base", [base])
         rows.append(Row(trajectory, base * (1 + config.future_weight * future)))
-    run.count("advantage/dropped_groups", int(not rows))
+    run.recorder.count("advantage/dropped_groups", int(not rows))
     return rows
 
 

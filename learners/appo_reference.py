@@ -33,7 +33,7 @@ from learners.policy import Batch
 from learners.rl import LARGEST_LOG, Clipped, dual_clipped, future_values, suffix_sum, zscore
 from learners.rl import token_mean as token_mean_weights
 from learners.runs import Run
-from learners.tree import BranchPoint, RolloutTree, Row, Trajectory, usable
+from learners.tree import BranchPoint, RolloutTree, Row, Trajectory
 
 
 @dataclass(frozen=True)
@@ -81,32 +81,31 @@ def iteration(
         rollouts: M, branches included.
         settings: of the published code.
     """
-    trees = run.new_trees(tasks, roots=initial_rollouts)
-    run.rollout(trees)
-    run.remember_old_logprobs([root for tree in usable(trees) for root in tree.roots])
+    trees = run.rollout(run.new_trees(tasks, roots=initial_rollouts))
+    run.trainer.remember_old_logprobs([root for tree in trees for root in tree.roots])
     budget = rollouts - initial_rollouts
-    for tree in usable(trees):
+    for tree in trees:
         points = branch_request(tree, budget, run.rollouts.tokenizer.decode, settings)
-        run.note("branch/score", [point.score for point in points])
-        run.count("branch/from_prompt", sum(point.position == 0 for point in points))
+        run.recorder.note("branch/score", [point.score for point in points])
+        run.recorder.count("branch/from_prompt", sum(point.position == 0 for point in points))
         for point in points:
             tree.fork(point)
-    run.rollout(trees)
-    best = largest_score(usable(trees))
+    trees = run.rollout(trees)
+    best = largest_score(trees)
     for batch in run.minibatches(trees):
         rows = [row for tree in batch for row in credit(tree, best, settings)]
         # Branches count as rows of the mini-batch, though they carry no loss.
         trained = len(rows) / (len(batch) * rollouts)
-        weights = token_mean_weights([torch.tensor(row.trajectory.response_mask) for row in rows])
+        weights = token_mean_weights([row.trajectory.tensors.mask for row in rows])
         loss = partial(
             policy_loss,
             settings=settings,
             trained=trained,
             length=run.config.sampling.max_response_tokens,
             tokens=sum(row.trajectory.sampled_tokens for row in rows),
-            note=run.note,
+            note=run.recorder.note,
         )
-        run.update(rows, [weight * trained for weight in weights], loss)
+        run.trainer.update(rows, [weight * trained for weight in weights], loss)
 
 
 def branch_request(
@@ -121,7 +120,7 @@ def branch_request(
         settings: discount and clip of the score.
     """
     roots = tree.roots
-    mask = pad_sequence([torch.tensor(root.response_mask) for root in roots], batch_first=True)
+    mask = pad_sequence([root.tensors.mask for root in roots], batch_first=True)
     log_ratio = _padded([_log_ratio(root) for root in roots])
     entropies = _padded([torch.tensor(root.sampler_entropies) for root in roots])
     scores = branching_scores(
@@ -229,7 +228,7 @@ def _aggregation(settings: Settings, length: int) -> Aggregation:
 
 def _log_ratio(root: Trajectory) -> Tensor:
     assert root.old_logprobs is not None, "remember_old_logprobs before scoring"
-    return root.old_logprobs.cpu() - torch.tensor(root.sampler_logprobs)
+    return root.old_logprobs.cpu() - root.tensors.sampler_logprobs
 
 
 def _padded(rows: Sequence[Tensor]) -> Tensor:

@@ -25,7 +25,7 @@ from learners.config import RunConfig, validate_initial_rollouts
 from learners.rl import branching, group_normalised, token_mean
 from learners.rl import dual_clipped_policy_loss as policy_loss
 from learners.runs import Run
-from learners.tree import RolloutTree, usable
+from learners.tree import RolloutTree
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,11 @@ def iteration(tasks: list[Task], run: Run, config: Config) -> None:
     vocabulary = len(run.rollouts.tokenizer)
 
     def after_turn(trees: Sequence[RolloutTree]) -> None:
-        for tree in usable(trees):
+        for tree in trees:
             grow(tree, config, vocabulary, draws[tree])
 
-    run.rollout(trees, after_turn)
     run.credit_and_update(
-        trees,
+        run.rollout(trees, after_turn),
         advantages=group_normalised,
         weights=token_mean,
         loss=partial(policy_loss, config=config),

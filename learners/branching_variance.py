@@ -38,7 +38,7 @@ from learners.config import Evaluation
 from learners.console import Narrator, explained, parse_options
 from learners.errors import UsageError
 from learners.intervals import Interval
-from learners.policy import TokenStats
+from learners.policy import Policy, TokenStats
 from learners.rl import branching, clipped_policy_loss, group_normalised, own_mask, sequence_mean
 from learners.runs import Run, Session, open_session, training_env
 from learners.tree import BranchPoint, RolloutTree, Row, Trajectory, usable
@@ -92,14 +92,13 @@ def measured(session: Session, config: Config) -> list[Root]:
     run = session.run
     trees = run.new_trees(session.tasks_of(0), roots=config.initial_rollouts)
     run.rollout(trees)
-    half = trees[config.tasks :]
-    moving, resting = usable(trees[: config.tasks]), usable(half)
-    roots = [root for tree in usable(trees) for root in tree.roots]
-    run.remember_old_logprobs(roots)
+    moving, resting = usable(trees[: config.tasks]), usable(trees[config.tasks :])
+    roots = [root for tree in [*moving, *resting] for root in tree.roots]
+    run.trainer.remember_old_logprobs(roots)
     gamma, clip = config.discount, config.future_clip
-    noise = branching.omega_spread(roots, run.token_stats(roots), gamma, clip)
+    noise = branching.omega_spread(roots, run.trainer.token_stats(roots), gamma, clip)
     move(run, moving, config)
-    stats = run.token_stats([root for tree in resting for root in tree.roots])
+    stats = run.trainer.token_stats([root for tree in resting for root in tree.roots])
     drawn = {}
     for tree in resting:
         draw = run.draw(f"points/{tree.name}")
@@ -109,10 +108,10 @@ def measured(session: Session, config: Config) -> list[Root]:
             for position in drawn[root]:
                 for _ in range(config.repeats):
                     tree.fork(BranchPoint(root, position))
-    run.rollout(resting)
+    resting = run.rollout(resting)
     return [
-        _root(run, tree, root, drawn[root], stats[root], config, noise)
-        for tree in usable(resting)
+        _root(session, tree, root, drawn[root], stats[root], config, noise)
+        for tree in resting
         for root in drawn
         if root in tree.roots and len(drawn[root]) > 1
     ]
@@ -120,11 +119,11 @@ def measured(session: Session, config: Config) -> list[Root]:
 
 def move(run: Run, trees: Sequence[RolloutTree], config: Config) -> None:
     """Updates as GRPO makes them, mini-batch after mini-batch."""
-    before = run.policy.updates
+    before = run.trainer.updates
     for batch in run.minibatches(trees):
         rows = group_normalised(batch)
         run.update_by(rows, sequence_mean, partial(clipped_policy_loss, config=config))
-    if run.policy.updates == before:
+    if run.trainer.updates == before:
         raise UsageError(
             f"all rollouts of {len(trees)} tasks earned the same, so nothing moves the policy; "
             "give a --model that is right now and then, or more --tasks"
@@ -132,7 +131,7 @@ def move(run: Run, trees: Sequence[RolloutTree], config: Config) -> None:
 
 
 def _root(
-    run: Run,
+    session: Session,
     tree: RolloutTree,
     root: Trajectory,
     positions: Sequence[int],
@@ -146,7 +145,7 @@ def _root(
     ranks: defaultdict[int, dict[str, int]] = defaultdict(dict)
     rules: tuple[branching.Rule, ...] = ("score", "entropy", "future")
     for rule in rules:
-        draw = run.draw(f"{rule}/{tree.name}/{root.path}")
+        draw = session.run.draw(f"{rule}/{tree.name}/{root.path}")
         ranked = branching.candidates(root, scores, rule, "before", draw, Counter())
         ordered = [c.point.position for c in ranked if c.point.position in set(positions)]
         for rank, position in enumerate(ordered):
@@ -157,7 +156,7 @@ def _root(
         branches = [b for b in tree.branches if b.parent and b.parent[:2] == (root, position)]
         points.append(
             Point(
-                gradient_variance(run, branches, value),
+                gradient_variance(session.policy, branches, value),
                 variance([branch.reward for branch in branches]),
                 ranks[position],
             )
@@ -165,7 +164,7 @@ def _root(
     return Root(tree.task.id, points, omega is not None)
 
 
-def gradient_variance(run: Run, branches: Sequence[Trajectory], value: float) -> float:
+def gradient_variance(policy: Policy, branches: Sequence[Trajectory], value: float) -> float:
     """Trace of the covariance of (R - value) grad log pi over branches from one token."""
     total, squares = torch.zeros(()), 0.0
     for branch in branches:
@@ -173,7 +172,7 @@ def gradient_variance(run: Run, branches: Sequence[Trajectory], value: float) ->
             continue  # its gradient is 0
         row = Row(branch, torch.zeros(len(branch)))
         weight = own_mask(branch).double() * (branch.reward - value)
-        gradient = run.policy.gradient(
+        gradient = policy.gradient(
             [row], [weight], lambda logprobs, batch: (logprobs * batch.weights).sum()
         )
         total = total + gradient

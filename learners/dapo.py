@@ -19,7 +19,7 @@ from learners.config import RunConfig
 from learners.rl import by_group, normalised, token_mean
 from learners.rl import dual_clipped_policy_loss as policy_loss
 from learners.runs import Run
-from learners.tree import RolloutTree, Trajectory, usable
+from learners.tree import RolloutTree, Trajectory
 
 
 @dataclass(frozen=True)
@@ -57,23 +57,25 @@ def informative_trees(tasks: list[Task], run: Run, config: Config) -> list[Rollo
     """`prompts` trees with different scores, or as many as the bound and the tasks allow."""
     sampled: list[RolloutTree] = []
     kept: list[RolloutTree] = []
+    finished_count = 0
     draw = run.draw("refill")
     for _ in range(config.generations):
         trees = run.new_trees(tasks, config.rollouts)
-        run.rollout(trees)
         sampled += trees
-        kept += [t for t in usable(trees) if teaches([score(one) for one in t.trajectories])]
-        run.count("sampling/generations", 1)
+        finished = run.rollout(trees)
+        kept += [t for t in finished if teaches([score(one) for one in t.trajectories])]
+        finished_count += len(finished)
+        run.recorder.count("sampling/generations", 1)
         if len(kept) >= config.training.prompts:
             break
         met = {tree.task.id for tree in sampled}
-        others = [task for task in run.rollouts.env.tasks if task.id not in met]
+        others = [task for task in run.rollouts.tasks if task.id not in met]
         tasks = draw.sample(others, min(config.training.prompts, len(others)))
         if not tasks:
             break
     run.trees = sampled
-    run.count("sampling/equal_groups", len(usable(sampled)) - len(kept))
-    run.count("sampling/surplus_groups", max(len(kept) - config.training.prompts, 0))
+    run.recorder.count("sampling/equal_groups", finished_count - len(kept))
+    run.recorder.count("sampling/surplus_groups", max(len(kept) - config.training.prompts, 0))
     return kept[: config.training.prompts]
 
 

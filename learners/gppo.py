@@ -41,7 +41,7 @@ def iteration(tasks: list[Task], run: Run, config: Config) -> None:
         roots=config.rollouts,
         advantages=group_normalised,
         weights=token_mean,
-        loss=partial(policy_loss, config=config, note=run.note),
+        loss=partial(policy_loss, config=config, note=run.recorder.note),
     )
 
 

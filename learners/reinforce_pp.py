@@ -46,7 +46,7 @@ def iteration(tasks: list[Task], run: Run, config: Config) -> None:
     run.sample_and_update(
         tasks,
         roots=config.rollouts,
-        advantages=with_reference(credit, run.refer, run.note, config.kl_reward),
+        advantages=with_reference(credit, run.trainer.refer, run.recorder.note, config.kl_reward),
         weights=token_mean,
         loss=partial(policy_loss, config=config),
     )
@@ -56,7 +56,7 @@ def batch_normalised(trees: Sequence[RolloutTree], config: Config) -> list[Row]:
     """A row for every trajectory, by the statistics of all; 0 when all tokens earn the same."""
     trajectories = [t for tree in trees for t in tree.trajectories]
     returns = [found for tree in trees for found in returns_of(tree, config)]
-    masks = [torch.tensor(t.response_mask) for t in trajectories]
+    masks = [t.tensors.mask for t in trajectories]
     advantages = whitened(returns, masks)
     return [Row(t, a.float()) for t, a in zip(trajectories, advantages, strict=True)]
 
@@ -67,7 +67,7 @@ def returns_of(tree: RolloutTree, config: Config) -> list[Tensor]:
     alone = config.baseline == "none" or len(tree.trajectories) == 1
     returns = []
     for trajectory in tree.trajectories:
-        mask = torch.tensor(trajectory.response_mask)
+        mask = trajectory.tensors.mask
         earned = 0.0 - penalty(trajectory, config.kl_reward)
         earned[mask.nonzero()[-1]] += trajectory.reward - (0.0 if alone else mean)
         returns.append(rewards_to_go(earned, mask, config.discount))

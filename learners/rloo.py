@@ -42,7 +42,7 @@ def iteration(tasks: list[Task], run: Run, config: Config) -> None:
     run.sample_and_update(
         tasks,
         roots=config.rollouts,
-        advantages=with_reference(credit, run.refer, run.note, config.kl_reward),
+        advantages=with_reference(credit, run.trainer.refer, run.recorder.note, config.kl_reward),
         weights=sequence_sum,
         loss=policy_loss,
     )

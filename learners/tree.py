@@ -97,6 +97,15 @@ class Marks:
     """What each token's loss counted; 0: not trained on."""
 
 
+class TrajectoryTensors(NamedTuple):
+    """A response as tensors; each (T,)."""
+
+    mask: Tensor
+    """bool, True on tokens that the policy sampled."""
+    sampler_logprobs: Tensor
+    """Nats as the sampler reported them; 0 on observations."""
+
+
 @dataclass(eq=False)
 class Trajectory:
     """One episode in tokens. Mutated by append only, in `learners.rollouts`; identity equality."""
@@ -120,6 +129,20 @@ class Trajectory:
     discarded_tokens: int = 0
     """Sampled in a turn that its tool's fault discarded; they are in no turn."""
     marks: Marks = field(default_factory=Marks)
+    _tensors: TrajectoryTensors | None = field(default=None, init=False, repr=False)
+
+    @property
+    def tensors(self) -> TrajectoryTensors:
+        """The response as tensors, built once: read only, for a trajectory that grows no more."""
+        import torch  # not at the top: commands that train nothing read trees, too
+
+        # Turns are only ever appended, so equal length means equal content.
+        if self._tensors is None or len(self._tensors.mask) != len(self):
+            self._tensors = TrajectoryTensors(
+                torch.tensor(self.response_mask, dtype=torch.bool),
+                torch.tensor(self.sampler_logprobs, dtype=torch.float32),
+            )
+        return self._tensors
 
     @property
     def response_ids(self) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ from learners.config import RunConfig, validate_initial_rollouts
 from learners.rl import dual_clipped_policy_loss as policy_loss
 from learners.rl import normalised, token_mean
 from learners.runs import Run
-from learners.tree import BranchPoint, RolloutTree, Row, Trajectory, usable
+from learners.tree import BranchPoint, RolloutTree, Row, Trajectory
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,11 @@ def iteration(tasks: list[Task], run: Run, config: Config) -> None:
     """One training step."""
     trees = run.new_trees(tasks, roots=config.initial_rollouts)
     draws = {tree: run.draw(tree.name) for tree in trees}
-    run.rollout(trees)
+    trees = run.rollout(trees)
     for number in range(config.expansions):
-        for tree in usable(trees):
+        for tree in trees:
             expand(tree, number, config, draws[tree])
-        run.rollout(trees)
+        trees = run.rollout(trees)
     run.credit_and_update(
         trees,
         advantages=partial(two_level, keep=config.kept_leaves, draw=draws.__getitem__),

@@ -138,9 +138,10 @@ class Composed:
     """A run that takes down what an iteration puts together; its trees are of the forest."""
 
     def __init__(self):
+        self.recorder = self.trainer = self
         self.trees = forest()
         tasks = [tree.task for tree in self.trees]
-        self.rollouts = SimpleNamespace(tokenizer=range(10), env=SimpleNamespace(tasks=tasks))
+        self.rollouts = SimpleNamespace(tokenizer=range(10), tasks=tasks)
 
     @classmethod
     def by(cls, module, **options):
@@ -153,7 +154,7 @@ class Composed:
         return self.trees
 
     def rollout(self, trees, after_turn=None):
-        pass
+        return trees
 
     def refer(self, trajectories):
         pass
@@ -189,7 +190,7 @@ class Credited(Notes):
         return None
 
     def rollout(self, trees, after_turn=None):
-        pass
+        return trees
 
     def remember_old_logprobs(self, trajectories):
         pass
@@ -201,7 +202,7 @@ class Credited(Notes):
         return {t: stats_of(t, entropies=[0.1 * i for i in range(len(t))]) for t in trajectories}
 
     def update_by(self, rows, weights, loss):
-        self.update(rows, weights([torch.tensor(r.trajectory.response_mask) for r in rows]), loss)
+        self.update(rows, weights([r.trajectory.tensors.mask for r in rows]), loss)
 
     def update(self, rows, weights, loss):
         self.updates.append(SimpleNamespace(rows=rows, weights=weights, loss=loss))

@@ -57,9 +57,10 @@ def stats_of(root, logprobs=None, entropies=None):
 
 
 class Notes:
-    """The verbs of a run that only take down."""
+    """A run that records; it is its own recorder and trainer."""
 
     def __init__(self):
+        self.recorder = self.trainer = self
         self.counts, self.notes = Counter(), defaultdict(list)
 
     def count(self, name, amount):

@@ -74,8 +74,8 @@ def pack(
         if everything:
             mask[index, 1:end] = True
         else:
-            mask[index, begin:end] = torch.tensor(trajectory.response_mask, dtype=torch.bool)
-        sampler[index, begin:end] = torch.tensor(trajectory.sampler_logprobs)
+            mask[index, begin:end] = trajectory.tensors.mask
+        sampler[index, begin:end] = trajectory.tensors.sampler_logprobs
         if trajectory.old_logprobs is not None:
             old[index, begin:end] = trajectory.old_logprobs
         advantages[index, begin:end] = advantage

@@ -23,9 +23,10 @@ from envs import RewardName, compute_reward
 from learners.config import RunConfig, known_options
 from learners.console import explained
 from learners.errors import RolloutFileError, UsageError
-from learners.replay.stored_run import Chosen, StoredRun, Texts
+from learners.replay.stored_run import Chosen, StoredRollouts, StoredTrainer, Texts
 from learners.replay.trees import stored_trees
 from learners.rollouts import list_iterations, read_rows, write_rows
+from learners.runs import Recorder, Run
 from learners.tree import RolloutTree, Trajectory
 
 
@@ -99,14 +100,16 @@ def replay(
     if rewards is not None:
         for tree in trees:
             _reward(tree, rewards, benchmarks)
-    run = StoredRun(config, rows[0]["iteration"], trees, Texts(rows))
+    rollouts, trainer = StoredRollouts(trees, Texts(rows)), StoredTrainer()
+    run = Run(config, rollouts, trainer, Recorder())
+    run.begin(rows[0]["iteration"])
     for trajectory in everyone:
         marks = trajectory.marks
         marks.future_values = marks.scores = marks.advantages = marks.weights = None
     importlib.import_module(method).iteration([tree.task for tree in trees], run, config)
-    for trajectory, advantages in run.credit.items():
+    for trajectory, advantages in trainer.credit.items():
         trajectory.marks.advantages = advantages
-    return Replayed(trees, run.chosen)
+    return Replayed(trees, rollouts.chosen)
 
 
 def _reward(tree: RolloutTree, name: RewardName, benchmarks: Mapping[str, Benchmark]) -> None:

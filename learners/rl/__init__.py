@@ -12,7 +12,7 @@ from __future__ import annotations
 from learners.rl import branching
 from learners.rl.advantages import by_group, centred, group_normalised, leave_one_out, normalised
 from learners.rl.branching import Prefix, Rule, own_mask, turn_entropy
-from learners.rl.kl import KlRewardConfig, Note, penalised, penalty, with_reference
+from learners.rl.kl import Credit, KlRewardConfig, Note, penalised, penalty, with_reference
 from learners.rl.losses import (
     LARGEST_LOG,
     Clipped,
@@ -37,6 +37,7 @@ from learners.rl.objective import note_bounded, note_capped, wrap_loss
 __all__ = [
     "LARGEST_LOG",
     "Clipped",
+    "Credit",
     "KlRewardConfig",
     "Note",
     "Prefix",

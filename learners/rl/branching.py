@@ -259,7 +259,7 @@ def describe(
 
 
 def _sampled(trajectory: Trajectory) -> Tensor:
-    return torch.tensor(trajectory.response_mask, dtype=torch.bool)
+    return trajectory.tensors.mask
 
 
 class Budget(Protocol):

@@ -20,6 +20,7 @@ from learners.rl.losses import kl_k1, kl_k2, kl_k3
 from learners.tree import RolloutTree, Row, Trajectory
 
 Credit = Callable[[Sequence[RolloutTree]], list[Row]]
+"""Finished trees -> the rows that are trained on."""
 
 
 Note = Callable[[str, Sequence[float]], None]
@@ -75,7 +76,7 @@ def with_reference(
 
 def penalty(trajectory: Trajectory, coefficient: float) -> Tensor:
     """(T,) what each sampled token earns less, in float64; 0 on observations."""
-    mask = torch.tensor(trajectory.response_mask)
+    mask = trajectory.tensors.mask
     if not coefficient:
         return torch.zeros(len(mask), dtype=torch.float64)
     old, reference = trajectory.old_logprobs, trajectory.reference_logprobs

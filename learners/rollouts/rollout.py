@@ -20,7 +20,7 @@ from learners.rollouts import tool_threads
 from learners.rollouts.encoding import encode, encode_prompt
 from learners.rollouts.tool_threads import UNAVAILABLE, Threads
 from learners.sampling import Request, Sampler
-from learners.tree import Completion, RolloutTree, Trajectory, Turn
+from learners.tree import Completion, RolloutTree, Trajectory, Turn, usable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,7 +30,7 @@ RESERVED_TOKENS = 64
 """Room that a tool's result must leave for the answer."""
 
 Hook = Callable[[Sequence[RolloutTree]], None]
-"""Called between rounds; may fork unfinished trajectories (ARPO does)."""
+"""Called between rounds with the trees whose tools work; may fork unfinished trajectories."""
 
 
 @dataclass
@@ -52,6 +52,15 @@ class Rollouts:
     turns: Literal["lockstep", "overlap"] = "lockstep"
     """lockstep: all sample, then all call their tools; overlap: each waits for its own tool."""
     ledger: Ledger = field(default_factory=Ledger)
+
+    @property
+    def tasks(self) -> Sequence[Task]:
+        """All tasks of the environment."""
+        return self.env.tasks
+
+    def trees(self, tasks: Sequence[Task]) -> list[RolloutTree]:
+        """An empty tree per task."""
+        return [self.tree(task) for task in tasks]
 
     def tree(self, task: Task) -> RolloutTree:
         """An empty tree: the question, encoded once."""
@@ -100,7 +109,7 @@ class Rollouts:
                     while threads.running:
                         threads.collect(wait=True)
                 if after_turn is not None:
-                    after_turn(trees)
+                    after_turn(usable(trees))
 
     def completed(self) -> Iterator[tuple[Request, Completion]]:
         """What the sampler completes; counted, whatever becomes of it."""
@@ -242,7 +251,7 @@ class Overlap:
         with self._round:
             self._under_way[tree] -= 1
             if self._under_way[tree] == 0:
-                self._after_turn([tree])
+                self._after_turn(usable([tree]))
                 self._submit(tree, tree.trajectories)
 
     def _submit(self, tree: RolloutTree, trajectories: Sequence[Trajectory]) -> None:

@@ -1,6 +1,8 @@
 """Training runs: from a command line to a finished run folder.
 
 run           Run, what a method's iteration works with
+trainer       token statistics and updates
+recorder      observations that become metrics
 session       opens a run with its model, tasks and folder
 training      the command line of every method
 checkpoint    run folders and checkpoints
@@ -18,11 +20,13 @@ from __future__ import annotations
 from learners.runs.checkpoint import save_checkpoint
 from learners.runs.environments import environment
 from learners.runs.judging import judged
+from learners.runs.recorder import Recorder
 from learners.runs.run import Run
 from learners.runs.session import Session, evaluate_once, open_session, training_env
 from learners.runs.training import main
 
 __all__ = [
+    "Recorder",
     "Run",
     "Session",
     "environment",

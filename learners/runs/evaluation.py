@@ -15,13 +15,12 @@ from benchmarks import GRADING_THREADS, Benchmark, Score, Task, sample_tasks
 from envs import final_answer
 from learners.config import RunConfig
 from learners.console import Narrator
-from learners.ledger import spent
+from learners.ledger import Ledger, spent
 from learners.policy import LoadedModel, save_model
 from learners.rollouts import Rollouts
 from learners.run_folder import VALIDATION_FOLDER, write_text
 from learners.runs.environments import environment
 from learners.runs.judging import appoint
-from learners.runs.run import Run
 from learners.tree import RolloutTree
 
 SCORE = "validation/score"
@@ -32,31 +31,37 @@ BEST = "best"
 
 
 def validate(
-    run: Run, folder: Path, lines: Sequence[Mapping[str, Any]], narrator: Narrator
+    config: RunConfig,
+    model: LoadedModel,
+    rollouts: Rollouts,
+    folder: Path,
+    lines: Sequence[Mapping[str, Any]],
+    narrator: Narrator,
 ) -> dict[str, float]:
-    """Metrics of the policy after the iteration under way, if it is due; nothing otherwise.
+    """Evaluate on validation tasks if that is due; returns metrics, none if it is not.
 
     Args:
-        run: its policy is validated.
-        folder: of the run; the best model is kept in it.
-        lines: of metrics, that of the iteration under way included.
-        narrator: says what is going on.
+        config: of the run.
+        model: the policy in training.
+        rollouts: of the run; their sampler follows the policy.
+        folder: of the run; the best model is saved in it.
+        lines: of metrics, one per iteration done.
+        narrator: shows what is going on.
     """
-    config = run.config
-    done = run.iteration + 1
+    done = lines[-1]["iteration"] + 1
     if config.evaluation.eval_every == 0 or (
         done % config.evaluation.eval_every and not over(config, done, lines)
     ):
         return {}
     with closing(environment(config, "validation")) as env:
-        ledger = type(run.ledger)(run.ledger.spending)
+        ledger = Ledger(rollouts.ledger.spending)
         appoint(env, config.judge, folder, ledger)
-        rollouts = replace(
-            run.rollouts, env=env, temperature=config.evaluation.eval_temperature, ledger=ledger
+        played = replace(
+            rollouts, env=env, temperature=config.evaluation.eval_temperature, ledger=ledger
         )
         tasks = sample_tasks(env.tasks, config.evaluation.validation_tasks)
         with narrator.status(f"validating on {len(tasks)} tasks"):
-            result = evaluate(rollouts, tasks)
+            result = evaluate(played, tasks)
     rows = result["tasks"]
     (folder / VALIDATION_FOLDER).mkdir(exist_ok=True)
     write_text(folder / VALIDATION_FOLDER / f"{done:06d}.json", json.dumps(result))
@@ -67,7 +72,7 @@ def validate(
         "validation/reward": sum(row["reward"] for row in rows) / len(rows),
     }
     if all(found[SCORE] > line[SCORE] for line in lines if SCORE in line):
-        _keep(run.policy.loaded, folder)
+        _keep(model, folder)
     return found
 
 

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,37 +24,81 @@ from envs import ToolEnv
 from learners.config import RunConfig
 from learners.console import Narrator
 from learners.errors import UsageError
-from learners.ledger import LOST, Ledger, Spending, recorded
-from learners.policy import Policy, load_model, lora, reference_of
+from learners.ledger import LOST, Ledger, Spending, policy_flops, recorded
+from learners.metrics import PEAK, tree_metrics
+from learners.policy import Policy, Reference, load_model, lora, reference_of
 from learners.rollouts import Rollouts, write_rollouts
 from learners.run_folder import checkpoint_folder, list_checkpoints, write_text
 from learners.runs.checkpoint import load_checkpoint, read_state, save_checkpoint
 from learners.runs.environments import environment, prove_sandbox, stop_where_tools_fail
 from learners.runs.evaluation import evaluate, over, stopped_early
 from learners.runs.judging import appoint
-from learners.runs.memory import profiled
+from learners.runs.memory import IterationPeak, meter_of, profiled
+from learners.runs.recorder import Recorder
 from learners.runs.run import Run
 from learners.runs.task_order import check, served
-from learners.sampling import open_sampler, turns
+from learners.runs.trainer import PolicyTrainer
+from learners.sampling import TransformersSampler, open_sampler, turns
+from tools import PythonTool
 
 
 @dataclass
 class Session:
-    """A run with its folder and tasks. Mutated once per iteration."""
+    """A training run's parts, folder and progress. Mutated once per iteration."""
 
     run: Run
+    trainer: PolicyTrainer
+    rollouts: Rollouts
     folder: Path
     tasks: Sequence[Task]
     """Training tasks, in the benchmark's order."""
     held_out: ToolEnv | None = None
     """The environment of evaluations, if there are any."""
+    iteration: int = 0
+    """The iteration that comes next."""
+    lost: list[str] = field(default_factory=list)
+    """Ids of tasks whose tools were unavailable; served once more."""
+
+    @classmethod
+    def of(
+        cls,
+        config: RunConfig,
+        policy: Policy,
+        rollouts: Rollouts,
+        folder: Path,
+        *,
+        held_out: ToolEnv | None = None,
+        reference: Reference | None = None,
+    ) -> Session:
+        """A session that trains a policy on all tasks of its rollouts."""
+        recorder = Recorder()
+        trainer = PolicyTrainer(
+            config, policy, rollouts.sampler, rollouts.ledger, recorder, reference
+        )
+        run = Run(config, rollouts, trainer, recorder)
+        return cls(run, trainer, rollouts, folder, rollouts.tasks, held_out)
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's options."""
+        return self.run.config
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in training."""
+        return self.trainer.policy
+
+    @property
+    def ledger(self) -> Ledger:
+        """The run's ledger."""
+        return self.rollouts.ledger
 
     def tasks_of(self, iteration: int) -> list[Task]:
         """The tasks of an iteration: those lost before, then those that are served in it."""
-        config = self.run.config
+        prompts = self.config.training.prompts
         by_id = {task.id: task for task in self.tasks}
-        lost = [by_id[name] for name in self.run.lost][: config.training.prompts]
-        return (lost + served(config, self.tasks, iteration))[: config.training.prompts]
+        lost = [by_id[name] for name in self.lost][:prompts]
+        return (lost + served(self.config, self.tasks, iteration))[:prompts]
 
 
 def training_env(config: RunConfig) -> ToolEnv:
@@ -94,8 +138,8 @@ def open_session(
         ModelNotFound: there is no such model.
     """
     torch.set_num_threads(config.training.threads or os.cpu_count() or 1)
-    tasks, held_out = env.tasks, None
-    check(config, tasks)
+    held_out = None
+    check(config, env.tasks)
     ledger = ledger or Ledger(Spending(config.limits.budget()))
     appoint(env, config.judge, folder, ledger)
     if config.evaluation.eval_tasks:
@@ -117,12 +161,17 @@ def open_session(
         turns=turns(config),
         ledger=ledger,
     )
-    session = Session(
-        Run(config, policy, rollouts, reference_of(config, policy)), folder, tasks, held_out
+    session = Session.of(
+        config,
+        policy,
+        rollouts,
+        folder,
+        held_out=held_out,
+        reference=reference_of(config, policy),
     )
     if newest is not None:
-        state = load_checkpoint(folder, newest, policy)
-        session.run.iteration, session.run.lost = newest, state["lost"]
+        session.iteration = newest
+        session.lost = load_checkpoint(folder, newest, policy)["lost"]
     return session
 
 
@@ -200,39 +249,65 @@ def open_ledger(config: RunConfig, folder: Path, kept: Sequence[Mapping[str, Any
 def run_iteration(
     session: Session, iteration: Callable[[list[Task], Run, Any], None]
 ) -> dict[str, float]:
-    """One iteration of a session: its tasks, the method, its metrics."""
-    run = session.run
+    """Play one iteration of a session and return its metrics."""
+    run, rollouts, policy = session.run, session.rollouts, session.policy
     start = time.perf_counter()
-    run.begin()
-    tasks = session.tasks_of(run.iteration)
+    counters = read_counters(rollouts)
+    peak = IterationPeak(meter_of(policy.model.device))
+    peak.begin()
+    run.begin(session.iteration)
+    session.trainer.begin_iteration(session.iteration)
+    tasks = session.tasks_of(session.iteration)
     # What the iteration before left in the sampler would round otherwise than a resumed run's.
-    run.rollouts.sampler.sync()
-    assert run.memory is not None  # since begin()
-    profile = profiled(run.policy, run.rollouts.sampler, run.ledger, run.memory)
-    with profile if run.config.training.profile_memory else nullcontext():
-        iteration(tasks, run, run.config)
-    metrics = run.metrics()
-    run.lost = [
+    rollouts.sampler.sync()
+    profile = profiled(policy, rollouts.sampler, session.ledger, peak)
+    with profile if session.config.training.profile_memory else nullcontext():
+        iteration(tasks, run, session.config)
+    count_since(counters, rollouts)
+    session.ledger.inherited(run.trees)
+    metrics = run.recorder.take() | session.ledger.take() | tree_metrics(run.trees)
+    metrics[PEAK] = peak.most()
+    metrics["ledger/flops"] = policy_flops(policy.model.num_parameters(), metrics)
+    session.lost = [
         tree.task.id
         for tree in run.trees
-        if tree.unavailable is not None and tree.task.id not in run.lost
+        if tree.unavailable is not None and tree.task.id not in session.lost
     ]
+    metrics = {name: metrics[name] for name in sorted(metrics)}
     metrics["seconds/iteration"] = round(time.perf_counter() - start, 4)
     return metrics
 
 
+def read_counters(rollouts: Rollouts) -> dict[str, int]:
+    """Read counters of the sampler and the tools. They only rise, also while others use them."""
+    pythons = [tool for tool in rollouts.env.tools if isinstance(tool, PythonTool)]
+    counters = {
+        "forked_states": sum(tool.forks for tool in pythons),
+        "replayed_states": sum(tool.replays for tool in pythons),
+    }
+    if isinstance(rollouts.sampler, TransformersSampler):
+        counters["prefilled_tokens"] = rollouts.sampler.prefilled_tokens
+    return counters
+
+
+def count_since(before: dict[str, int], rollouts: Rollouts) -> None:
+    """Add to the ledger the amounts by which counters have risen since they were read."""
+    for name, value in read_counters(rollouts).items():
+        rollouts.ledger.add(name, value - before[name])
+
+
 def record(session: Session, metrics: dict[str, Any], last: bool) -> None:
     """Write an iteration's metrics and rollouts, then its checkpoint if due or last; advance."""
-    run = session.run
-    write_rollouts(session.folder, run.iteration, run.trees, run.policy.loaded.tokenizer)
+    tokenizer = session.policy.loaded.tokenizer
+    write_rollouts(session.folder, session.iteration, session.run.trees, tokenizer)
     with (session.folder / "metrics.jsonl").open("a") as lines:
         lines.write(json.dumps(metrics) + "\n")
         lines.flush()
         os.fsync(lines.fileno())
-    run.iteration += 1
-    if run.iteration % run.config.training.checkpoint_every == 0 or last:
-        state = {"lost": run.lost, "spent": dict(run.ledger.spending.totals())}
-        save_checkpoint(session.folder, run.iteration, run.policy, state)
+    session.iteration += 1
+    if session.iteration % session.config.training.checkpoint_every == 0 or last:
+        state = {"lost": session.lost, "spent": dict(session.ledger.spending.totals())}
+        save_checkpoint(session.folder, session.iteration, session.policy, state)
 
 
 def _is_of(path: Path, iteration: int) -> bool:
@@ -241,12 +316,12 @@ def _is_of(path: Path, iteration: int) -> bool:
 
 def evaluate_once(session: Session, name: str, narrator: Narrator) -> None:
     """Evaluate on held-out test tasks, unless this run did so already; write <name>.json."""
-    config, run, env = session.run.config, session.run, session.held_out
+    config, env = session.config, session.held_out
     path = session.folder / f"evaluation-{name}.json"
-    if env is None or (path.exists() and (name == "before" or _is_of(path, run.iteration))):
+    if env is None or (path.exists() and (name == "before" or _is_of(path, session.iteration))):
         return
-    # The run's own ledger: what was lost before is told here where no iteration is left to do it.
-    rollouts = replace(run.rollouts, env=env, temperature=config.evaluation.eval_temperature)
+    # The run's own ledger: its lost work is reported here if no iteration is left to do it.
+    rollouts = replace(session.rollouts, env=env, temperature=config.evaluation.eval_temperature)
     start = time.perf_counter()
     try:
         with narrator.status(f"evaluating {name} training"):
@@ -256,5 +331,5 @@ def evaluate_once(session: Session, name: str, narrator: Narrator) -> None:
     count = len(result["tasks"]) + len(result["faults"])
     stop_where_tools_fail(config, f"tasks, {name} training,", result["faults"], count)
     result["seconds"] = round(time.perf_counter() - start, 2)
-    result["iteration"] = run.iteration
+    result["iteration"] = session.iteration
     write_text(path, json.dumps(result))

@@ -73,7 +73,7 @@ def train(method: str, config: RunConfig) -> Path:
         ledger = open_ledger(config, folder, kept)
         session = open_session(config, env, folder, newest, ledger)
         narrator.say(opening(method, session, newest))
-        if other := noted(folder, session.run.iteration):
+        if other := noted(folder, session.iteration):
             narrator.say(other)
         _iterate(session, importlib.import_module(method).iteration, kept, narrator)
         final_report(folder, narrator)
@@ -94,17 +94,18 @@ def _iterate(
         iterations, lines = run.config.training.iterations, list(kept)
         with (
             opened(run.config.training.log, folder, run.config.options(), kept) as show,
-            narrator.bar("iteration", iterations, run.iteration, every=1) as advance,
+            narrator.bar("iteration", iterations, session.iteration, every=1) as advance,
         ):
-            ended = over(run.config, run.iteration, lines) or stopped_early(run.config, lines)
+            ended = over(run.config, session.iteration, lines) or stopped_early(run.config, lines)
             while not ended:
-                metrics = {"iteration": run.iteration, **run_iteration(session, iteration)}
+                metrics = {"iteration": session.iteration, **run_iteration(session, iteration)}
                 faults = [t.unavailable for t in run.trees if t.unavailable is not None]
-                what = f"trees of iteration {run.iteration + 1}"
+                what = f"trees of iteration {session.iteration + 1}"
                 stop_where_tools_fail(run.config, what, faults, len(run.trees))
-                metrics |= validate(run, folder, [*lines, metrics], narrator)
                 lines.append(metrics)
-                ended = over(run.config, run.iteration + 1, lines) or stopped_early(
+                model = session.policy.loaded
+                metrics |= validate(run.config, model, session.rollouts, folder, lines, narrator)
+                ended = over(run.config, session.iteration + 1, lines) or stopped_early(
                     run.config, lines
                 )
                 record(session, metrics, last=ended)
@@ -121,17 +122,17 @@ def _iterate(
 
 def opening(method: str, session: Session, resumed: int | None) -> str:
     """What is about to happen, in three lines."""
-    run, config = session.run, session.run.config
+    config = session.config
     training, environment = config.training, config.environment
-    size = run.policy.model.num_parameters() / 1e6
-    rate = run.policy.optimizer.param_groups[0]["lr"]
+    size = session.policy.model.num_parameters() / 1e6
+    rate = session.policy.optimizer.param_groups[0]["lr"]
     rollouts = config.options().get("rollouts", 1)
     return (
         f"{method} on {' '.join(environment.ids)}: {training.model} ({size:.1f}M parameters), "
         f"scale {training.scale}, {training.prompts} prompts x {rollouts} rollouts, learning rate "
         f"{rate:g}, {training.iterations} iterations\n"
         f"training on the {environment.train_split} split: {len(session.tasks)} tasks from "
-        f"{run.rollouts.env.benchmark.train_source}; evaluating on "
+        f"{session.rollouts.env.benchmark.train_source}; evaluating on "
         f"{config.evaluation.eval_tasks} test tasks\n"
         f"run folder {session.folder}"
         + (f", resuming after iteration {resumed}" if resumed is not None else "")

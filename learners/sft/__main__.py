@@ -107,9 +107,9 @@ def _cold_start(config: Config, env: ToolEnv, folder: Path) -> Path:
     if not (folder / "model").exists():
         fine_tune(session, _shown(session, config, env, narrator), config, narrator)
         partial = folder / "partial-model"
-        save_model(session.run.policy.loaded, partial)
+        save_model(session.policy.loaded, partial)
         partial.rename(folder / "model")
-    session.run.rollouts.sampler.sync()
+    session.rollouts.sampler.sync()
     evaluate_once(session, "after", narrator)
     result = (
         json.loads((folder / "evaluation-after.json").read_text())
@@ -131,7 +131,7 @@ def _shown(session: Session, config: Config, env: ToolEnv, narrator: Narrator) -
     if config.transcripts is not None:
         held_out = session.held_out.tasks if session.held_out else ()
         evaluated = {question_key(task.question) for task in held_out}
-        reading = read(config.transcripts, session.run.rollouts, evaluated, config.demonstrations)
+        reading = read(config.transcripts, session.rollouts, evaluated, config.demonstrations)
         narrator.say(
             f"{len(reading.trajectories)} transcripts of {config.transcripts}{_reasons(reading)}"
         )
@@ -142,7 +142,7 @@ def _shown(session: Session, config: Config, env: ToolEnv, narrator: Narrator) -
     scripted = [d for d in script(env.data_dir) if d.task.id in served]
     demonstrations = scripted[: config.demonstrations]
     narrator.say(f"playing {len(demonstrations)} demonstrations of {name} with real tools")
-    played = play(session.run.rollouts, demonstrations)
+    played = play(session.rollouts, demonstrations)
     if played.left_out:
         narrator.say(f"{len(played.trajectories)} of them are trained on{_reasons(played)}")
     if not played.trajectories:
@@ -178,7 +178,7 @@ def fine_tune(
     from learners.runs import save_checkpoint
     from learners.sft.early_stopping import HeldOut
 
-    policy = session.run.policy
+    policy = session.policy
     kept = (
         min(config.evaluation.validation_tasks, len(trajectories) // 2)
         if config.evaluation.eval_every

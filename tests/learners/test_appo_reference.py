@@ -14,7 +14,7 @@ from learners.policy.loading import load_model
 from learners.policy.policy import Policy
 from learners.rl import losses
 from learners.rollouts.rollout import Rollouts
-from learners.runs.run import Run
+from learners.runs.session import Session, run_iteration
 from learners.tree import Completion, Row, Turn
 from tests.fakes import EchoTool, answer, call, toy_env
 from tests.tree_fakes import branch_off, grow, new_tree
@@ -257,7 +257,7 @@ class WatchedPolicy(Policy):
         return super().update(batch, weights, loss)
 
 
-def test_an_iteration_fills_every_tree_and_moves_the_weights_by_its_roots():
+def test_an_iteration_fills_every_tree_and_moves_the_weights_by_its_roots(tmp_path):
     torch.set_num_threads(1)
     loaded = load_model("tiny", dtype=torch.float64)
     loaded = loaded._replace(model=copy.deepcopy(loaded.model))
@@ -267,9 +267,10 @@ def test_an_iteration_fills_every_tree_and_moves_the_weights_by_its_roots():
         profile="reference", rollouts=5, initial_rollouts=2, minibatch_prompts=2, prompts=3
     )
     policy = WatchedPolicy(loaded, learning_rate=1e-3)
-    run = Run(config, policy, Rollouts(env, Player(loaded.tokenizer), loaded.tokenizer, 200))
-    appo.iteration(list(env.tasks), run, config)
-    metrics = run.metrics()
+    rollouts = Rollouts(env, Player(loaded.tokenizer), loaded.tokenizer, 200)
+    session = Session.of(config, policy, rollouts, tmp_path)
+    metrics = run_iteration(session, appo.iteration)
+    run = session.run
     assert [len(tree.trajectories) for tree in run.trees] == [5, 5, 5]
     assert all(t.done for tree in run.trees for t in tree.trajectories)
     assert [len(rows) for rows in policy.trained] == [4, 2]

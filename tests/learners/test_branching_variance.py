@@ -86,7 +86,7 @@ def test_a_gradient_is_what_an_update_would_follow_and_changes_nothing(taught):
     """Against the one that autograd leaves when the loss is written out for one row."""
     torch.set_num_threads(1)
     session, _ = session_of(taught, "grpo")
-    policy: Policy = session.run.policy
+    policy: Policy = session.policy
     trees = session.run.new_trees(session.tasks_of(0)[:1], roots=1)
     session.run.rollout(trees)
     (root,) = trees[0].roots

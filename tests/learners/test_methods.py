@@ -8,7 +8,6 @@ from learners import aepo, arpo
 from learners.policy.loading import load_model
 from learners.policy.policy import Policy
 from learners.rollouts.rollout import Rollouts
-from learners.runs.run import Run
 from learners.runs.session import run_iteration
 from learners.runs.training import Session
 from learners.sampling.transformers_sampler import TransformersSampler
@@ -49,8 +48,8 @@ def session_of(folder, method, seed=0, benchmark=UNEVEN):
         config.sampling.temperature,
         seed,
     )
-    run = Run(config, Policy(loaded, learning_rate=1e-3), rollouts)
-    return Session(run, folder, env.tasks), module.iteration
+    policy = Policy(loaded, learning_rate=1e-3)
+    return Session.of(config, policy, rollouts, folder), module.iteration
 
 
 def numbers(metrics):
@@ -66,7 +65,7 @@ def trained(folder, method, iterations=2, seed=0):
     found = []
     for _ in range(iterations):
         found.append(numbers(run_iteration(session, iteration)))
-        session.run.iteration += 1
+        session.iteration += 1
     return found, session.run
 
 
@@ -84,13 +83,13 @@ def test_the_same_seed_gives_the_same_metrics_and_weights_twice(taught, method):
 @every_method
 def test_an_iteration_moves_the_weights(taught, method):
     session, iteration = session_of(taught, method)
-    before = [p.clone() for p in session.run.policy.model.parameters()]
+    before = [p.clone() for p in session.policy.model.parameters()]
     metrics = run_iteration(session, iteration)
     assert metrics["update/steps"] >= 1
     assert metrics["update/skipped"] == 0
-    after = session.run.policy.model.parameters()
+    after = session.policy.model.parameters()
     assert not all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    assert all(torch.isfinite(p).all() for p in session.run.policy.model.parameters())
+    assert all(torch.isfinite(p).all() for p in session.policy.model.parameters())
 
 
 @every_method
@@ -179,9 +178,9 @@ def test_the_first_minibatch_ranks_by_entropy_and_later_ones_by_score(taught):
 def test_equal_rewards_teach_nothing(taught, method):
     """The tiny model knows no answer of the toy benchmark: not even weight decay is applied."""
     session, iteration = session_of(taught, method, benchmark=TOY)
-    before = [p.clone() for p in session.run.policy.model.parameters()]
+    before = [p.clone() for p in session.policy.model.parameters()]
     metrics = run_iteration(session, iteration)
     assert metrics["reward/mean"] == 0
     assert metrics.get("update/steps", 0) == 0
-    after = session.run.policy.model.parameters()
+    after = session.policy.model.parameters()
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))

@@ -15,7 +15,8 @@ from learners.ledger import Ledger
 from learners.policy.policy import UpdateMetrics
 from learners.rl.advantages import leave_one_out, normalised
 from learners.rl.losses import mismatch_weights
-from learners.runs.run import Run
+from learners.runs.recorder import Recorder
+from learners.runs.trainer import PolicyTrainer
 from learners.tree import Completion, Row, Turn
 from tests.conftest import ROOT
 from tests.method_fakes import METHODS, RUNS, loss_of
@@ -188,7 +189,7 @@ class Sampled(Notes):
         return trees
 
     def rollout(self, trees):
-        pass
+        return trees
 
     def draw(self, name):
         return random.Random(name)
@@ -196,7 +197,7 @@ class Sampled(Notes):
 
 def test_dapo_samples_on_until_enough_prompts_teach():
     run = Sampled([(1, 1), (0, 1), (0, 0), (1, 0), (0, 1), (1, 1)])
-    tasks = run.rollouts.env.tasks[:2]
+    tasks = run.rollouts.tasks[:2]
     kept = dapo.informative_trees(tasks, run, dapo.Config.of(prompts=2))
     assert [[t.reward for t in tree.roots] for tree in kept] == [[0, 1], [1, 0]]
     assert len(run.trees) == 4
@@ -208,11 +209,11 @@ def test_dapo_samples_on_until_enough_prompts_teach():
 def test_dapo_stops_at_its_bound_and_trains_on_what_there_is():
     run = Sampled([(1, 1), (0, 1)] * 3)
     kept = dapo.informative_trees(
-        run.rollouts.env.tasks[:2], run, dapo.Config.of(prompts=4, generations=1)
+        run.rollouts.tasks[:2], run, dapo.Config.of(prompts=4, generations=1)
     )
     assert len(kept) == 1
     run = Sampled([(1, 1)] * 6)
-    assert dapo.informative_trees(run.rollouts.env.tasks[:2], run, dapo.Config.of(prompts=2)) == []
+    assert dapo.informative_trees(run.rollouts.tasks[:2], run, dapo.Config.of(prompts=2)) == []
     assert run.counts["sampling/generations"] >= 3  # then all tasks have been met
 
 
@@ -241,10 +242,11 @@ def test_dapo_samples_past_a_prompt_that_differs_in_format_only():
     def rollout(trees):
         for trajectory in (t for tree in trees for t in tree.trajectories):
             trajectory.reward_terms = terms[trajectory.reward]
+        return trees
 
     run.rollout = rollout
     config = dapo.Config.of(prompts=2, generations=1)
-    (kept,) = dapo.informative_trees(run.rollouts.env.tasks[:2], run, config)
+    (kept,) = dapo.informative_trees(run.rollouts.tasks[:2], run, config)
     assert [t.reward for t in kept.roots] == [0, 1]
 
 
@@ -298,8 +300,8 @@ def test_a_token_counts_by_policy_over_sampler_up_to_a_cap():
         return UpdateMetrics(0.0, 0.0, False)
 
     for cap in (None, 2.0):
-        rollouts = SimpleNamespace(ledger=Ledger(), sampler=SimpleNamespace(sync=lambda: None))
-        policy = SimpleNamespace(update=update, updates=0)
-        run = Run(grpo.Config.of(sampler_correction=cap), policy, rollouts)
-        run.update([Row(root, torch.ones(3))], [torch.full((3,), 0.5)], None)
+        config = grpo.Config.of(sampler_correction=cap)
+        policy, sampler = SimpleNamespace(update=update, updates=0), SimpleNamespace(sync=list)
+        trainer = PolicyTrainer(config, policy, sampler, Ledger(), Recorder())
+        trainer.update([Row(root, torch.ones(3))], [torch.full((3,), 0.5)], None)
     assert seen == [[[0.5] * 3], [pytest.approx([0.25, 0.5, 1.0])]]

@@ -13,7 +13,8 @@ from learners.policy.policy import UpdateMetrics
 from learners.rl import branching
 from learners.rl.advantages import group_normalised
 from learners.rl.losses import clipped_surrogate, kl_k3, sequence_mean, sequence_sum, token_mean
-from learners.runs.run import Run
+from learners.runs.recorder import Recorder
+from learners.runs.trainer import PolicyTrainer
 from learners.tree import Completion, Row, Turn
 from tests.method_fakes import CLIPPING, Composed, Credited, forest
 from tests.tree_fakes import START, grow, new_tree, tree_with
@@ -106,10 +107,9 @@ def test_trap_23_a_divergence_that_counts_nothing_costs_no_pass():
         asked.append(len(rows))
         return UpdateMetrics(0.0, 0.0, False)
 
-    rollouts = SimpleNamespace(ledger=Ledger(), sampler=SimpleNamespace(sync=lambda: None))
-    run = Run(grpo.Config(), SimpleNamespace(update=update, updates=0), rollouts)
-    run.reference = None
-    run.update([Row(root, torch.ones(2))], [torch.full((2,), 0.5)], None)
+    policy, sampler = SimpleNamespace(update=update, updates=0), SimpleNamespace(sync=list)
+    trainer = PolicyTrainer(grpo.Config(), policy, sampler, Ledger(), Recorder(), reference=None)
+    trainer.update([Row(root, torch.ones(2))], [torch.full((2,), 0.5)], None)
     assert asked == [1]
 
 

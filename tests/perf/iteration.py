@@ -37,7 +37,6 @@ from learners.policy.batch import Packs
 from learners.policy.loading import load_model
 from learners.policy.policy import Policy
 from learners.rollouts.rollout import Rollouts
-from learners.runs.run import Run
 from learners.runs.session import Session, record, run_iteration
 from learners.sampling.kv_cache import Lines
 from learners.sampling.opening import open_sampler
@@ -73,7 +72,7 @@ def session(
     rate = config.optimisation.learning_rate or 1e-4
     packs: Packs = "never" if plain else "auto"
     policy = Policy(loaded, learning_rate=rate, packs=packs, autocast=config.optimisation.autocast)
-    return Session(Run(config, policy, rollouts), folder, env.tasks)
+    return Session.of(config, policy, rollouts, folder)
 
 
 @contextmanager
@@ -143,8 +142,8 @@ def main() -> None:
 
 def iterated(one: Session) -> Counter[str]:
     """Seconds and counts of an iteration; what is written after it stands apart."""
-    metrics = {"iteration": one.run.iteration, **run_iteration(one, appo.iteration)}
-    with one.run.ledger.phase("record"):
+    metrics = {"iteration": one.iteration, **run_iteration(one, appo.iteration)}
+    with one.ledger.phase("record"):
         record(one, metrics, last=False)
     found = Counter({name: metrics.get(f"seconds/{name}", 0.0) for name in PHASES})
     return found + Counter(
@@ -153,7 +152,7 @@ def iterated(one: Session) -> Counter[str]:
         prefilled=metrics.get("ledger/prefilled_tokens", 0),
         rows=metrics["ledger/scored_tokens"] + metrics.get("ledger/updated_tokens", 0),
         computed=metrics["ledger/computed_tokens"],
-        record=one.run.ledger.take()["seconds/record"],
+        record=one.ledger.take()["seconds/record"],
     )
 
 

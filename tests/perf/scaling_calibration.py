@@ -152,13 +152,13 @@ def lengths_of(trajectories: Sequence[Trajectory]) -> Lengths:
 def played(machine: Machine, model: Model, one: Session) -> dict[str, tuple[float, float]]:
     """Predicted and measured seconds of an iteration, by phase."""
     found = run_iteration(one, grpo.iteration)
-    one.run.iteration += 1
+    one.iteration += 1
     trajectories = [t for tree in one.run.trees for t in tree.trajectories]
     prompt = statistics.mean(len(t.prompt_ids) for t in trajectories)
     lengths, prompts = lengths_of(trajectories), len(one.run.trees)
     sampling, *_ = engine(machine, model, lengths, prompt, prompts, lockstep=True)
     # One mini-batch: what the policy has read last is the update, if any row had credit.
-    updated = one.run.policy.work.computed_tokens if "ledger/updated_tokens" in found else 0
+    updated = one.policy.work.computed_tokens if "ledger/updated_tokens" in found else 0
     scored = found["ledger/computed_tokens"] - updated
     each = forward_seconds(machine, model.parameters)
     said = {

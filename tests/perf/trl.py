@@ -117,7 +117,7 @@ def ours(given: argparse.Namespace) -> Counted:
     one = session(Path(given.policy), given.policy, configuration(given), environment())
     counted = Counted(given.clock)
     for number in range(given.iterations + 1):
-        one.run.iteration = number
+        one.iteration = number
         with counted.reading():
             found = run_iteration(one, grpo.iteration)
         trained = sum(t.marks.weights is not None for tree in one.run.trees for t in tree.roots)

@@ -28,8 +28,8 @@ def stored(taught, folder, method, iterations=1):
     session, iteration = session_of(taught, method)
     for number in range(iterations):
         run_iteration(session, iteration)
-        write_rollouts(folder, number, session.run.trees, session.run.policy.loaded.tokenizer)
-        session.run.iteration += 1
+        write_rollouts(folder, number, session.run.trees, session.policy.loaded.tokenizer)
+        session.iteration += 1
     return session, read_rows(folder, iterations - 1)
 
 

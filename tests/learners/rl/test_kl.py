@@ -200,18 +200,18 @@ def iterated(monkeypatch, taught, module, beta, iterations=2):
     monkeypatch.setitem(RUNS, "here", (module, {"rollouts": 6, "kl_reward": beta}))
     session, iteration = session_of(taught, "here")
     frozen = Counting(Policy(load_model(str(taught)), learning_rate=0.0))
-    session.run.reference, lines = frozen, []
+    session.trainer.reference, lines = frozen, []
     for _ in range(iterations):
         lines.append(run_iteration(session, iteration))
-        session.run.iteration += 1
-    return session.run, frozen, lines
+        session.iteration += 1
+    return session, frozen, lines
 
 
 @pytest.mark.parametrize("module", METHODS)
 def test_a_run_asks_its_reference_once_a_rollout_and_says_what_it_took(monkeypatch, taught, module):
     """Nothing in the first iteration, where the policy is its reference; then something."""
     torch.set_num_threads(1)
-    run, frozen, (first, second) = iterated(monkeypatch, taught, module, 1.0)
+    session, frozen, (first, second) = iterated(monkeypatch, taught, module, 1.0)
     assert frozen.asked == 2 * 3 * 6
     assert first["reward/kl_penalty"] == pytest.approx(0.0, abs=1e-5)
     assert abs(second["reward/kl_penalty"]) > 1e-3
@@ -220,7 +220,9 @@ def test_a_run_asks_its_reference_once_a_rollout_and_says_what_it_took(monkeypat
     assert unasked.asked == 0
     assert "reward/kl_penalty" not in two
     assert one["reward/mean"] == first["reward/mean"]
-    weights = [torch.cat([p.flatten() for p in r.policy.model.parameters()]) for r in (run, other)]
+    weights = [
+        torch.cat([p.flatten() for p in s.policy.model.parameters()]) for s in (session, other)
+    ]
     assert not torch.allclose(*weights)
 
 
@@ -228,11 +230,11 @@ def test_a_run_asks_its_reference_once_a_rollout_and_says_what_it_took(monkeypat
 def test_a_replay_takes_off_what_the_run_took_off(monkeypatch, taught, tmp_path, module):
     """From what is stored; of a run without a reference there is nothing to take it from."""
     torch.set_num_threads(1)
-    run, _, _ = iterated(monkeypatch, taught, module, 1.0)
-    write_rollouts(tmp_path, 1, run.trees, run.policy.loaded.tokenizer)
+    session, _, _ = iterated(monkeypatch, taught, module, 1.0)
+    write_rollouts(tmp_path, 1, session.run.trees, session.policy.loaded.tokenizer)
     rows = read_rows(tmp_path, 1)
-    free = replay(rows, module.__name__, replace(run.config, kl_reward=0.0))
-    again = replay(rows, module.__name__, run.config)
+    free = replay(rows, module.__name__, replace(session.config, kl_reward=0.0))
+    again = replay(rows, module.__name__, session.config)
     new = [row["advantages"] for row in rows_of(rows, again.trees)]
     assert any(new)
     for old, found in zip(rows, new, strict=True):
@@ -240,7 +242,7 @@ def test_a_replay_takes_off_what_the_run_took_off(monkeypatch, taught, tmp_path,
     assert [row["advantages"] for row in rows_of(rows, free.trees)] != new
     without = [dict(row) | {"reference_logprobs": None} for row in rows]
     with pytest.raises(RolloutFileError, match="the run had neither --kl nor --kl-reward"):
-        replay(without, module.__name__, run.config)
+        replay(without, module.__name__, session.run.config)
 
 
 def test_a_run_with_the_penalty_opens_a_reference_and_one_without_does_not():

@@ -132,12 +132,12 @@ def test_every_method_can_stay_near_the_model_it_started_from(monkeypatch, taugh
         monkeypatch.setitem(RUNS, "here", (module, {**own, "kl": beta}))
         session, iteration = session_of(taught, "here")
         frozen = load_model(str(taught))
-        session.run.reference = FrozenPolicy(Policy(frozen, learning_rate=0.0))
+        session.trainer.reference = FrozenPolicy(Policy(frozen, learning_rate=0.0))
         before = [p.clone() for p in frozen.model.parameters()]
         assert run_iteration(session, iteration)[KL] > 0
         after = frozen.model.parameters()
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-        weights.append(torch.cat([p.flatten() for p in session.run.policy.model.parameters()]))
+        weights.append(torch.cat([p.flatten() for p in session.policy.model.parameters()]))
     assert not torch.equal(*weights)
 
 
@@ -193,21 +193,21 @@ def test_the_rate_of_an_iteration_is_set_and_reported(monkeypatch, taught):
     own = {**TREE, "schedule": "linear", "iterations": 4}
     monkeypatch.setitem(RUNS, "here", (appo, own))
     session, _ = session_of(taught, "here")
-    session.run.iteration = 2
-    session.run.begin()
-    assert session.run.policy.optimizer.param_groups[0]["lr"] == pytest.approx(5e-4)
+    session.iteration = 2
+    session.trainer.begin_iteration(session.iteration)
+    assert session.policy.optimizer.param_groups[0]["lr"] == pytest.approx(5e-4)
 
 
 def test_rows_sampled_before_the_last_step_are_counted_as_stale(monkeypatch, taught):
     """Rollouts sampled together: the rows of the j-th step are j - 1 steps old."""
     session, iteration = session_of(taught, "grpo")
-    sizes, update = [], session.run.policy.update
+    sizes, update = [], session.policy.update
 
     def watched(rows, *rest, **options):
         sizes.append(len(rows))
         return update(rows, *rest, **options)
 
-    monkeypatch.setattr(session.run.policy, "update", watched)
+    monkeypatch.setattr(session.policy, "update", watched)
     metrics = run_iteration(session, iteration)
     assert len(sizes) > 1
     aged = sum(step * size for step, size in enumerate(sizes))

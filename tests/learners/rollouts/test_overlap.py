@@ -16,7 +16,6 @@ from learners.policy.loading import load_model, tiny_tokenizer
 from learners.policy.policy import Policy
 from learners.rollouts.rollout import Rollouts
 from learners.rollouts.tool_threads import GivenUp, Threads, within
-from learners.runs.run import Run
 from learners.runs.session import Session, run_iteration
 from learners.sampling.sampler import Request
 from learners.sampling.transformers_sampler import TransformersSampler
@@ -344,11 +343,11 @@ def played(folder, method, turns):
     env = toy_env(EchoTool("search"), EchoTool("calculator"), split="train")
     sampler = TransformersSampler(loaded.model, loaded.tokenizer, env.stop_tags)
     rollouts = Rollouts(env, sampler, loaded.tokenizer, 72, turns=turns)
-    session = Session(Run(config, Policy(loaded, learning_rate=1e-3), rollouts), folder, env.tasks)
+    session = Session.of(config, Policy(loaded, learning_rate=1e-3), rollouts, folder)
     seen = []
     for _ in range(2):
         run_iteration(session, module.iteration)
-        session.run.iteration += 1
+        session.iteration += 1
         seen += [(t.path, t.response_ids) for tree in session.run.trees for t in tree.trajectories]
     return seen, {name: p.detach().clone() for name, p in loaded.model.named_parameters()}
 

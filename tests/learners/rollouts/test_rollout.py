@@ -6,7 +6,6 @@ from learners import appo, grpo
 from learners.policy.loading import load_model, tiny_tokenizer
 from learners.policy.policy import Policy
 from learners.rollouts.rollout import RESERVED_TOKENS, Rollouts
-from learners.runs.run import Run
 from learners.runs.session import Session, run_iteration
 from learners.sampling.transformers_sampler import TransformersSampler
 from learners.tree import BranchPoint
@@ -152,8 +151,8 @@ def trained_run(folder, method, *tools, prompts=2, **options):
         config.sampling.max_response_tokens,
         pause_s=0.0,
     )
-    run = Run(config, Policy(loaded, learning_rate=1e-3), rollouts)
-    return Session(run, folder, env.tasks), module.iteration
+    policy = Policy(loaded, learning_rate=1e-3)
+    return Session.of(config, policy, rollouts, folder), module.iteration
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -162,7 +161,7 @@ def test_what_went_to_and_came_from_the_sampler_is_the_trajectory(taught, method
     session, iteration = trained_run(taught, method)
     run_iteration(session, iteration)
     exchanges = {}
-    for request, completion in session.run.rollouts.sampler.exchanges:
+    for request, completion in session.rollouts.sampler.exchanges:
         exchanges.setdefault(request.key, []).append((request, completion))
     trajectories = [t for tree in session.run.trees for t in tree.trajectories]
     assert len(exchanges) == len(trajectories) == 2 * session.run.config.rollouts
@@ -190,7 +189,7 @@ def test_a_task_met_twice_in_an_iteration_has_two_trees_of_its_own(taught, metho
     trees = session.run.trees
     assert len({tree.task.id for tree in trees}) == 3
     assert all(t.done for tree in trees for t in tree.trajectories)
-    keys = [request.key for request, _ in session.run.rollouts.sampler.exchanges]
+    keys = [request.key for request, _ in session.rollouts.sampler.exchanges]
     assert len(set(keys)) == 5 * session.run.config.rollouts
     twins = [tree for tree in trees if tree.task.id == trees[-1].task.id]
     said = [[t.response_ids for t in tree.roots] for tree in twins]
@@ -208,13 +207,13 @@ def test_trees_without_their_tools_are_dropped_and_their_tasks_served_once_more(
     metrics = run_iteration(session, iteration)
     lost = [tree.task.id for tree in run.trees if tree.unavailable is not None]
     assert lost, "no root called a tool"
-    assert run.lost == lost
+    assert session.lost == lost
     assert metrics["tools/unavailable_trees"] == len(lost)
-    assert run.policy.updates <= len(run.trees) - len(lost)
-    run.iteration += 1
+    assert session.policy.updates <= len(run.trees) - len(lost)
+    session.iteration += 1
     run_iteration(session, iteration)
     assert [tree.task.id for tree in run.trees][: len(lost)] == lost
-    assert not set(run.lost) & set(lost), "served a third time"
+    assert not set(session.lost) & set(lost), "served a third time"
 
 
 def test_a_tree_that_loses_its_tools_while_it_branches_is_not_trained_on(taught):
@@ -226,16 +225,17 @@ def test_a_tree_that_loses_its_tools_while_it_branches_is_not_trained_on(taught)
     plain = run.rollout
 
     def rollout(trees, after_turn=None):
-        plain(trees, after_turn)
+        finished = plain(trees, after_turn)
         state["branching"] = True
+        return finished
 
     run.rollout = rollout
     run_iteration(session, appo.iteration)
     lost = [tree for tree in run.trees if tree.unavailable is not None]
     trained = [tree for tree in run.trees if tree.unavailable is None]
     assert lost, "no branch called a tool"
-    assert run.lost == [tree.task.id for tree in lost]
-    assert run.policy.updates <= len(trained)
+    assert session.lost == [tree.task.id for tree in lost]
+    assert session.policy.updates <= len(trained)
 
 
 def test_a_tree_goes_on_from_restored_states(tokenizer):

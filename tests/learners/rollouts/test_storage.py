@@ -51,7 +51,7 @@ def test_sampled_and_reused_make_the_total_to_the_token_by_files_and_ledger(
     session, iteration = session_of(taught, method)
     metrics = run_iteration(session, iteration)
     run = session.run
-    write_rollouts(tmp_path, 0, run.trees, run.policy.loaded.tokenizer)
+    write_rollouts(tmp_path, 0, run.trees, session.policy.loaded.tokenizer)
     rows = read_rows(tmp_path, 0)
     assert differences(metrics, rows) == {}
     counted = recount(rows)
@@ -65,7 +65,7 @@ def test_sampled_and_reused_make_the_total_to_the_token_by_files_and_ledger(
 def test_a_recount_finds_one_token_too_many(taught, tmp_path):
     session, iteration = session_of(taught, "appo paper")
     metrics = run_iteration(session, iteration)
-    write_rollouts(tmp_path, 0, session.run.trees, session.run.policy.loaded.tokenizer)
+    write_rollouts(tmp_path, 0, session.run.trees, session.policy.loaded.tokenizer)
     rows = read_rows(tmp_path, 0)
     wrong = metrics | {"ledger/sampled_tokens": metrics["ledger/sampled_tokens"] + 1}
     assert differences(wrong, rows) == {"sampled_tokens": 1}
@@ -117,7 +117,7 @@ def test_a_file_says_who_wrote_what_and_what_it_was_worth(taught, tmp_path):
     session, iteration = session_of(taught, "appo paper")
     run_iteration(session, iteration)
     run = session.run
-    write_rollouts(tmp_path, 0, run.trees, run.policy.loaded.tokenizer)
+    write_rollouts(tmp_path, 0, run.trees, session.policy.loaded.tokenizer)
     rows = read_rows(tmp_path, 0)
     trajectories = [(i, t) for i, tree in enumerate(run.trees) for t in tree.trajectories]
     assert len(rows) == len(trajectories) == 18
@@ -154,8 +154,8 @@ def test_scores_are_there_where_the_policy_had_moved_and_absent_before(taught, t
     session, iteration = session_of(taught, "appo paper")
     for number in range(2):
         run_iteration(session, iteration)
-        session.run.iteration += 1
-        write_rollouts(tmp_path, number, session.run.trees, session.run.policy.loaded.tokenizer)
+        session.iteration += 1
+        write_rollouts(tmp_path, number, session.run.trees, session.policy.loaded.tokenizer)
     roots = [row for n in (0, 1) for row in read_rows(tmp_path, n) if row["parent"] is None]
     for row in roots:
         assert (row["branch_scores"] is None) == (row["future_values"] is None)
@@ -173,7 +173,7 @@ def test_scores_are_there_where_the_policy_had_moved_and_absent_before(taught, t
 def test_the_published_codes_profile_scores_every_root(taught, tmp_path):
     session, iteration = session_of(taught, "appo reference")
     run_iteration(session, iteration)
-    write_rollouts(tmp_path, 0, session.run.trees, session.run.policy.loaded.tokenizer)
+    write_rollouts(tmp_path, 0, session.run.trees, session.policy.loaded.tokenizer)
     for row in read_rows(tmp_path, 0):
         assert (row["branch_scores"] is not None) == (row["parent"] is None)
         assert (row["future_values"] is not None) == (row["parent"] is None)
@@ -183,8 +183,8 @@ def test_pandas_reads_a_run_in_two_lines(taught, tmp_path):
     session, iteration = session_of(taught, "grpo")
     for number in range(2):
         run_iteration(session, iteration)
-        session.run.iteration += 1
-        write_rollouts(tmp_path, number, session.run.trees, session.run.policy.loaded.tokenizer)
+        session.iteration += 1
+        write_rollouts(tmp_path, number, session.run.trees, session.policy.loaded.tokenizer)
     frame = pd.read_parquet(tmp_path / "rollouts")
     assert list(frame.columns) == list(COLUMNS)
     assert frame.groupby("iteration").size().tolist() == [18, 18]
@@ -239,7 +239,7 @@ def test_what_cannot_be_read_is_named(tokenizer, tmp_path):
 def test_recount_prints_both_and_fails_where_they_differ(taught, tmp_path, capsys):
     session, iteration = session_of(taught, "appo paper")
     metrics = {"iteration": 0, **run_iteration(session, iteration)}
-    write_rollouts(tmp_path, 0, session.run.trees, session.run.policy.loaded.tokenizer)
+    write_rollouts(tmp_path, 0, session.run.trees, session.policy.loaded.tokenizer)
     (tmp_path / "metrics.jsonl").write_text(json.dumps(metrics) + "\n")
     with pytest.raises(SystemExit, match="0"):
         recount_main([str(tmp_path)])
@@ -304,7 +304,7 @@ def test_an_open_turn_is_in_the_file(tokenizer, tmp_path):
 def test_the_walk_through_the_files_runs_on_a_run(taught, tmp_path):
     session, iteration = session_of(taught, "appo paper")
     run_iteration(session, iteration)
-    write_rollouts(tmp_path, 0, session.run.trees, session.run.policy.loaded.tokenizer)
+    write_rollouts(tmp_path, 0, session.run.trees, session.policy.loaded.tokenizer)
     walk = [sys.executable, "docs/read_rollouts.py", str(tmp_path)]
     done = subprocess.run(walk, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr

@@ -6,7 +6,7 @@ from envs import ToolEnv
 from learners.ledger import Ledger
 from learners.policy.loading import load_model
 from learners.rollouts.rollout import Rollouts
-from learners.runs.run import add_since, readings
+from learners.runs.session import count_since, read_counters
 from learners.sampling.transformers_sampler import TransformersSampler
 from tests.fakes import toy_env
 from tests.learner_fakes import FlakyTool, ScriptedSampler
@@ -36,12 +36,12 @@ def test_what_the_sampler_read_before_it_could_begin_is_counted(taught):
     rollouts = Rollouts(env, sampler, loaded.tokenizer, 8)
     for _ in range(2):  # the second time nothing of the first is counted
         sampler.sync()
-        before = readings(rollouts)
+        before = read_counters(rollouts)
         tree = rollouts.tree(env.tasks[0])
         for _ in range(3):
             tree.root()
         rollouts.run([tree], key="0")
-        add_since(before, rollouts)
+        count_since(before, rollouts)
         found = rollouts.ledger.take()["ledger/prefilled_tokens"]
         assert len(tree.prompt_ids) <= found <= 3 * len(tree.prompt_ids) + 3 * 8
 
@@ -49,9 +49,9 @@ def test_what_the_sampler_read_before_it_could_begin_is_counted(taught):
 def test_states_rebuilt_by_replay_are_counted(sandboxed_python, python_env):
     env: ToolEnv = python_env
     rollouts = Rollouts(env, None, None, 8)
-    before = readings(rollouts)
+    before = read_counters(rollouts)
     sandboxed_python.replays += 2
-    add_since(before, rollouts)
+    count_since(before, rollouts)
     assert rollouts.ledger.take() == {"ledger/forked_states": 0, "ledger/replayed_states": 2}
     sandboxed_python.replays -= 2
 

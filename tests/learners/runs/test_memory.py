@@ -153,11 +153,11 @@ def test_a_peak_while_sampling_is_not_put_down_to_the_update():
 
 def test_nobody_watches_unless_asked_to(taught, capsys):
     session, iteration = session_of(taught, "grpo")
-    ledger = session.run.ledger
+    ledger = session.ledger
     before = ledger.watch
     run_iteration(session, iteration)
     assert ledger.watch is before
-    assert session.run.policy.kept is None
+    assert session.policy.kept is None
     assert "peak memory" not in capsys.readouterr().out
 
 
@@ -169,7 +169,7 @@ def test_an_iteration_says_what_its_memory_was_for(taught, capsys):
     said = capsys.readouterr().out
     assert "peak memory" in said
     assert "weights" in said
-    assert session.run.policy.kept is None
+    assert session.policy.kept is None
 
 
 @pytest.fixture(scope="module")

@@ -10,16 +10,17 @@ from hypothesis import strategies as st
 
 from envs import EnvState
 from learners.config import RunConfig
+from learners.ledger import Ledger
 from learners.policy.loading import load_model
 from learners.policy.policy import Policy
-from learners.rollouts.rollout import Rollouts
-from learners.runs.run import Run
+from learners.runs.recorder import Recorder
+from learners.runs.trainer import PolicyTrainer
 from learners.sampling.draw import draw, uniform
 from learners.sampling.forward import rectangles
 from learners.sampling.sampler import Request
 from learners.sampling.transformers_sampler import TransformersSampler
 from learners.tree import BranchPoint, RolloutTree, Row, Turn
-from tests.fakes import toy_env, toy_load
+from tests.fakes import toy_load
 from tests.learner_fakes import Parrot, likelihood
 from tests.learners.policy.test_packing import model_of
 
@@ -147,8 +148,7 @@ def test_a_branch_after_an_update_never_reads_a_stale_cache(scored):
     loaded = load_model("tiny", dtype=torch.float64)
     policy = Policy(loaded, learning_rate=1e-2)
     sampler = sampler_of(loaded)
-    env = toy_env(split="train")
-    run = Run(RunConfig(), policy, Rollouts(env, sampler, loaded.tokenizer, 64))
+    trainer = PolicyTrainer(RunConfig(), policy, sampler, Ledger(), Recorder())
     prompt = (61, 100, 101, 102, 103)
     (said,) = serve(sampler, request(prompt, max_tokens=10, key="root"))
     tree = RolloutTree(toy_load("train")[0], prompt, EnvState("Toy", "1", "train", "a"))
@@ -157,9 +157,9 @@ def test_a_branch_after_an_update_never_reads_a_stale_cache(scored):
     shared = (*prompt, *said.token_ids[:4])
     old = fresh_logits(loaded, shared)[-1]
     row = Row(root, torch.ones(len(root), dtype=torch.float64))
-    run.update([row], [torch.ones(len(root)) / len(root)], likelihood)
+    trainer.update([row], [torch.ones(len(root)) / len(root)], likelihood)
     if scored:
-        run.token_stats([root], branched=True)
+        trainer.token_stats([root], branched=True)
     branch = tree.fork(BranchPoint(root, 4))
     read = sampler.prefilled_tokens
     logits, _ = logits_of(
