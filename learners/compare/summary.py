@@ -16,7 +16,7 @@ from typing import Any
 
 from learners.compare.plan import Trial, evaluation_folder
 from learners.errors import UsageError
-from learners.ledger import SPENT, StopUnit, spent, spent_on_judging
+from learners.ledger import UNIT_METRICS, StopUnit, amount_used, judge_usage
 from learners.metrics import PEAK
 from learners.run_folder import here, newest_model, read_metrics, spent_on_evaluations, write_text
 
@@ -106,7 +106,7 @@ def summarised(trial: Trial, tasks: Mapping[str, Any], origin: Mapping[str, Any]
             "rewards": [_rounded(line.get("reward/mean")) for line in lines],
             "reward_stds": [_rounded(line.get("reward/std")) for line in lines],
             "first_rewards": [_rounded(line.get("reward/first")) for line in lines],
-            "tokens": [line.get(SPENT["tokens"], 0) for line in lines],
+            "tokens": [line.get(UNIT_METRICS["tokens"], 0) for line in lines],
             "curve": _curve(trial.folder, lines, tasks["validation"]["ids"]),
             "metrics": _means(lines),
         }
@@ -143,9 +143,9 @@ def read_summary(path: Path) -> dict[str, Any] | None:
 
 def totals(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """What a run spent in training, by name."""
-    units: tuple[StopUnit, ...] = tuple(SPENT)
+    units: tuple[StopUnit, ...] = tuple(UNIT_METRICS)
     found: dict[str, float] = {"iterations": len(lines)}
-    found |= {unit: round(spent(lines, unit), 2) for unit in units}
+    found |= {unit: round(amount_used(lines, unit), 2) for unit in units}
     for name, metric in COSTS.items():
         found[name] = round(sum(float(line.get(metric, 0)) for line in lines), 6)
     for name, metric in MEASURED.items():
@@ -203,7 +203,9 @@ def _curve(
         if done > len(lines):  # of an iteration that a kill discarded
             continue
         rows = {row["task"]: row["score"] for row in json.loads(path.read_text())["tasks"]}
-        so_far: dict[str, float] = {unit: round(spent(lines[:done], unit), 2) for unit in SPENT}
+        so_far: dict[str, float] = {
+            unit: round(amount_used(lines[:done], unit), 2) for unit in UNIT_METRICS
+        }
         scores = encoded([rows.get(task) for task in ids])
         points.append({"iterations": done, **so_far, "scores": scores})
     return points
@@ -237,7 +239,7 @@ def _evaluated(folder: Path, ids: Sequence[str]) -> dict[str, Any]:
 
 def asked_of_judge(trial: Trial) -> Counter[str]:
     """What the validations and the evaluations of a trial asked of the judge, and paid for it."""
-    told = [spent_on_judging(spent_on_evaluations(trial.folder))] if trial.train else []
+    told = [judge_usage(spent_on_evaluations(trial.folder))] if trial.train else []
     for split in ("test", "validation"):
         path = evaluation_folder(trial.folder, split) / "results.json"
         judge = json.loads(path.read_text())["judge"] if path.exists() else None

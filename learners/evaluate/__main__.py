@@ -68,7 +68,7 @@ def evaluate(config: Config) -> dict[str, Any]:
             name = f"appo/{env.benchmark.name}-v0"
             found[name] = evaluated(env, player, config, folder, narrator, ledger)
             left_out = None if player is None else player.left_out
-            origin = about(config, left_out, folder, ledger.spending)
+            origin = about(config, left_out, folder, ledger.usage)
             results = {**origin, "environments": found}
             write_text(folder / "results.json", json.dumps(results, indent=1))
     if not narrator.console.is_terminal:
@@ -116,7 +116,7 @@ def evaluated(
     """
     from learners.evaluate.episodes import Episode, EpisodeFile, Job, missing
     from learners.evaluate.grading import grade_all, summary
-    from learners.ledger import spent_on_judging
+    from learners.ledger import judge_usage
     from learners.runs import judged
 
     benchmark, tasks = env.benchmark, sample_tasks(env.tasks, config.tasks)
@@ -154,7 +154,7 @@ def evaluated(
         "max_response_tokens": config.max_response_tokens or benchmark.max_response_tokens,
         "rows": counts(env, config),
         **summary(verdicts),
-        **({} if config.judge_base is None else {"judge": spent_on_judging(ledger.take())}),
+        **({} if config.judge_base is None else {"judge": judge_usage(ledger.take())}),
     }
 
 
@@ -169,10 +169,10 @@ def counts(env: ToolEnv, config: Config) -> dict[str, int]:
 
 def judge_ledger(config: Config, folder: Path) -> Ledger:
     """The ledger of an evaluation's judge; its totals lie in the folder, over all processes."""
-    from learners.ledger import JUDGE, Budget, Ledger, Spending
+    from learners.ledger import JUDGE, Budget, Ledger, RunUsage
 
     prices = ((JUDGE, config.judge_price),) if config.judge_price else ()
-    return Ledger(Spending(Budget(prices=prices), folder / "spent.json"))
+    return Ledger(RunUsage(Budget(prices=prices), folder / "spent.json"))
 
 
 def write_verdicts(path: Path, verdicts: Sequence[Verdict]) -> None:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from benchmarks import Endpoint, Judge
 from learners.evaluate.config import Config
-from learners.ledger import Spending, spent_on_judging
+from learners.ledger import RunUsage, judge_usage
 
 SCORERS = {
     "score_math": "equality",
@@ -26,7 +26,7 @@ SCORERS = {
 
 
 def about(
-    config: Config, left_out: frozenset[str] | None, folder: Path, spending: Spending
+    config: Config, left_out: frozenset[str] | None, folder: Path, usage: RunUsage
 ) -> dict[str, Any]:
     """Who played and who judged, how often and at what cost, and what it was done with.
 
@@ -35,7 +35,7 @@ def about(
         left_out: parameters that the endpoint did not take; None where stored episodes were graded
             again: then what was said before stands.
         folder: where results.json may lie.
-        spending: of the judge, over all processes that graded into the folder.
+        usage: of the judge, over all processes that graded into the folder.
     """
     path = folder / "results.json"
     if left_out is None and path.exists():
@@ -54,12 +54,12 @@ def about(
     judge: dict[str, Any] | None = None
     if config.judge_base is not None and config.judge_model is not None:
         fingerprint = Judge(Endpoint(config.judge_base, config.judge_model)).fingerprint
-        totals = spending.totals()
+        totals = usage.totals()
         counts: dict[str, float] = {f"ledger/{name}": count for name, count in totals.items()}
-        if spending.budget.prices:
-            counts["ledger/cost"] = float(spending.budget.cost_of(totals))
+        if usage.budget.prices:
+            counts["ledger/cost"] = float(usage.budget.cost_of(totals))
         judge = {"model": config.judge_model, "fingerprint": fingerprint}
-        judge |= spent_on_judging(counts)
+        judge |= judge_usage(counts)
     versions = {name: _version(name) for name in ("appo-gym", "torch", "transformers")}
     return {"player": of_player, "judge": judge, "versions": versions}
 

@@ -114,7 +114,7 @@ class Rollouts:
     def completed(self) -> Iterator[tuple[Request, Completion]]:
         """What the sampler completes; counted, whatever becomes of it."""
         for request, completion in self.sampler.completed():
-            self.ledger.sampled(len(completion.token_ids))
+            self.ledger.add_sampled_tokens(len(completion.token_ids))
             yield request, completion
 
     def request(self, tree: RolloutTree, trajectory: Trajectory, key: str) -> Request:
@@ -149,7 +149,7 @@ class Rollouts:
                 again=partial(self.ledger.add, "retries"),
             )
             if isinstance(stepped, UNAVAILABLE):
-                self.ledger.reached(len(trajectory.state.calls), ok=False)
+                self.ledger.count_attempt(len(trajectory.state.calls), ok=False)
                 trajectory.discarded_tokens += len(rest.token_ids)
                 tree.unavailable = str(stepped)
                 return
@@ -157,7 +157,7 @@ class Rollouts:
         observation, reward, terminated, truncated, info = outcome
         call = info.get("call")
         if call is not None:
-            self.ledger.reached(len(trajectory.state.calls), ok=True)
+            self.ledger.count_attempt(len(trajectory.state.calls), ok=True)
         room = self.max_response_tokens - len(trajectory) - len(rest.token_ids)
         ids = () if terminated or truncated else self.observed(observation, room)
         if ids is None:  # no room for what the tool said: the turn counts, its result does not

@@ -15,7 +15,7 @@ from benchmarks import GRADING_THREADS, Benchmark, Score, Task, sample_tasks
 from envs import final_answer
 from learners.config import RunConfig
 from learners.console import Narrator
-from learners.ledger import Ledger, spent
+from learners.ledger import Ledger, amount_used
 from learners.policy import LoadedModel, save_model
 from learners.rollouts import Rollouts
 from learners.run_folder import VALIDATION_FOLDER, write_text
@@ -54,7 +54,7 @@ def validate(
     ):
         return {}
     with closing(environment(config, "validation")) as env:
-        ledger = Ledger(rollouts.ledger.spending)
+        ledger = Ledger(rollouts.ledger.usage)
         appoint(env, config.judge, folder, ledger)
         played = replace(
             rollouts, env=env, temperature=config.evaluation.eval_temperature, ledger=ledger
@@ -98,7 +98,7 @@ def _keep(model: LoadedModel, folder: Path) -> None:
 
 def over(config: RunConfig, done: int, lines: Sequence[Mapping[str, Any]]) -> bool:
     """Whether a run has done its iterations, or its lines of metrics reach its budget."""
-    reached = any(spent(lines, unit) >= amount for unit, amount in config.limits.stop_at)
+    reached = any(amount_used(lines, unit) >= amount for unit, amount in config.limits.stop_at)
     return done >= config.training.iterations or reached
 
 

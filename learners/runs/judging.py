@@ -39,14 +39,14 @@ class CountedJudge(Judge):
             RunStopped: its price is not left.
             JudgeUnavailable: the endpoint cannot be reached or refuses.
         """
-        self._ledger.spending.begin(JUDGE)
+        self._ledger.usage.begin_call(JUDGE)
         self._here.requests = 0
         try:
             found = super().verdict(task, answer)
         except BaseException:
-            self._ledger.judged(self._here.requests, ok=False)
+            self._ledger.count_judgement(self._here.requests, ok=False)
             raise
-        self._ledger.judged(self._here.requests, ok=True)
+        self._ledger.count_judgement(self._here.requests, ok=True)
         return found
 
     def _send(self, url: str, headers: Mapping[str, str], body: bytes, timeout: float) -> bytes:

@@ -24,7 +24,7 @@ from envs import ToolEnv
 from learners.config import RunConfig
 from learners.console import Narrator
 from learners.errors import UsageError
-from learners.ledger import LOST, Ledger, Spending, policy_flops, recorded
+from learners.ledger import LOST_WORK, Ledger, RunUsage, policy_flops, recorded_usage
 from learners.metrics import PEAK, tree_metrics
 from learners.policy import Policy, Reference, load_model, lora, reference_of
 from learners.rollouts import Rollouts, write_rollouts
@@ -140,7 +140,7 @@ def open_session(
     torch.set_num_threads(config.training.threads or os.cpu_count() or 1)
     held_out = None
     check(config, env.tasks)
-    ledger = ledger or Ledger(Spending(config.limits.budget()))
+    ledger = ledger or Ledger(RunUsage(config.limits.budget()))
     appoint(env, config.judge, folder, ledger)
     if config.evaluation.eval_tasks:
         held_out = environment(config, "test")
@@ -233,13 +233,13 @@ def open_ledger(config: RunConfig, folder: Path, kept: Sequence[Mapping[str, Any
         evaluation.get("iteration") == newest
         and (over(config, newest, kept) or stopped_early(config, kept))
     )
-    spending = Spending(
-        config.limits.budget(), folder / "spent.json", recorded([*kept, evaluation])
+    usage = RunUsage(
+        config.limits.budget(), folder / "spent.json", recorded_usage([*kept, evaluation])
     )
-    ledger, spent = Ledger(spending), spending.totals()
+    ledger, spent = Ledger(usage), usage.totals()
     before = {} if newest is None else read_state(folder, newest).get("spent", spent)
-    evaluated = recorded([evaluation]) if stays else {}
-    for name, of in LOST.items():
+    evaluated = recorded_usage([evaluation]) if stays else {}
+    for name, of in LOST_WORK.items():
         lost = spent.get(of, 0) - before.get(of, 0) - evaluated.get(of, 0)
         if lost > 0:
             ledger.add(name, lost)
@@ -264,7 +264,7 @@ def run_iteration(
     with profile if session.config.training.profile_memory else nullcontext():
         iteration(tasks, run, session.config)
     count_since(counters, rollouts)
-    session.ledger.inherited(run.trees)
+    session.ledger.count_reuse(run.trees)
     metrics = run.recorder.take() | session.ledger.take() | tree_metrics(run.trees)
     metrics[PEAK] = peak.most()
     metrics["ledger/flops"] = policy_flops(policy.model.num_parameters(), metrics)
@@ -306,7 +306,7 @@ def record(session: Session, metrics: dict[str, Any], last: bool) -> None:
         os.fsync(lines.fileno())
     session.iteration += 1
     if session.iteration % session.config.training.checkpoint_every == 0 or last:
-        state = {"lost": session.lost, "spent": dict(session.ledger.spending.totals())}
+        state = {"lost": session.lost, "spent": dict(session.ledger.usage.totals())}
         save_checkpoint(session.folder, session.iteration, session.policy, state)
 
 
