@@ -128,7 +128,10 @@ def branch_request(
     )
     omega = future_values(log_ratio, mask, settings.score_discount, settings.score_clip)
     for root, future, score in zip(roots, omega, scores.score, strict=True):
-        root.marks.future_values, root.marks.scores = future[: len(root)], score[: len(root)]
+        root.diagnostics.future_values, root.diagnostics.scores = (
+            future[: len(root)],
+            score[: len(root)],
+        )
     picks = select(scores, _inner(mask) & _worded(roots, decode, mask), budget)
     if not picks:  # every answer is one token: start anew, and credit no token with it
         return [BranchPoint(roots[i % len(roots)], 0) for i in range(budget)]

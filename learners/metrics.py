@@ -139,7 +139,11 @@ def tree_metrics(trees: Sequence[RolloutTree]) -> dict[str, float]:
     found["tools/unavailable_trees"] = float(sum(t.unavailable is not None for t in trees))
     if roots:
         found |= _rollout_metrics(roots) | _group_metrics(kept)
-    first = [[root.reward for root in tree.roots[: tree.begun]] for tree in kept if tree.begun]
+    first = [
+        [root.reward for root in tree.roots[: tree.initial_roots]]
+        for tree in kept
+        if tree.initial_roots
+    ]
     if first:
         found["reward/first"] = fmean(map(fmean, first))
     if branches:

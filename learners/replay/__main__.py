@@ -104,11 +104,11 @@ def replay(
     run = Run(config, rollouts, trainer, Recorder())
     run.begin(rows[0]["iteration"])
     for trajectory in everyone:
-        marks = trajectory.marks
-        marks.future_values = marks.scores = marks.advantages = marks.weights = None
+        stored = trajectory.diagnostics
+        stored.future_values = stored.scores = stored.advantages = stored.weights = None
     importlib.import_module(method).iteration([tree.task for tree in trees], run, config)
     for trajectory, advantages in trainer.credit.items():
-        trajectory.marks.advantages = advantages
+        trajectory.diagnostics.advantages = advantages
     return Replayed(trees, rollouts.chosen)
 
 
@@ -132,13 +132,13 @@ def rows_of(
 
 
 def _row(row: Mapping[str, Any], trajectory: Trajectory) -> dict[str, Any]:
-    marks = trajectory.marks
+    diagnostics = trajectory.diagnostics
     return dict(row) | {
         "reward": trajectory.reward,
         "reward_terms": list(trajectory.reward_terms.items()),
-        "future_values": _floats(marks.future_values),
-        "branch_scores": _floats(marks.scores),
-        "advantages": _floats(marks.advantages),
+        "future_values": _floats(diagnostics.future_values),
+        "branch_scores": _floats(diagnostics.scores),
+        "advantages": _floats(diagnostics.advantages),
         "weights": None,
     }
 

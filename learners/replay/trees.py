@@ -14,19 +14,22 @@ from torch import Tensor
 
 from benchmarks import Task
 from envs import Call, EnvState, Stop
-from learners.tree import BranchPoint, Completion, Marks, RolloutTree, Trajectory, Turn
+from learners.tree import BranchPoint, Completion, Diagnostics, RolloutTree, Trajectory, Turn
 
-Row = Mapping[str, Any]
+StoredRow = Mapping[str, Any]
+"""Values of a row of a rollout file, by column."""
 
 
-def stored_trees(rows: Sequence[Row], tasks: Mapping[str, Task] | None = None) -> list[RolloutTree]:
+def stored_trees(
+    rows: Sequence[StoredRow], tasks: Mapping[str, Task] | None = None
+) -> list[RolloutTree]:
     """The trees of an iteration, in their order, every trajectory as it was at the end.
 
     Args:
         rows: of `learners.rollouts.storage.read_rows`.
         tasks: by id; a task that is not in it has the file's question and answers alone.
     """
-    groups: defaultdict[int, list[Row]] = defaultdict(list)
+    groups: defaultdict[int, list[StoredRow]] = defaultdict(list)
     for row in rows:
         groups[row["tree"]].append(row)
     met: Counter[str] = Counter()
@@ -39,14 +42,14 @@ def stored_trees(rows: Sequence[Row], tasks: Mapping[str, Task] | None = None) -
     return trees
 
 
-def _task(row: Row) -> Task:
+def _task(row: StoredRow) -> Task:
     answers = row["answers"]
     return Task(
         row["task"], row["question"] or "", tuple(answers or ()), restricted=answers is None
     )
 
 
-def _tree(rows: Sequence[Row], task: Task, copy: int) -> RolloutTree:
+def _tree(rows: Sequence[StoredRow], task: Task, copy: int) -> RolloutTree:
     tree = RolloutTree(task, tuple(rows[0]["prompt_ids"] or ()), _state(rows[0], ()), copy=copy)
     tree.unavailable = rows[0]["unavailable"]
     known: dict[tuple[int, ...], Trajectory] = {}
@@ -58,7 +61,7 @@ def _tree(rows: Sequence[Row], task: Task, copy: int) -> RolloutTree:
 
 
 def _trajectory(
-    row: Row, tree: RolloutTree, known: Mapping[tuple[int, ...], Trajectory]
+    row: StoredRow, tree: RolloutTree, known: Mapping[tuple[int, ...], Trajectory]
 ) -> Trajectory:
     parent = None
     if row["parent"] is not None:
@@ -79,7 +82,7 @@ def _trajectory(
         old_logprobs=_tensor(row["old_logprobs"]),
         reference_logprobs=_tensor(row["reference_logprobs"]),
         discarded_tokens=row["discarded_tokens"],
-        marks=Marks(
+        diagnostics=Diagnostics(
             logprobs=_tensor(row["logprobs"]),
             entropies=_tensor(row["entropies"]),
             age=row["scoring_age"],
@@ -91,7 +94,7 @@ def _trajectory(
     )
 
 
-def _turns(row: Row, parent: BranchPoint | None) -> list[Turn]:
+def _turns(row: StoredRow, parent: BranchPoint | None) -> list[Turn]:
     """Turns of a row; whole ones before the branch point are the parent's own objects."""
     found: list[Turn] = []
     ids = row["token_ids"] or [0] * len(row["mask"])
@@ -117,7 +120,7 @@ def _turns(row: Row, parent: BranchPoint | None) -> list[Turn]:
     return found
 
 
-def _completion(row: Row, begin: int, end: int, stop: Any) -> Completion:  # noqa: ANN401 - a literal
+def _completion(row: StoredRow, begin: int, end: int, stop: Any) -> Completion:  # noqa: ANN401 - a literal
     ids = row["token_ids"] or [0] * len(row["mask"])
     return Completion(
         tuple(ids[begin:end]),
@@ -133,7 +136,10 @@ def _transcript(turns: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
 
 
 def _state(
-    row: Row, transcript: tuple[str, ...], stop: Stop | None = None, calls: tuple[str, ...] = ()
+    row: StoredRow,
+    transcript: tuple[str, ...],
+    stop: Stop | None = None,
+    calls: tuple[str, ...] = (),
 ) -> EnvState:
     return EnvState(
         benchmark=row["benchmark"],

@@ -74,10 +74,10 @@ def token_scores(trajectory: Trajectory, stats: TokenStats, omega: Tensor | None
 
 def leave(trajectory: Trajectory, scores: Scores, omega: Tensor | None) -> None:
     """Leave future values and scores on the trajectory, where they are defined."""
-    trajectory.marks.future_values, trajectory.marks.scores = omega, None
+    trajectory.diagnostics.future_values, trajectory.diagnostics.scores = omega, None
     if scores.future is not None:
-        trajectory.marks.scores = torch.zeros(len(trajectory), dtype=scores.score.dtype)
-        trajectory.marks.scores[scores.positions] = scores.score
+        trajectory.diagnostics.scores = torch.zeros(len(trajectory), dtype=scores.score.dtype)
+        trajectory.diagnostics.scores[scores.positions] = scores.score
 
 
 def own_tokens(trajectory: Trajectory) -> Tensor:

@@ -197,7 +197,7 @@ def _row(
     trajectory: Trajectory,
     clear: Callable[[RolloutTree, Trajectory], dict[str, Any]],
 ) -> dict[str, Any]:
-    parent, state, marks = trajectory.parent, trajectory.state, trajectory.marks
+    parent, state, diagnostics = trajectory.parent, trajectory.state, trajectory.diagnostics
     row: dict[str, Any] = dict.fromkeys(COLUMNS)
     row |= {
         "version": VERSION,
@@ -219,18 +219,18 @@ def _row(
         "calls": state.calls,
         "turns": _turns(trajectory, tree.task.restricted),
         "discarded_tokens": trajectory.discarded_tokens,
-        "scoring_age": marks.age,
+        "scoring_age": diagnostics.age,
         "mask": trajectory.response_mask,
         "sampler_logprobs": trajectory.sampler_logprobs,
         "sampler_entropies": trajectory.sampler_entropies,
         "old_logprobs": _floats(trajectory.old_logprobs),
-        "logprobs": _floats(marks.logprobs),
-        "entropies": _floats(marks.entropies),
+        "logprobs": _floats(diagnostics.logprobs),
+        "entropies": _floats(diagnostics.entropies),
         "reference_logprobs": _floats(trajectory.reference_logprobs),
-        "future_values": _floats(marks.future_values),
-        "branch_scores": _floats(marks.scores),
-        "advantages": _floats(marks.advantages),
-        "weights": _floats(marks.weights),
+        "future_values": _floats(diagnostics.future_values),
+        "branch_scores": _floats(diagnostics.scores),
+        "advantages": _floats(diagnostics.advantages),
+        "weights": _floats(diagnostics.weights),
     }
     return row if tree.task.restricted else row | clear(tree, trajectory)
 

@@ -132,7 +132,7 @@ def test_without_a_tree_there_is_little_to_say():
 def test_the_first_reward_counts_only_what_a_prompt_began_with():
     """Two roots each; prompt 0 was given a third, a prompt drawn later began with none."""
     first, second, later = tree_with([1, 0, 0], []), tree_with([1, 1], [0]), tree_with([0, 0], [])
-    first.begun = second.begun = 2
+    first.initial_roots = second.initial_roots = 2
     found = tree_metrics([first, second, later])
     assert found["reward/first"] == 0.75
     assert found["reward/mean"] == pytest.approx(3 / 7)

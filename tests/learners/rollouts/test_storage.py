@@ -142,7 +142,7 @@ def test_a_file_says_who_wrote_what_and_what_it_was_worth(taught, tmp_path):
         assert row["sampler_logprobs"] == pytest.approx(trajectory.sampler_logprobs)
         if trajectory.parent is None:
             assert row["entropies"] is not None
-            credit = trajectory.marks.advantages
+            credit = trajectory.diagnostics.advantages
             assert row["advantages"] == (None if credit is None else pytest.approx(credit.tolist()))
         else:
             assert row["position"] == trajectory.parent.position
