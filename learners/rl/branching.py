@@ -82,7 +82,7 @@ def leave(trajectory: Trajectory, scores: Scores, omega: Tensor | None) -> None:
 
 def own_tokens(trajectory: Trajectory) -> Tensor:
     """(n,) positions of the tokens that a trajectory sampled itself, after its branch point."""
-    own = _sampled(trajectory)
+    own = _sampled(trajectory).clone()  # the trajectory's own is read-only
     if trajectory.parent is not None:
         own[: trajectory.parent.position] = False
     return own.nonzero()[:, 0]

@@ -321,6 +321,16 @@ def test_a_branch_is_branched_at_its_own_tokens_only():
     assert branching.own_mask(branch).tolist() == [False] * 2 + [True] * own
 
 
+def test_asking_for_a_branchs_own_tokens_leaves_its_mask_as_it_is():
+    """The mask is built once and read by everything else: a shared token stays a sampled one."""
+    tree = new_tree()
+    branch = branch_off(tree, grow(tree, (4, 0)), 2)
+    finish(branch, random.Random(0))
+    branching.own_tokens(branch)
+    branching.own_mask(branch)
+    assert branch.tensors.mask.tolist() == list(branch.response_mask)
+
+
 @pytest.mark.parametrize(
     ("roots", "total", "layers", "sizes"),
     [
