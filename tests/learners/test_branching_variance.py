@@ -66,13 +66,12 @@ def test_the_variance_of_gradients_is_that_of_their_vectors():
     branches = [branch_off(tree, root, 0, reward) for reward in (1.5, -0.5, 0.5)]
     vectors = iter([torch.tensor([3.0, 0.0]), torch.tensor([0.0, -4.0])])
 
-    class Run:
-        class policy:
-            @staticmethod
-            def gradient(rows, weights, loss):
-                return next(vectors)
+    class Policy:
+        @staticmethod
+        def gradient(rows, weights, loss):
+            return next(vectors)
 
-    found = branching_variance.gradient_variance(Run, branches, 0.5)
+    found = branching_variance.gradient_variance(Policy, branches, 0.5)
     assert found == pytest.approx((25 - 25 / 3) / 2)
 
 
