@@ -6,6 +6,7 @@ import pytest
 
 from tests.sandboxes import KINDS, forget_states
 from tools.python import PythonTool
+from tools.sandbox import opening
 from tools.sandbox.opening import open_sandbox
 from tools.sandbox.protocol import DockerOptions, Limits
 from tools.tool import ToolContext, ToolUnavailable
@@ -191,16 +192,14 @@ def test_attachments_of_one_name_are_refused_at_once(tmp_path):
 
 
 def test_auto_says_why_it_is_not_local_and_stays_with_what_it_took(monkeypatch, caplog):
-    from tools.sandbox import docker_engine, local
-
     def refused(_limits):
         raise ToolUnavailable("no Landlock here")
 
     made = open_sandbox("local", Limits(), DockerOptions())
     made.name = "docker"
-    monkeypatch.setattr(docker_engine, "open_docker", lambda *_given: made)
+    monkeypatch.setattr(opening, "open_docker", lambda *_given: made)
     with monkeypatch.context() as without:
-        without.setattr(local, "open_local", refused)
+        without.setattr(opening, "open_local", refused)
         tool = PythonTool("auto", sandboxes=1)
         assert tool.sandbox_name == "docker"
     assert "local: no Landlock here" in caplog.text
