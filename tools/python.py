@@ -20,6 +20,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from tools.sandbox import (
     BROKEN,
@@ -55,8 +56,75 @@ KILLS = 4
 want of memory, or by the cell itself, which then does it each time."""
 
 
+FAULTS = 3
+"""Times that a state's process may fail by its own doing before the sandbox is tested."""
+
+
 SOON = 1.0
 """Seconds for a fresh session and a cell; a machine too busy for that blames no state."""
+
+
+class Ran(NamedTuple):
+    """The cell has ended: by itself, or stopped by a limit."""
+
+    state: PythonState
+    """The state after the cell; the one before it if the cell was stopped."""
+    text: str
+    ok: bool
+
+
+class Killed(NamedTuple):
+    """A SIGKILL ended the cell, and it did not come from the sandbox."""
+
+
+class StateLost(NamedTuple):
+    """The process of the state is gone; the next attempt rebuilds it."""
+
+    cause: str
+    """gone, broken, fault or lost, as in `Reply.why`."""
+
+
+class StateBroken(NamedTuple):
+    """The state itself is to blame for its faults, so that no attempt can succeed."""
+
+
+class SandboxDied(NamedTuple):
+    """The sandbox is gone or starts no more processes; the next attempt opens another."""
+
+    why: str
+    is_tested: bool = False
+    """True if it was tested because of a state's faults."""
+
+
+Outcome = Ran | Killed | StateLost | StateBroken | SandboxDied
+"""How one attempt to run a cell ended."""
+
+
+class RetryBudget(NamedTuple):
+    """What one call may still spend on attempts that fail."""
+
+    attempts: int = 0
+    """Attempts made, of at most `ATTEMPTS`."""
+    kills: int = KILLS
+    """Kills after which the cell is run again."""
+    faults: int = FAULTS
+    """Faults of the state's own that are left; when none is, the sandbox is tested."""
+    sandbox_failed: bool = False
+    """True if a sandbox was lost, so that the state is not to blame for the failures."""
+
+    def after(self, outcome: Outcome) -> RetryBudget:
+        """Return the budget of the next attempt."""
+        left = self._replace(attempts=self.attempts + 1)
+        match outcome:
+            case Killed():
+                return left._replace(kills=self.kills - 1)
+            case StateLost("broken" | "fault"):
+                return left._replace(faults=self.faults - 1)
+            case SandboxDied(is_tested=True):
+                return left._replace(sandbox_failed=True, faults=0)
+            case SandboxDied() | StateLost("lost"):
+                return left._replace(sandbox_failed=True)
+        return left
 
 
 class PythonTool:
@@ -110,40 +178,74 @@ class PythonTool:
         return ((context.seed, with_digests(context.attachments)), ())
 
     def run(self, state: PythonState, argument: str) -> tuple[PythonState, ToolResult]:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         if len(argument) > LONGEST_CELL:
-            return state, ToolResult(too_long(argument), False, time.perf_counter() - begun)
-        closings, own_faults, kills, outside = self._closings, 0, 0, False
-        for attempt in range(ATTEMPTS):
-            sandbox = self._opened() if attempt == 0 else self._reopened()
-            try:
-                reply = self._run(sandbox, state, argument)
-                if _killed(reply) and kills < KILLS:
-                    kills += 1
-                    continue
-                if reply.why not in ("gone", "broken", "fault", "lost"):
-                    return self._result(sandbox, state, argument, reply, begun)
-                why = f"the process of the state is gone ({reply.why})"
-                time.sleep(min(0.1 + 0.1 * attempt, 0.5))
-                if reply.why == "lost":
-                    outside = True
-                    continue
-                if attempt:
-                    self._drop(sandbox, state)
-                own_faults += reply.why != "gone"
-                if own_faults > 2 and self._healthy(sandbox, state):
-                    return state, ToolResult(BROKEN, False, time.perf_counter() - begun)
-                if own_faults > 2:
-                    raise SandboxLost("it starts no processes any more")
-            except SandboxLost as error:
-                why, outside = str(error), True
-                self._discard(sandbox, why)
-                if self._closings != closings:
-                    raise ToolUnavailable("the tool was closed during the call") from None
-        if not outside and self._healthy(self._opened(), state):
+            following, text, ok = state, too_long(argument), False
+        else:
+            following, text, ok = self._run_with_retries(state, argument)
+        return following, ToolResult(text, ok, time.perf_counter() - start)
+
+    def _run_with_retries(self, state: PythonState, cell: str) -> tuple[PythonState, str, bool]:
+        """Run a cell, again after every failure that is not its own.
+
+        Returns:
+            The next state, the text for the model, and if the cell went well.
+
+        Raises:
+            ToolUnavailable: every attempt failed and the state is not to blame, no sandbox opens,
+                or the tool was closed meanwhile.
+        """
+        closings, budget, why = self._closings, RetryBudget(), ""
+        while budget.attempts < ATTEMPTS:
+            sandbox = self._reopened() if budget.attempts else self._opened()
+            outcome = self._attempt(sandbox, state, cell, budget)
+            match outcome:
+                case Ran():
+                    return outcome
+                case StateBroken():
+                    return state, BROKEN, False
+                case StateLost(cause):
+                    why = f"the process of the state is gone ({cause})"
+                case SandboxDied(why):
+                    self._discard(sandbox, why)
+                    if self._closings != closings:
+                        raise ToolUnavailable("the tool was closed during the call")
+                case Killed():
+                    pass
+            budget = budget.after(outcome)
+        if not budget.sandbox_failed and self._healthy(self._opened(), state):
             # Killed from outside so many times in a row? It ends itself, where nobody sees it.
-            return state, ToolResult(BROKEN, False, time.perf_counter() - begun)
+            return state, BROKEN, False
         raise ToolUnavailable(f"Python could not be run, {ATTEMPTS} times in a row: {why}")
+
+    def _attempt(
+        self, sandbox: Sandbox, state: PythonState, cell: str, budget: RetryBudget
+    ) -> Outcome:
+        """Run a cell once. A sandbox that dies meanwhile is an outcome, not an exception."""
+        try:
+            reply = self._run(sandbox, state, cell)
+            if _killed(reply) and budget.kills:
+                return Killed()
+            if reply.why not in ("gone", "broken", "fault", "lost"):
+                return self._result(sandbox, state, cell, reply)
+            time.sleep(min(0.1 + 0.1 * budget.attempts, 0.5))
+            if reply.why != "lost" and budget.attempts:
+                self._drop(sandbox, state)
+            outcome = StateLost(reply.why)
+            if reply.why == "lost" or budget.after(outcome).faults > 0:
+                return outcome
+        except SandboxLost as error:
+            return SandboxDied(str(error))
+        return self._find_culprit(sandbox, state)
+
+    def _find_culprit(self, sandbox: Sandbox, state: PythonState) -> StateBroken | SandboxDied:
+        """Test the sandbox once a state has had too many faults."""
+        try:
+            if self._healthy(sandbox, state):
+                return StateBroken()
+            return SandboxDied("it starts no processes any more", is_tested=True)
+        except SandboxLost as error:
+            return SandboxDied(str(error), is_tested=True)
 
     def close(self) -> None:
         with self._lock:
@@ -280,19 +382,16 @@ class PythonTool:
             sandbox.drop(dropped)
         return handle
 
-    def _result(
-        self, sandbox: Sandbox, state: PythonState, cell: str, reply: Reply, begun: float
-    ) -> tuple[PythonState, ToolResult]:
+    def _result(self, sandbox: Sandbox, state: PythonState, cell: str, reply: Reply) -> Ran:
         result = reply.results[-1]
         with self._lock:
             self.forks += 1
-        seconds = time.perf_counter() - begun
         if reply.state is None:
             text = joined(result.text, stopped(result.status, result.code, self._limits))
-            return state, ToolResult(text, False, seconds)
+            return Ran(state, text, False)
         following: PythonState = (state[0], (*state[1], (cell, output_digest(result.text))))
         self._keep(sandbox, following, reply.state)
-        return following, ToolResult(result.text, result.status == "ok", seconds)
+        return Ran(following, result.text, result.status == "ok")
 
 
 def _killed(reply: Reply) -> bool:
