@@ -64,12 +64,12 @@ def test_idle_states_make_way_when_a_sandbox_has_too_many_processes():
     session = {"memory": 0, "disk": 0, "processes": 1}
     states = {
         number: types.SimpleNamespace(
-            handle=number, session=number % 2, job=None, parent=None, used=number, held=session
+            handle=number, session=number % 2, job=None, parent=None, last_used=number, footprint=session
         )
         for number in range(120)
     }
     limits = {"session_memory": 1, "session_disk": 1, "session_processes": 60}
-    found = patrol.excess(states, {}, {**limits, "all_processes": 100})
+    found = patrol.find_excess(states, {}, {**limits, "all_processes": 100})
     assert [live.handle for live in found.states] == list(range(20))
     assert found.cell is None
 
@@ -77,13 +77,13 @@ def test_idle_states_make_way_when_a_sandbox_has_too_many_processes():
 def test_a_state_that_was_branched_is_forked_in_advance_before_its_newest_child():
     """With one child the newest is likelier next; the first process only ever gives sessions."""
     folder = jobs.Folder("/", None)
-    first = jobs.Live(0, None, None, folder, None)
-    session = jobs.Live(1, None, first, folder, None)
+    first = jobs.LiveState(0, None, None, folder, None)
+    session = jobs.LiveState(1, None, first, folder, None)
     session.forks, first.forks = 1, 9
-    assert not session.branches()
+    assert not session.is_branching()
     session.forks = 2
-    assert session.branches()
-    assert not first.branches()
+    assert session.is_branching()
+    assert not first.is_branching()
 
 
 def test_files_that_are_only_named_are_not_opened_anew_in_every_child(tmp_path):
@@ -91,7 +91,7 @@ def test_files_that_are_only_named_are_not_opened_anew_in_every_child(tmp_path):
     path.write_text("x")
     named, opened = os.open(path, os.O_PATH), os.open(path, os.O_RDONLY)
     try:
-        found = cell.Descriptors(max(named, opened) + 1).regular_files()
+        found = cell.Descriptors(max(named, opened) + 1).list_regular_files()
         assert opened in found
         assert named not in found
     finally:
@@ -100,10 +100,10 @@ def test_files_that_are_only_named_are_not_opened_anew_in_every_child(tmp_path):
 
 
 def test_blocking_signals_by_number_is_what_python_says_is_blocked():
-    before = kernel.block_signals(kernel.only(signal.SIGCONT))
+    before = kernel.block_signals(kernel.build_signal_set(signal.SIGCONT))
     try:
         assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == {signal.SIGCONT}
-        assert kernel.block_signals(kernel.EVERY_SIGNAL) == kernel.only(18)
+        assert kernel.block_signals(kernel.ALL_SIGNALS) == kernel.build_signal_set(18)
         assert signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, [])
     finally:
         kernel.block_signals(before)
@@ -118,7 +118,7 @@ def test_a_fork_without_room_is_tried_again():
             raise answer
         return answer
 
-    assert kernel.persist(fork) == 7
+    assert kernel.fork_with_retries(fork) == 7
 
 
 def test_a_group_held_still_does_nothing_until_it_goes_on():
@@ -126,10 +126,10 @@ def test_a_group_held_still_does_nothing_until_it_goes_on():
     try:
         members = []
         while len(members) < 3:
-            members = usage.family(group.pid)
-        with usage.still(group.pid):
-            assert settles(lambda: {usage.fields(pid)[0] for pid in members}, {"T"})
-        assert settles(lambda: {usage.fields(pid)[0] for pid in members}, {"S"})
+            members = usage.list_tree(group.pid)
+        with usage.pause_group(group.pid):
+            assert settles(lambda: {usage.read_stat(pid)[0] for pid in members}, {"T"})
+        assert settles(lambda: {usage.read_stat(pid)[0] for pid in members}, {"S"})
     finally:
         os.killpg(group.pid, signal.SIGKILL)
         group.wait()
@@ -145,7 +145,7 @@ def test_what_is_forked_while_a_group_is_held_still_goes_on():
             assert select.select([group.stdout], [], [], 20)[0], f"stopped by hold {number}"
             os.read(group.stdout.fileno(), 1 << 16)
             time.sleep(number % 10 * 0.001)
-            with usage.still(group.pid):
+            with usage.pause_group(group.pid):
                 pass
     finally:
         os.killpg(group.pid, signal.SIGKILL)
@@ -157,7 +157,7 @@ def test_every_process_of_a_sandbox_blocks_the_signal_that_ends_a_hold():
     try:
         session = sandbox.open(0, []).state
         assert sandbox.run(session, [MASK]).results[0].text == "True\n"
-        status = [Path(f"/proc/{pid}/status").read_text() for pid in usage.family(sandbox.pid)]
+        status = [Path(f"/proc/{pid}/status").read_text() for pid in usage.list_tree(sandbox.pid)]
         masks = [int(text.partition("SigBlk:")[2].split()[0], 16) for text in status]
         assert len(masks) > 2
         assert all(mask >> (signal.SIGCONT - 1) & 1 for mask in masks)
@@ -216,13 +216,13 @@ def test_where_memory_runs_out_cells_go_before_states_and_the_first_process():
 
     try:
         session = sandbox.open(0, []).state
-        assert scores() == {kernel.STILL: 2}, "the first process and the session"
+        assert scores() == {kernel.OOM_SCORE_IDLE: 2}, "the first process and the session"
         cell = "import os, time\nif os.fork() == 0: time.sleep(9)\ntime.sleep(2)"
         thread = threading.Thread(target=sandbox.run, args=(session, [cell]))
         thread.start()
         time.sleep(1)
-        assert scores() == {kernel.STILL: 2, kernel.RUNNING: 2}
+        assert scores() == {kernel.OOM_SCORE_IDLE: 2, kernel.OOM_SCORE_RUNNING: 2}
         thread.join()
-        assert scores() == {kernel.STILL: 3}
+        assert scores() == {kernel.OOM_SCORE_IDLE: 3}
     finally:
         sandbox.close()

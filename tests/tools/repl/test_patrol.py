@@ -5,23 +5,23 @@ import sys
 
 SWEEP = """
 import os, subprocess, time
-from tools.repl.jobs import Job, Live
+from tools.repl.jobs import Job, LiveState
 from tools.repl.link import Output
 from tools.repl.patrol import Patrol
 
-class Running(Live):
+class Running(LiveState):
     def __init__(self, pid):
         self.pid, self.parent, self.handle = pid, None, 1
 
 patrol = Patrol({}, 0, "")
 newborn, known = (subprocess.Popen(["sleep", "60"]) for _ in range(2))
 job = Job(Output(100))
-job.give(1, [{"op": "exec"}], ())
+job.assign(1, [{"op": "exec"}], ())
 job.advance()
 patrol.sweep({}, {1: Running(known.pid)})
 known.kill()
 os.waitid(os.P_PID, known.pid, os.WEXITED | os.WNOWAIT)
-print(patrol.how_it_ended(Running(newborn.pid), job), patrol.how_it_ended(Running(known.pid), job))
+print(patrol.explain_end(Running(newborn.pid), job), patrol.explain_end(Running(known.pid), job))
 """
 
 

@@ -33,7 +33,7 @@ def test_a_folder_goes_with_links_closed_folders_and_great_depth(tmp_path, outsi
         os.close(deep)
         deep = inner
     os.close(deep)
-    jobs.remove(str(top))
+    jobs.remove_folder(str(top))
     assert not top.exists()
 
 
@@ -43,12 +43,12 @@ def test_an_evicted_state_leaves_the_folders_of_those_that_live(tmp_path):
     (top / ".~child" / "file").write_text("x")
     (top / "own").mkdir()
     (top / "file").write_text("x")
-    jobs.clear(str(top))
+    jobs.clear_folder(str(top))
     assert [path.name for path in top.iterdir()] == [".~child"]
     assert (top / ".~child" / "file").read_text() == "x"
 
 
-@pytest.mark.parametrize("act", [jobs.remove, jobs.clear])
+@pytest.mark.parametrize("act", [jobs.remove_folder, jobs.clear_folder])
 def test_a_link_in_the_place_of_a_folder_is_not_followed(tmp_path, outside, act):
     (tmp_path / ".~state").symlink_to(outside)
     act(str(tmp_path / ".~state"))
@@ -61,7 +61,7 @@ def test_a_folder_swapped_for_a_link_between_two_looks_is_not_followed(
 ):
     top = tmp_path / ".~state"
     (top / "victim").mkdir(parents=True)
-    enter = jobs._enter
+    enter = jobs._open_folder
 
     def swapped(above, name):
         if name == "victim" and not (top / "victim").is_symlink():
@@ -69,6 +69,6 @@ def test_a_folder_swapped_for_a_link_between_two_looks_is_not_followed(
             (top / "victim").symlink_to(outside)
         return enter(above, name)
 
-    monkeypatch.setattr(jobs, "_enter", swapped)
-    jobs.remove(str(top))
+    monkeypatch.setattr(jobs, "_open_folder", swapped)
+    jobs.remove_folder(str(top))
     assert not top.exists()

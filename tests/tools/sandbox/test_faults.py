@@ -261,13 +261,13 @@ def test_an_image_may_keep_its_python_where_it_likes():
 NO_LANDLOCK = """
 import ctypes, errno, struct, sys
 sys.path.insert(0, {repository!r})
-from tools.repl.filter import ALLOW, _step
+from tools.repl.filter import ALLOW, _instruction
 from tools.repl.kernel import LIBC, prctl
-give_up = _step(0x06, 0, 0, 0x50000 | errno.ENOSYS)
-steps = [_step(0x20, 0, 0, 0)]
+give_up = _instruction(0x06, 0, 0, 0x50000 | errno.ENOSYS)
+steps = [_instruction(0x20, 0, 0, 0)]
 for number in (444, 445, 446):
-    steps += [_step(0x15, 0, 1, number), give_up]
-body = b"".join([*steps, _step(0x06, 0, 0, ALLOW)])
+    steps += [_instruction(0x15, 0, 1, number), give_up]
+body = b"".join([*steps, _instruction(0x06, 0, 0, ALLOW)])
 code = ctypes.create_string_buffer(body)
 head = struct.pack("HxxxxxxP", len(body) // 8, ctypes.addressof(code))
 prctl(38, 1)

@@ -10,7 +10,7 @@ from tests.sandboxes import KINDS
 from tools import python
 from tools.python import PythonTool
 from tools.repl import patrol
-from tools.repl.jobs import Job, Live, Output
+from tools.repl.jobs import Job, LiveState, Output
 from tools.sandbox.opening import open_sandbox
 from tools.sandbox.protocol import CellResult, DockerOptions, Limits, Reply
 from tools.tool import ToolContext, ToolUnavailable
@@ -260,20 +260,20 @@ def test_a_state_is_not_blamed_where_the_machine_is_too_busy_to_tell(monkeypatch
 
 def test_memory_is_measured_again_before_states_are_evicted_for_it(monkeypatch):
     """A page that thirty share counts a thirtieth for each: a measure taken alone says too much."""
-    states = [types.SimpleNamespace(held={"memory": 90}, measured=0.5, pid=n) for n in range(30)]
-    monkeypatch.setattr(patrol.usage, "proportional", lambda _pid: 3)
-    assert patrol.refresh(states) == 20 * 87 + 10 * 90, "the last ten are left for later"
-    assert [state.held["memory"] for state in states] == [3] * 20 + [90] * 10
-    assert patrol.refresh(states) == 10 * 87
-    assert patrol.refresh(states) == 0
+    states = [types.SimpleNamespace(footprint={"memory": 90}, measured_at=0.5, pid=n) for n in range(30)]
+    monkeypatch.setattr(patrol.usage, "read_proportional_memory", lambda _pid: 3)
+    assert patrol.remeasure(states) == 20 * 87 + 10 * 90, "the last ten are left for later"
+    assert [state.footprint["memory"] for state in states] == [3] * 20 + [90] * 10
+    assert patrol.remeasure(states) == 10 * 87
+    assert patrol.remeasure(states) == 0
 
 
 def test_a_state_that_has_not_forked_has_its_own_time_and_not_the_cells():
     """3 s for a cell, 60 s to fork: after 5 s it is waited for, after 61 s it is given up."""
     limits = {"wall": 3.0, "start": 60.0, "session_wall": 100.0}
     job = Job(Output(100))
-    live = Live(1, None, None, None, job)
-    assert job.over(live, limits, job.begun + 5, crowd=1) is None
-    assert job.over(live, limits, job.begun + 61, crowd=1) == "fault"
+    live = LiveState(1, None, None, None, job)
+    assert job.check(live, limits, job.started_at + 5, running=1) is None
+    assert job.check(live, limits, job.started_at + 61, running=1) == "fault"
     job.current = {"op": "cell"}
-    assert job.over(live, limits, job.begun + 5, crowd=1) == "wall"
+    assert job.check(live, limits, job.started_at + 5, running=1) == "wall"
