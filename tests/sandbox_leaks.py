@@ -41,7 +41,7 @@ def measure(tool: PythonTool) -> dict[str, float]:
         "learner MiB": own_mib("self"),
         "threads": threading.active_count(),
     }
-    sandbox = tool._opened()
+    sandbox = tool._get_sandbox()
     if sandbox.name == "local":
         hub = sandbox._transport._process.pid
         found["hub descriptors"] = len(os.listdir(f"/proc/{hub}/fd"))
@@ -58,7 +58,7 @@ def at_rest(tool: PythonTool) -> dict[str, float]:
     """Drop every state and measure once all is quiet; a process waits for the next episode."""
     tool.run(tool.initial_state(ToolContext(seed=0)), "0")
     forget_states(tool)
-    sandbox = tool._opened()
+    sandbox = tool._get_sandbox()
     time.sleep(3)
     # Folders are deleted in the background, but for those of processes in waiting.
     folder = Path(sandbox._transport.folder) if sandbox.name == "local" else Path("/nowhere")

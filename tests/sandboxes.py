@@ -15,4 +15,4 @@ def forget_states(tool: PythonTool) -> None:
     with tool._lock:
         handles = list(tool._live.values())
         tool._live.clear()
-    tool._opened().drop(handles)
+    tool._get_sandbox().drop(handles)

@@ -239,7 +239,7 @@ def main() -> int:
     if every:
         killer.join()
     after, seconds = at_rest(tool), time.monotonic() - span.begun
-    status, sandbox = dict(tool.status()), tool._opened()
+    status, sandbox = dict(tool.status()), tool._get_sandbox()
     tool.close()
     left = group(sandbox.pid) if sandbox.name == "local" else []
     disagree = replayed(tally, arguments.sandbox)

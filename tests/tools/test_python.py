@@ -257,7 +257,7 @@ def test_a_replay_that_answers_otherwise_is_noticed():
     try:
         state, _ = play(made, "import time; time.time_ns()")
         made._sandbox.drop(list(made._live.values()))
-        with pytest.raises(ToolUnavailable, match="cell 1 of 1 answered otherwise"):
+        with pytest.raises(ToolUnavailable, match="cell 1 of 1 gave another output"):
             made.run(state, "1")
         assert made.mismatches == 1
     finally:

@@ -149,7 +149,7 @@ def test_threads_beyond_the_limit_end_the_cell_and_leave_the_state(tool):
 
 def test_a_cell_killed_from_outside_is_run_again(tool):
     """It kills itself, but only the first times it runs: that is how it looks from here."""
-    sandbox, runs = tool._opened(), []
+    sandbox, runs = tool._get_sandbox(), []
     state, _ = play(tool, "x = 1")
 
     class Killing:
@@ -203,7 +203,7 @@ def test_auto_says_why_it_is_not_local_and_stays_with_what_it_took(monkeypatch, 
         tool = PythonTool("auto", sandboxes=1)
         assert tool.sandbox_name == "docker"
     assert "local: no Landlock here" in caplog.text
-    assert tool._taken == "docker"
+    assert tool._chosen == "docker"
     tool.close()
     del tool
     gc.collect()

@@ -49,11 +49,11 @@ def test_what_has_ended_takes_no_place_from_others(cell):
     made = PythonTool("local", Limits(processes=16, all_processes=40, spares=2))
     try:
         state, _ = made.run(made.initial_state(ToolContext(seed=7)), "x = 1")
-        sandbox = made._opened()
+        sandbox = made._get_sandbox()
         for number in range(10):
             made.run(state, f"{cell}\nx = {number}")
         assert made.run(state, "import subprocess; subprocess.call(['true'])")[1].text == "0\n"
-        assert made._opened() is sandbox
+        assert made._get_sandbox() is sandbox
         assert made.replays == 0
     finally:
         made.close()
@@ -64,7 +64,12 @@ def test_idle_states_make_way_when_a_sandbox_has_too_many_processes():
     session = {"memory": 0, "disk": 0, "processes": 1}
     states = {
         number: types.SimpleNamespace(
-            handle=number, session=number % 2, job=None, parent=None, last_used=number, footprint=session
+            handle=number,
+            session=number % 2,
+            job=None,
+            parent=None,
+            last_used=number,
+            footprint=session,
         )
         for number in range(120)
     }

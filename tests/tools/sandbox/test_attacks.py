@@ -107,7 +107,7 @@ def host(tmp_path_factory):
 
 def processes_in(tool: PythonTool) -> list[str]:
     """What runs in the sandbox beside the hub, zombies left out."""
-    sandbox = tool._opened()
+    sandbox = tool._get_sandbox()
     if sandbox.name == "docker":
         transport = sandbox._transport
         rows = transport._client.api.top(transport.container, "-eo pid,stat,args")["Processes"]
@@ -117,7 +117,7 @@ def processes_in(tool: PythonTool) -> list[str]:
 
 def others(tool: PythonTool) -> list[int]:
     """The learner, the hub and states, by the numbers that they have where cells run."""
-    sandbox = tool._opened()
+    sandbox = tool._get_sandbox()
     if sandbox.name == "docker":
         return [sandbox.pid, sandbox.pid + 1]  # the first process, and maybe a state
     states = [int(pid) for pid in group(sandbox.pid) if int(pid) != sandbox.pid]
@@ -171,7 +171,7 @@ def arena(request, host):
     assert result.text == "settled\n"
     yield tool, victim
     assert settles(lambda: len(processes_in(tool)) - expected(tool), 0) is True
-    sandbox = tool._opened()
+    sandbox = tool._get_sandbox()
     transport = sandbox._transport
     tool.close()
     if sandbox.name == "docker":
@@ -203,7 +203,7 @@ def containers(container: str) -> int:
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
 def test_attack(arena, host, attack):
     tool, victim = arena
-    sandbox, replays = tool._opened(), tool.replays
+    sandbox, replays = tool._get_sandbox(), tool.replays
     parent = tool.initial_state(ToolContext(seed=8))
     parent, _ = ran(tool, parent, SETTLED.format("own", "parent"), "settled")
     folder = ran(tool, victim, "os.getcwd()", "/")[1].text.strip("'\n").rpartition("/")[0]
@@ -220,5 +220,5 @@ def test_attack(arena, host, attack):
     assert tool.replays == replays, "a state was lost"
     if state != parent:
         tool.run(state, "print('the next cell of the attacker')")
-    assert tool._opened() is sandbox, "the sandbox was lost"
+    assert tool._get_sandbox() is sandbox, "the sandbox was lost"
     host.check()

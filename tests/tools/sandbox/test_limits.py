@@ -12,7 +12,7 @@ from tools.python import PythonTool
 from tools.repl import patrol
 from tools.repl.jobs import Job, LiveState, Output
 from tools.sandbox.opening import open_sandbox
-from tools.sandbox.protocol import CellResult, DockerOptions, Limits, Reply
+from tools.sandbox.protocol import CellResult, DockerOptions, Limits, SandboxReply
 from tools.tool import ToolContext, ToolUnavailable
 
 LIMITS = Limits(
@@ -139,7 +139,7 @@ def test_a_hundred_megabytes_of_code_are_refused_before_they_are_sent(tool):
 def test_states_evicted_while_they_are_forked_answer_all_the_same():
     """Eviction looks, decides and acts; forks, drops and rebuilds come in between."""
     made = PythonTool("local", Limits(live_states=3, spares=2))
-    made._opened()
+    made._get_sandbox()
     made._limits = Limits()  # only the hub evicts
     wrong = []
 
@@ -203,20 +203,20 @@ def test_first_cells_of_one_session_share_its_limits_and_need_no_state_before_th
 class Scripted:
     """A sandbox that opens sessions and answers every cell of the second kind in one way."""
 
-    name, apart = "scripted", False
+    name, single_session = "scripted", False
 
     def __init__(self, why):
         self.why = why
         self.runs = 0
 
     def open(self, seed, files, cells=(), session=0):
-        return self.run(1, cells) if cells else Reply(1, (), None)
+        return self.run(1, cells) if cells else SandboxReply(1, (), None)
 
     def run(self, state, cells):
         if list(cells) == ["1"]:
-            return Reply(2, (CellResult("ok", "", 0.0, None),), None)
+            return SandboxReply(2, (CellResult("ok", "", 0.0, None),), None)
         self.runs += 1
-        return Reply(None, (), self.why)
+        return SandboxReply(None, (), self.why)
 
     def drop(self, states):
         pass
@@ -232,7 +232,7 @@ def test_a_state_is_blamed_for_what_it_did_itself(monkeypatch, why):
     monkeypatch.setattr(python, "open_sandbox", lambda *_arguments: sandbox)
     monkeypatch.setattr(python.time, "sleep", lambda _seconds: None)
     tool = PythonTool("local", sandboxes=1)
-    state = (tool.initial_state(ToolContext())[0], (("1", python.output_digest("")),))
+    state = (tool.initial_state(ToolContext())[0], (("1", python.digest_output("")),))
     assert tool.run(state, "x")[1].text.startswith("[not run: an earlier cell has broken")
     assert (sandbox.runs >= python.ATTEMPTS) == (why == "gone"), "replays count too"
 
@@ -240,9 +240,9 @@ def test_a_state_is_blamed_for_what_it_did_itself(monkeypatch, why):
 def test_a_sandbox_that_serves_nobody_is_no_fault_of_a_state(monkeypatch):
     monkeypatch.setattr(python, "open_sandbox", lambda *_arguments: Scripted("gone"))
     monkeypatch.setattr(python.time, "sleep", lambda _seconds: None)
-    monkeypatch.setattr(Scripted, "open", lambda *_arguments: Reply(None, (), "gone"))
+    monkeypatch.setattr(Scripted, "open", lambda *_arguments: SandboxReply(None, (), "gone"))
     tool = PythonTool("local", sandboxes=1)
-    state = (tool.initial_state(ToolContext())[0], (("1", python.output_digest("")),))
+    state = (tool.initial_state(ToolContext())[0], (("1", python.digest_output("")),))
     with pytest.raises(ToolUnavailable, match="10 times in a row"):
         tool.run(state, "x")
 
@@ -251,16 +251,18 @@ def test_a_sandbox_that_serves_nobody_is_no_fault_of_a_state(monkeypatch):
 def test_a_state_is_not_blamed_where_the_machine_is_too_busy_to_tell(monkeypatch, why):
     monkeypatch.setattr(python, "open_sandbox", lambda *_arguments: Scripted(why))
     monkeypatch.setattr(python.time, "sleep", lambda _seconds: None)
-    monkeypatch.setattr(python, "SOON", 0.0)
+    monkeypatch.setattr(python, "MAX_TEST_SECONDS", 0.0)
     tool = PythonTool("local", sandboxes=1)
-    state = (tool.initial_state(ToolContext())[0], (("1", python.output_digest("")),))
+    state = (tool.initial_state(ToolContext())[0], (("1", python.digest_output("")),))
     with pytest.raises(ToolUnavailable, match="10 times in a row"):
         tool.run(state, "x")
 
 
 def test_memory_is_measured_again_before_states_are_evicted_for_it(monkeypatch):
     """A page that thirty share counts a thirtieth for each: a measure taken alone says too much."""
-    states = [types.SimpleNamespace(footprint={"memory": 90}, measured_at=0.5, pid=n) for n in range(30)]
+    states = [
+        types.SimpleNamespace(footprint={"memory": 90}, measured_at=0.5, pid=n) for n in range(30)
+    ]
     monkeypatch.setattr(patrol.usage, "read_proportional_memory", lambda _pid: 3)
     assert patrol.remeasure(states) == 20 * 87 + 10 * 90, "the last ten are left for later"
     assert [state.footprint["memory"] for state in states] == [3] * 20 + [90] * 10

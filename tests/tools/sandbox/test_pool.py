@@ -72,7 +72,7 @@ def test_a_cell_whose_sandbox_is_lost_again_and_again_is_not_the_models_mistake(
     def kill():
         while not over.wait(0.05):
             pool = made._sandbox
-            for sandbox in pool._present().values() if pool else ():
+            for sandbox in pool._list_sandboxes().values() if pool else ():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(sandbox._transport._process.pid, signal.SIGKILL)
 
@@ -94,7 +94,7 @@ def test_sessions_that_must_be_apart_never_share_a_sandbox():
 
     def opener():
         opened.append(open_local(LIMITS))
-        opened[-1].apart = True
+        opened[-1].single_session = True
         return opened[-1]
 
     pool = Pool(opener(), opener, 2)
@@ -103,7 +103,7 @@ def test_sessions_that_must_be_apart_never_share_a_sandbox():
         assert len({state % (1 << 20) for state in sessions}) == 5
         assert pool.run(sessions[-1], ["6 * 7"]).results[0].text == "42\n"
         assert pool.run(sessions[0], ["1"]).why == "gone"
-        assert len(pool._present()) <= 3
+        assert len(pool._list_sandboxes()) <= 3
     finally:
         pool.close()
     assert [sandbox._lost for sandbox in opened] == ["closed"] * len(opened)
@@ -115,7 +115,7 @@ def test_a_pool_that_can_open_nothing_says_why():
 
     pool = Pool(open_local(LIMITS), opener, 2)
     try:
-        (sandbox,) = pool._present().values()
+        (sandbox,) = pool._list_sandboxes().values()
         sandbox.close()
         assert pool.open(0, []).why == "lost"
         with pytest.raises(SandboxLost, match="the engine is away"):
