@@ -1,4 +1,4 @@
-"""What tests of cells share: the sandboxes they run against, and how to make a tool forget."""
+"""Sandboxes that tests of cells run against, and a way to make a tool drop its live states."""
 
 import pytest
 
@@ -11,7 +11,7 @@ KINDS = [
 
 
 def forget_states(tool: PythonTool) -> None:
-    """Drop every live state: the next call replays."""
+    """Drop every live state, so that the next call replays."""
     with tool._lock:
         handles = list(tool._live.values())
         tool._live.clear()

@@ -1,4 +1,4 @@
-"""How many processes a sandbox holds: what has ended takes no place, and many are ended at once."""
+"""Processes of a sandbox: ended ones take no place, and many can be ended at once."""
 
 import os
 import select
@@ -46,21 +46,21 @@ while True:
 @pytest.mark.parametrize("cell", [SLEEPERS, CLONES], ids=["ended asleep", "never born"])
 def test_what_has_ended_takes_no_place_from_others(cell):
     """Ten cells start 120 processes or try 200, in a sandbox with room for 2 x 40 at a time."""
-    made = PythonTool("local", Limits(processes=16, all_processes=40, spares=2))
+    tool = PythonTool("local", Limits(processes=16, all_processes=40, spares=2))
     try:
-        state, _ = made.run(made.initial_state(ToolContext(seed=7)), "x = 1")
-        sandbox = made._get_sandbox()
+        state, _ = tool.run(tool.initial_state(ToolContext(seed=7)), "x = 1")
+        sandbox = tool._get_sandbox()
         for number in range(10):
-            made.run(state, f"{cell}\nx = {number}")
-        assert made.run(state, "import subprocess; subprocess.call(['true'])")[1].text == "0\n"
-        assert made._get_sandbox() is sandbox
-        assert made.replays == 0
+            tool.run(state, f"{cell}\nx = {number}")
+        assert tool.run(state, "import subprocess; subprocess.call(['true'])")[1].text == "0\n"
+        assert tool._get_sandbox() is sandbox
+        assert tool.replays == 0
     finally:
-        made.close()
+        tool.close()
 
 
 def test_idle_states_make_way_when_a_sandbox_has_too_many_processes():
-    """Two sessions of 60 hold 120 of 100: the twenty that were unused for longest go."""
+    """Two sessions of 60 hold 120 of 100: the twenty that are unused for longest go."""
     session = {"memory": 0, "disk": 0, "processes": 1}
     states = {
         number: types.SimpleNamespace(
@@ -74,13 +74,13 @@ def test_idle_states_make_way_when_a_sandbox_has_too_many_processes():
         for number in range(120)
     }
     limits = {"session_memory": 1, "session_disk": 1, "session_processes": 60}
-    found = patrol.find_excess(states, {}, {**limits, "all_processes": 100})
-    assert [live.handle for live in found.states] == list(range(20))
-    assert found.cell is None
+    excess = patrol.find_excess(states, {}, {**limits, "all_processes": 100})
+    assert [state.handle for state in excess.states] == list(range(20))
+    assert excess.cell is None
 
 
 def test_a_state_that_was_branched_is_forked_in_advance_before_its_newest_child():
-    """With one child the newest is likelier next; the first process only ever gives sessions."""
+    """After one fork the newest child is likelier next; the first process only forks sessions."""
     folder = jobs.Folder("/", None)
     first = jobs.LiveState(0, None, None, folder, None)
     session = jobs.LiveState(1, None, first, folder, None)
@@ -96,9 +96,9 @@ def test_files_that_are_only_named_are_not_opened_anew_in_every_child(tmp_path):
     path.write_text("x")
     named, opened = os.open(path, os.O_PATH), os.open(path, os.O_RDONLY)
     try:
-        found = cell.Descriptors(max(named, opened) + 1).list_regular_files()
-        assert opened in found
-        assert named not in found
+        files = cell.Descriptors(max(named, opened) + 1).list_regular_files()
+        assert opened in files
+        assert named not in files
     finally:
         os.close(named)
         os.close(opened)
@@ -141,13 +141,13 @@ def test_a_group_held_still_does_nothing_until_it_goes_on():
 
 
 def test_what_is_forked_while_a_group_is_held_still_goes_on():
-    """Without SIGCONT blocked a child can be born stopped for good: one hold in five or so."""
+    """If SIGCONT is not blocked, about one pause in five leaves a child stopped for good."""
     group = subprocess.Popen(
         [sys.executable, "-c", FORKS], stdout=subprocess.PIPE, start_new_session=True
     )
     try:
         for number in range(100):
-            assert select.select([group.stdout], [], [], 20)[0], f"stopped by hold {number}"
+            assert select.select([group.stdout], [], [], 20)[0], f"stopped by pause {number}"
             os.read(group.stdout.fileno(), 1 << 16)
             time.sleep(number % 10 * 0.001)
             with usage.pause_group(group.pid):
@@ -182,7 +182,7 @@ def test_every_process_of_a_sandbox_blocks_the_signal_that_ends_a_hold():
     ids=["local", "docker"],
 )
 def test_states_dropped_while_they_fork_in_advance_leave_no_strays(opened):
-    """Each is dropped as soon as it has answered; with strays about, all are held still again."""
+    """Each state is dropped as soon as it has answered; a stray would pause the whole sandbox."""
     sandbox = opened(Limits())
     try:
         session = sandbox.open(0, []).state
@@ -196,28 +196,28 @@ def test_states_dropped_while_they_fork_in_advance_leave_no_strays(opened):
         sandbox.close()
 
 
-def settles(action, wanted):
-    """Whether `action()` comes to `wanted`."""
+def settles(action, expected):
+    """Return True if `action()` comes to `expected` within a minute."""
     deadline = time.monotonic() + 60
-    while (value := action()) != wanted and time.monotonic() < deadline:
+    while (value := action()) != expected and time.monotonic() < deadline:
         time.sleep(0.05)
-    return value == wanted
+    return value == expected
 
 
 def test_where_memory_runs_out_cells_go_before_states_and_the_first_process():
-    """A fork bomb must not take the others of its container along: its children inherit."""
+    """A fork bomb must not take the rest of its container along: children inherit the score."""
     sandbox = open_local(Limits(spares=0))
 
     def scores():
-        found = {}
+        counts = {}
         for entry in Path("/proc").glob("[0-9]*"):
             try:
                 if os.getpgid(int(entry.name)) == sandbox.pid:
                     score = int((entry / "oom_score_adj").read_text())
-                    found[score] = found.get(score, 0) + 1
+                    counts[score] = counts.get(score, 0) + 1
             except OSError:
                 continue
-        return found
+        return counts
 
     try:
         session = sandbox.open(0, []).state

@@ -1,4 +1,4 @@
-"""Clearing up after cells: everything of theirs, nothing of anybody else's."""
+"""Cleaning up after cells removes all of their files and nothing else."""
 
 import os
 
@@ -10,12 +10,12 @@ from tools.repl import jobs
 @pytest.fixture
 def outside(tmp_path):
     """A folder of the host that must survive, with its mode."""
-    made = tmp_path / "outside"
-    made.mkdir(mode=0o755)
-    (made / "kept").write_text("kept")
-    yield made
-    assert (made / "kept").read_text() == "kept"
-    assert made.stat().st_mode & 0o777 == 0o755
+    folder = tmp_path / "outside"
+    folder.mkdir(mode=0o755)
+    (folder / "file").write_text("file")
+    yield folder
+    assert (folder / "file").read_text() == "file"
+    assert folder.stat().st_mode & 0o777 == 0o755
 
 
 def test_a_folder_goes_with_links_closed_folders_and_great_depth(tmp_path, outside):
@@ -61,14 +61,14 @@ def test_a_folder_swapped_for_a_link_between_two_looks_is_not_followed(
 ):
     top = tmp_path / ".~state"
     (top / "victim").mkdir(parents=True)
-    enter = jobs._open_folder
+    open_folder = jobs._open_folder
 
-    def swapped(above, name):
+    def swap(parent_fd, name):
         if name == "victim" and not (top / "victim").is_symlink():
             (top / "victim").rename(top / "away")
             (top / "victim").symlink_to(outside)
-        return enter(above, name)
+        return open_folder(parent_fd, name)
 
-    monkeypatch.setattr(jobs, "_open_folder", swapped)
+    monkeypatch.setattr(jobs, "_open_folder", swap)
     jobs.remove_folder(str(top))
     assert not top.exists()
