@@ -92,15 +92,15 @@ class SandboxDied(NamedTuple):
 
     why: str
     is_tested: bool = False
-    """True if it was tested because of a state's faults."""
+    """True if this was found out by a test after a state's last fault."""
 
 
 Outcome = Ran | Killed | StateLost | StateBroken | SandboxDied
-"""How one attempt to run a cell ended."""
+"""Outcome of one attempt to run a cell."""
 
 
 class RetryBudget(NamedTuple):
-    """What one call may still spend on attempts that fail."""
+    """Retries that are left to one call, by the kind of failure."""
 
     attempts: int = 0
     """Attempts made, of at most `ATTEMPTS`."""

@@ -23,7 +23,7 @@ class ToolUnavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class ToolContext:
-    """What an episode passes to its tools when it begins."""
+    """Values that an episode passes to its tools when it begins."""
 
     seed: int = 0
     """Seed of every random choice of a tool, so that a replay is exact."""

@@ -30,7 +30,7 @@ SCOPE_SOCKET_AND_SIGNAL = 3
 SYS_LANDLOCK_CREATE, SYS_LANDLOCK_ADD, SYS_LANDLOCK_RESTRICT = 444, 445, 446
 
 OOM_SCORE_IDLE, OOM_SCORE_RUNNING = 800, 1000
-"""How readily the system kills idle states, and cells with everything that they start."""
+"""OOM scores of idle states, and of cells with everything that they start."""
 
 FORK_PATIENCE = 2.0
 """Seconds for which a fork that finds no room for a process is retried."""

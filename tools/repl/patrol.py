@@ -39,14 +39,14 @@ MAX_MEASURED = 20
 """States measured in one round: each takes up to a millisecond."""
 
 RESOURCES = ("memory", "disk", "processes")
-"""What is limited for each session, by the limits' names after `session_`."""
+"""Resources limited for each session, by the limits' names after `session_`."""
 
 LiveStates = dict[int, LiveState]
 """Live states by their handles."""
 
 
 class Excess(NamedTuple):
-    """What must go so that no session exceeds its limits: idle states, or one running cell."""
+    """Idle states, or one running cell, that must go so that no session exceeds its limits."""
 
     states: list[LiveState]
     cell: LiveState | None
@@ -173,12 +173,12 @@ class Patrol:
 
     def sweep(self, states: LiveStates, running: LiveStates) -> None:
         """Kill and reap children of the hub that are no states; HubStopped if they escape."""
-        known = _list_pids(states) | _list_pids(running) | {self.first_pid}
+        tracked = _list_pids(states) | _list_pids(running) | {self.first_pid}
         for _round in range(20):
-            alive = len(self._list_new(self._list_strays(known)))
+            alive = len(self._list_new(self._list_strays(tracked)))
             # Pause all right away: in one more round a fork bomb fills a container's memory.
             with usage.pause_group(self.first_pid if alive else 0):
-                self._kill_strays(known)
+                self._kill_strays(tracked)
             if not alive:
                 self.chasing_since = 0.0
                 return
@@ -187,19 +187,19 @@ class Patrol:
         if time.monotonic() - self.chasing_since > MAX_CHASE:
             raise HubStopped("processes that cannot be caught")
 
-    def _list_strays(self, known: Set[int]) -> list[int]:
-        return [pid for pid in usage.list_children(os.getpid()) if pid not in known]
+    def _list_strays(self, tracked: Set[int]) -> list[int]:
+        return [pid for pid in usage.list_children(os.getpid()) if pid not in tracked]
 
     def _list_new(self, strays: list[int]) -> list[int]:
         # A process that was killed already may take seconds to die on a busy machine.
         return [pid for pid in strays if pid not in self.dying and _is_alive(pid)]
 
-    def _kill_strays(self, known: Set[int]) -> None:
-        """Kill and reap the children of the hub that are not `known`."""
-        for pid in self._list_strays(known):
+    def _kill_strays(self, tracked: Set[int]) -> None:
+        """Kill and reap the children of the hub that are not `tracked`."""
+        for pid in self._list_strays(tracked):
             self.dying.setdefault(pid, time.monotonic() + 10)
             self.swept[pid] = self.dying[pid]
-            usage.kill_tree(pid, itself=True, keep=known)
+            usage.kill_tree(pid, itself=True, keep=tracked)
             with contextlib.suppress(OSError):
                 os.waitpid(pid, os.WNOHANG)
 

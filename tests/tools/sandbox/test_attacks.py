@@ -40,7 +40,7 @@ SETTLED = "{0} = '{1}'\nwith open('mine', 'w') as file: file.write('{1}')\nprint
 
 
 class Host:
-    """What an attack must not reach: a file, a process, listeners, a secret in the environment."""
+    """Targets that an attack must not reach: a file, a process, listeners, a secret."""
 
     def __init__(self, folder: Path) -> None:
         self.secret = secrets.token_hex(8)
@@ -71,7 +71,7 @@ class Host:
         return cell.format(
             canary=self.canary,
             folder=self.canary.parent,
-            others=", ".join(map(str, [self.process.pid, *others(tool)])),
+            others=", ".join(map(str, [self.process.pid, *list_others(tool)])),
             tcp=self.tcp,
             udp=self.udp,
             unix=self.unix,
@@ -115,7 +115,7 @@ def processes_in(tool: PythonTool) -> list[str]:
     return group(sandbox.pid)
 
 
-def others(tool: PythonTool) -> list[int]:
+def list_others(tool: PythonTool) -> list[int]:
     """Return the process ids of learner, hub and a state, as cells would see them."""
     sandbox = tool._get_sandbox()
     if sandbox.name == "docker":
@@ -216,10 +216,10 @@ def test_attack(arena, host, attack):
     assert attack.message in result.text
     if attack.goes_on is not None:
         assert (state != parent) is attack.goes_on, result.text
-    own = run(tool, parent, "own, open('mine').read()", "parent")[1]
-    assert own.text == "('parent', 'parent')\n"
-    other = run(tool, victim, "secret, open('mine').read(), os.listdir()", "victim")[1]
-    assert other.text == "('victim', 'victim', ['mine'])\n"
+    result = run(tool, parent, "own, open('mine').read()", "parent")[1]
+    assert result.text == "('parent', 'parent')\n"
+    result = run(tool, victim, "secret, open('mine').read(), os.listdir()", "victim")[1]
+    assert result.text == "('victim', 'victim', ['mine'])\n"
     assert tool.replays == replays, "a state was lost"
     if state != parent:
         tool.run(state, "print('the next cell of the attacker')")

@@ -110,7 +110,7 @@ from tools.tool import ToolContext
 tool = PythonTool({kind!r}, Limits(cpu=60.0, wall=60.0))
 tool.run(tool.initial_state(ToolContext(seed=0)), "1")
 transport = tool._sandbox._transport
-place = transport.container if {kind!r} == "docker" else transport.folder
+location = transport.container if {kind!r} == "docker" else transport.folder
 started = threading.Semaphore(0)
 def work(number):
     state, _ = tool.run(tool.initial_state(ToolContext(seed=number)), "x = 1")
@@ -124,7 +124,7 @@ for number in range(100):
     threading.Thread(target=work, args=(number,), daemon=True).start()
 for number in range(100):
     started.acquire()
-print(tool._sandbox.pid, place, flush=True)
+print(tool._sandbox.pid, location, flush=True)
 import time; time.sleep(600)
 """
 
