@@ -13,7 +13,7 @@ from tools.python import PythonTool
 from tools.tool import ToolContext
 
 
-def group(leader: int, letters: str = "RSDTtI") -> list[int]:
+def list_group(leader: int, letters: str = "RSDTtI") -> list[int]:
     """Return the processes of a group in these states; the leader comes first if it is one."""
     members = []
     for name in filter(str.isdigit, os.listdir("/proc")):
@@ -26,7 +26,7 @@ def group(leader: int, letters: str = "RSDTtI") -> list[int]:
     return sorted(members, key=lambda pid: (pid != leader, pid))
 
 
-def own_mib(pid: int | str) -> float:
+def read_private_mib(pid: int | str) -> float:
     """Return the private memory of a process in MiB: no files, nothing that it has freed."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) / 1024
@@ -38,23 +38,23 @@ def measure(tool: PythonTool) -> dict[str, float]:
     ctypes.CDLL(None).malloc_trim(0)
     usage = {
         "learner descriptors": len(os.listdir("/proc/self/fd")),
-        "learner MiB": own_mib("self"),
+        "learner MiB": read_private_mib("self"),
         "threads": threading.active_count(),
     }
     sandbox = tool._get_sandbox()
     if sandbox.name == "local":
         hub = sandbox._transport._process.pid
         usage["hub descriptors"] = len(os.listdir(f"/proc/{hub}/fd"))
-        usage["hub MiB"] = own_mib(hub)
+        usage["hub MiB"] = read_private_mib(hub)
         status = tool.status()
-        extra = len(group(sandbox.pid)) - 1 - status["states"] - status["spares"]
+        extra = len(list_group(sandbox.pid)) - 1 - status["states"] - status["spares"]
         usage["processes beyond the states"] = extra
         # A spare holds descriptors of the hub: only readings with as many spares compare.
         usage["spares"] = status["spares"]
     return usage
 
 
-def at_rest(tool: PythonTool) -> dict[str, float]:
+def measure_at_rest(tool: PythonTool) -> dict[str, float]:
     """Drop every state and measure once all is quiet, with a spare ready for the next episode."""
     tool.run(tool.initial_state(ToolContext(seed=0)), "0")
     forget_states(tool)
@@ -70,7 +70,9 @@ def at_rest(tool: PythonTool) -> dict[str, float]:
     return measure(tool)
 
 
-def grown(before: Mapping[str, float], after: Mapping[str, float], growth: float) -> list[str]:
+def find_growth(
+    before: Mapping[str, float], after: Mapping[str, float], growth: float
+) -> list[str]:
     """Return the measures that grew; memory may grow by `growth` per cent."""
     allowed = {name: 1.0 + growth / 100 if "MiB" in name else 1.0 for name in after}
     return [name for name, value in after.items() if value > before[name] * allowed[name]]

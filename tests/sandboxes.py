@@ -1,4 +1,6 @@
-"""Sandboxes that tests of cells run against, and a way to make a tool drop its live states."""
+"""Sandboxes that tests of cells run against, and helpers to wait and to drop live states."""
+
+import time
 
 import pytest
 
@@ -16,3 +18,11 @@ def forget_states(tool: PythonTool) -> None:
         handles = list(tool._live.values())
         tool._live.clear()
     tool._get_sandbox().drop(handles)
+
+
+def wait_for(action, expected, seconds=60.0):
+    """Call `action` until it returns `expected`; return its last value."""
+    deadline = time.monotonic() + seconds
+    while (value := action()) != expected and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return value

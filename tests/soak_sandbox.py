@@ -21,7 +21,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-from tests.sandbox_leaks import at_rest, format_usage, group, grown
+from tests.sandbox_leaks import find_growth, format_usage, list_group, measure_at_rest
 from tools.python import PythonState, PythonTool
 from tools.sandbox.protocol import Limits
 from tools.tool import ToolContext
@@ -173,9 +173,9 @@ def kill_one(sandbox, choice: random.Random, span: Span) -> None:
         target = sandbox._transport._process.pid
         tally.hubs += 1
     else:
-        busy = [] if choice.random() < 0.5 else group(sandbox.pid, "R")
+        busy = [] if choice.random() < 0.5 else list_group(sandbox.pid, "R")
         busy = [pid for pid in busy if pid != sandbox.pid]
-        target = choice.choice(busy or group(sandbox.pid)[1:] or [0])
+        target = choice.choice(busy or list_group(sandbox.pid)[1:] or [0])
         tally.kills += target > 0
         tally.busy += target in busy
     if target:
@@ -238,16 +238,16 @@ def main() -> int:
     # the first eighth only, so that the last one has time to warm up.
     run_sessions(tool, arguments.sessions, span, 1 / 2)
     with tally.calm:
-        before = at_rest(tool)
+        before = measure_at_rest(tool)
     print(f"after {tally.cells} cells:", format_usage(before), flush=True)
     run_sessions(tool, arguments.sessions, span, 1.0)
     done.set()
     if every:
         killer.join()
-    after, seconds = at_rest(tool), time.monotonic() - span.started_at
+    after, seconds = measure_at_rest(tool), time.monotonic() - span.started_at
     status, sandbox = dict(tool.status()), tool._get_sandbox()
     tool.close()
-    left = group(sandbox.pid) if sandbox.name == "local" else []
+    left = list_group(sandbox.pid) if sandbox.name == "local" else []
     disagree = replay_sample(tally, arguments.sandbox)
     print(f"after {tally.cells} cells in {seconds:.0f} s:", format_usage(after))
     print(
@@ -258,7 +258,7 @@ def main() -> int:
     print(f"wrong or failed: {len(tally.wrong)}", *tally.wrong[:10], sep="\n  ")
     print(f"replayed in a fresh sandbox: {len(tally.sample)}, with another output: {disagree}")
     print(f"processes left after close: {len(left)}; counters: {status}")
-    leaks = grown(before, after, arguments.growth)
+    leaks = find_growth(before, after, arguments.growth)
     print("grown:", leaks or "nothing")
     return int(bool(tally.wrong or disagree or left or leaks))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.sandboxes import wait_for
 from tools.python import PythonTool
 from tools.repl import cell, jobs, kernel, patrol, usage
 from tools.sandbox.docker_engine import open_docker
@@ -133,8 +134,8 @@ def test_a_group_held_still_does_nothing_until_it_goes_on():
         while len(members) < 3:
             members = usage.list_tree(group.pid)
         with usage.pause_group(group.pid):
-            assert settles(lambda: {usage.read_stat(pid)[0] for pid in members}, {"T"})
-        assert settles(lambda: {usage.read_stat(pid)[0] for pid in members}, {"S"})
+            assert wait_for(lambda: {usage.read_stat(pid)[0] for pid in members}, {"T"}) == {"T"}
+        assert wait_for(lambda: {usage.read_stat(pid)[0] for pid in members}, {"S"}) == {"S"}
     finally:
         os.killpg(group.pid, signal.SIGKILL)
         group.wait()
@@ -190,18 +191,10 @@ def test_states_dropped_while_they_fork_in_advance_leave_no_strays(opened):
             reply = sandbox.run(session, ["x = 1"])
             assert reply.why is None, number
             sandbox.drop([reply.state])
-        assert settles(lambda: sandbox.status()["states"], 1)
+        assert wait_for(lambda: sandbox.status()["states"], 1) == 1
         assert sandbox.status()["strays"] == 0
     finally:
         sandbox.close()
-
-
-def settles(action, expected):
-    """Return True if `action()` comes to `expected` within a minute."""
-    deadline = time.monotonic() + 60
-    while (value := action()) != expected and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return value == expected
 
 
 def test_where_memory_runs_out_cells_go_before_states_and_the_first_process():

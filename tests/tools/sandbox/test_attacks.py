@@ -6,14 +6,14 @@ import os
 import secrets
 import socket
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
 from tests.sandbox_attacks import ATTACKS
-from tests.sandboxes import KINDS
+from tests.sandbox_leaks import list_group
+from tests.sandboxes import KINDS, wait_for
 from tools.python import PythonTool
 from tools.sandbox.protocol import Limits
 from tools.tool import ToolContext
@@ -105,14 +105,14 @@ def host(tmp_path_factory):
     host.close()
 
 
-def processes_in(tool: PythonTool) -> list[str]:
+def list_processes(tool: PythonTool) -> list[int]:
     """Return the processes of the sandbox besides the hub, without zombies."""
     sandbox = tool._get_sandbox()
     if sandbox.name == "docker":
         transport = sandbox._transport
         rows = transport._client.api.top(transport.container, "-eo pid,stat,args")["Processes"]
-        return [row for row in rows[1:] if not row[1].startswith("Z")]
-    return group(sandbox.pid)
+        return [int(row[0]) for row in rows[1:] if not row[1].startswith("Z")]
+    return list_group(sandbox.pid)
 
 
 def list_others(tool: PythonTool) -> list[int]:
@@ -120,27 +120,14 @@ def list_others(tool: PythonTool) -> list[int]:
     sandbox = tool._get_sandbox()
     if sandbox.name == "docker":
         return [sandbox.pid, sandbox.pid + 1]  # the first process, and maybe a state
-    states = [int(pid) for pid in group(sandbox.pid) if int(pid) != sandbox.pid]
+    states = [pid for pid in list_group(sandbox.pid) if pid != sandbox.pid]
     return [os.getpid(), sandbox._transport._process.pid, sandbox.pid, *states[:1]]
 
 
-def expected(tool: PythonTool) -> int:
+def count_expected(tool: PythonTool) -> int:
     """Count the first process, one process for each state, and the spares."""
     status = tool.status()
     return 1 + status["states"] + status["spares"]
-
-
-def group(leader: int) -> list[str]:
-    """Return the processes of a process group, without zombies."""
-    processes = []
-    for entry in Path("/proc").iterdir():
-        try:
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if entry.name.isdigit() and int(fields[2]) == leader and fields[0] != "Z":
-            processes.append(entry.name)
-    return processes
 
 
 def run(tool, state, cell, message):
@@ -150,14 +137,6 @@ def run(tool, state, cell, message):
         if message in result.text or CLOCK not in result.text:
             break
     return following, result
-
-
-def settles(action, expected, seconds=60.0):
-    """Return True if `action()` comes to `expected`, else its last value."""
-    deadline = time.monotonic() + seconds
-    while (value := action()) != expected and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return value == expected or value
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -170,14 +149,14 @@ def arena(request, host):
     victim, result = run(tool, victim, SETTLED.format("import os; secret", "victim"), "settled")
     assert result.text == "settled\n"
     yield tool, victim
-    assert settles(lambda: len(processes_in(tool)) - expected(tool), 0) is True
+    assert wait_for(lambda: len(list_processes(tool)) - count_expected(tool), 0) == 0
     sandbox = tool._get_sandbox()
     transport = sandbox._transport
     tool.close()
     if sandbox.name == "docker":
-        assert settles(lambda: containers(transport.container), 0) is True
+        assert wait_for(lambda: count_containers(transport.container), 0) == 0
     else:
-        assert settles(lambda: group(sandbox.pid), []) is True
+        assert wait_for(lambda: list_group(sandbox.pid), []) == []
         assert not Path(transport.folder).exists()
     sandbox = transport = None
     gc.collect()
@@ -196,7 +175,7 @@ def open_descriptors() -> set[tuple[str, str]]:
     return descriptors
 
 
-def containers(container: str) -> int:
+def count_containers(container: str) -> int:
     import docker
 
     with contextlib.closing(docker.from_env()) as client:

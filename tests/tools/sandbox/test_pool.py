@@ -4,11 +4,10 @@ import contextlib
 import os
 import signal
 import threading
-import time
 
 import pytest
 
-from tests.sandboxes import KINDS
+from tests.sandboxes import KINDS, wait_for
 from tools.python import PythonTool
 from tools.sandbox.local import open_local
 from tools.sandbox.pool import Pool
@@ -20,14 +19,6 @@ LIMITS = Limits(cpu=5.0, wall=20.0, memory=256 << 20, processes=16)
 
 def begin(tool, seed, cell="x = 41"):
     return tool.run(tool.initial_state(ToolContext(seed=seed)), cell)[0]
-
-
-def wait_for(action, expected, seconds=30.0):
-    """Call `action` until it returns `expected`; return its last value."""
-    deadline = time.monotonic() + seconds
-    while action() != expected and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return action()
 
 
 def hub_of(tool, state):
