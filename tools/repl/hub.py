@@ -45,7 +45,9 @@ class Hub:
         self.remover = Remover()
         self.next_handle = 1
         self.disconnected: list[LiveState] = []
+        """States whose channel broke while the hub wrote to it; handled by the main loop."""
         self.doomed: list[LiveState] = []
+        """Dropped states, which stay until no child of theirs is being forked."""
         self.counters = {"cells": 0, "evicted": 0, "killed": 0}
         self.patrol = Patrol(self.limits, group, settings["own_disk"])
         self.zygote = LiveState(0, zygote, None, Folder(settings["folder"], None), None)
@@ -89,7 +91,6 @@ class Hub:
                 return
             write_answer({"id": message["id"], "state": None, "results": [], "why": why})
         elif operation == "drop":
-            # A state may still be forking a child: the main loop forgets it once it can go.
             self.doomed += [self.states[one] for one in message["states"] if one in self.states]
         elif operation == "status":
             counts = {"running": len(self.running), "spares": len(self.spares)}

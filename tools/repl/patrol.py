@@ -63,8 +63,11 @@ class Patrol:
         self.chasing_since = 0.0
         self.queue: list[LiveState] = []
         self.dying: dict[int, float] = {}
+        """Killed processes, and the time until which they may still be around."""
         self.swept: dict[int, float] = {}
+        """Those of them that were killed as strays."""
         self.blamed: collections.OrderedDict[int, None] = collections.OrderedDict()
+        """Handles of states that ended by their own doing."""
         self.own_disk = own_disk
         self.next_disk_check = 0.0
 
