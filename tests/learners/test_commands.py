@@ -220,7 +220,7 @@ def test_a_kernel_without_landlock_is_named_before_the_model_is_loaded(
     monkeypatch.setattr(sandlock, "landlock_abi_version", lambda: 2)
     given = f"--model {tmp_path}/none --tools python --sandbox local --out {tmp_path}/run"
     said = refused(capsys, given)
-    assert "ToolUnavailable: no sandbox for Python code can be had here." in said
+    assert "ToolUnavailable: no sandbox can run Python code on this machine." in said
     assert "Landlock version 2" in said
     assert "Docker" in said
 
