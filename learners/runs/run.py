@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks import Task
 from learners.config import RunConfig
 from learners.ledger import Ledger, policy_flops
-from learners.metrics import PEAK, tree_metrics
+from learners.metrics import PEAK, compute_tree_metrics
 from learners.policy import Policy, PolicyLoss, Reference, TokenStats, multiplier
 from learners.rl import mismatch_weights, wrap_loss
 from learners.rollouts import Hook, Rollouts
@@ -259,7 +259,7 @@ class Run:
         self.ledger.inherited(self.trees)
         found = {k: sum(v) / len(v) for k, v in self._notes.items() if v}
         found |= {k: float(v) for k, v in self._counts.items()}
-        found |= self.ledger.take() | tree_metrics(self.trees)
+        found |= self.ledger.take() | compute_tree_metrics(self.trees)
         if self.memory is not None:
             found[PEAK] = self.memory.most()
             self.memory = None
