@@ -246,10 +246,10 @@ def update(policy: Policy, trajectories: Sequence[Trajectory], observation_weigh
 
 
 def describe_work(work: Work) -> str:
-    """How much of a batch's tokens was computed, padding included, and in which layout."""
+    """Describe a batch's layout and which share of its tokens was computed, padding included."""
     layout = "packed" if work.trees else "padded"
     share = work.computed_tokens / max(1, work.row_tokens)
-    return f"computed {share:.0%} of the tokens, {layout}"
+    return f"computed {share:.0%}, {layout}"
 
 
 def summarize(result: dict[str, Any]) -> dict[str, Any]:

@@ -30,12 +30,11 @@ class Options:
     out: Path | None = None
     """File to write the page to; None: RUN/view.html."""
     megabytes: float = 4.0
-    """Maximum size of the trees in a page; the page counts the trees left out beyond it."""
+    """Maximum size of the trees in a page; it says how many it leaves out."""
     live: bool = False
     """Serve the run while it trains, instead of writing a page."""
     host: str = "127.0.0.1"
-    """Address to serve at. Other machines can read the run's text at any address but this
-    machine's own."""
+    """Address to serve at; beyond loopback addresses, other machines can read the run too."""
     port: int = 8765
     """Port to serve at; 0: any free port."""
 

@@ -100,6 +100,6 @@ def test_a_batch_is_packed_if_that_is_less_work_and_the_log_says_so(loaded):
     """Three of different lengths are packed; one alone is not, since that saves nothing."""
     policy, demonstrations = policy_of(loaded, "auto"), demonstrate(loaded, apart=True)
     update(policy, demonstrations, 1.0)
-    assert describe_work(policy.work) == "computed 100% of the tokens, packed"
+    assert describe_work(policy.work) == "computed 100%, packed"
     update(policy, demonstrations[:1], 1.0)
-    assert describe_work(policy.work) == "computed 100% of the tokens, padded"
+    assert describe_work(policy.work) == "computed 100%, padded"

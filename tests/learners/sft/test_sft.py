@@ -226,5 +226,5 @@ def test_a_cold_start_writes_a_model_and_is_not_repeated(tmp_path, capsys):
     output = capsys.readouterr().out
     assert "playing 4 demonstrations" in output
     assert re.search(
-        r"fine-tuning 1/1 +loss [\d.]+ +computed \d+% of the tokens, (packed|padded)", output
+        r"fine-tuning 1/1 +loss [\d.]+ +computed \d+%, (packed|padded)", output
     )
