@@ -225,6 +225,4 @@ def test_a_cold_start_writes_a_model_and_is_not_repeated(tmp_path, capsys):
     assert loaded.model.num_parameters() == load_model("tiny").model.num_parameters()
     output = capsys.readouterr().out
     assert "playing 4 demonstrations" in output
-    assert re.search(
-        r"fine-tuning 1/1 +loss [\d.]+ +computed \d+%, (packed|padded)", output
-    )
+    assert re.search(r"fine-tuning 1/1 +loss [\d.]+ +computed \d+%, (packed|padded)", output)
