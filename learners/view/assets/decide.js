@@ -43,11 +43,11 @@ function meanReward(trajectories) {
 function summarize(tree) {
   // The tree in a sentence or two.
   const branches = tree.trajectories.filter((trajectory) => trajectory.source);
-  const least = Math.min(...tree.rewards);
-  const most = Math.max(...tree.rewards);
-  const equal = least === most ? `All rewards are ${formatNumber(least)}, so they do not tell decisions apart.` : null;
+  const low = Math.min(...tree.rewards);
+  const high = Math.max(...tree.rewards);
+  const equal = low === high ? `All rewards are ${formatNumber(low)}, so they do not tell decisions apart.` : null;
   if (branches.length) return [summarizeBranches(branches), equal].filter(Boolean).join(" ");
-  const range = `Rewards from ${formatNumber(least)} to ${formatNumber(most)}.`;
+  const range = `Rewards from ${formatNumber(low)} to ${formatNumber(high)}.`;
   return `${tree.trajectories.length} rollouts, no branches. ${equal || range + summarizeDivergence(tree.divergences[0])}`;
 }
 
