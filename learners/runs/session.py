@@ -25,7 +25,7 @@ from learners.config import RunConfig
 from learners.console import Narrator
 from learners.errors import UsageError
 from learners.ledger import LOST, Ledger, Spending, policy_flops, recorded
-from learners.metrics import PEAK, tree_metrics
+from learners.metrics import PEAK, compute_tree_metrics
 from learners.policy import Policy, Reference, load_model, lora, reference_of
 from learners.rollouts import Rollouts, write_rollouts
 from learners.run_folder import checkpoint_folder, list_checkpoints, write_text
@@ -265,7 +265,7 @@ def run_iteration(
         iteration(tasks, run, session.config)
     count_since(counters, rollouts)
     session.ledger.inherited(run.trees)
-    metrics = run.recorder.take() | session.ledger.take() | tree_metrics(run.trees)
+    metrics = run.recorder.take() | session.ledger.take() | compute_tree_metrics(run.trees)
     metrics[PEAK] = peak.most()
     metrics["ledger/flops"] = policy_flops(policy.model.num_parameters(), metrics)
     session.lost = [

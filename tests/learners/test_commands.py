@@ -130,7 +130,8 @@ def test_a_data_folder_without_rows_says_where_they_belong(capsys, tmp_path):
 
 def test_a_benchmark_without_demonstrations_says_so(tmp_path):
     from learners.errors import UsageError
-    from learners.sft.__main__ import Config, cold_start
+    from learners.sft.config import Config
+    from learners.sft.training import cold_start
 
     config = Config.of(env="appo/HotpotQA-v0", out=str(tmp_path / "run"))
     with pytest.raises(UsageError, match="HotpotQA-v0: this benchmark has no demonstrations"):
