@@ -16,7 +16,14 @@ from __future__ import annotations
 
 from learners.policy import lora
 from learners.policy.activations import Kept, Recorder
-from learners.policy.attention import Rectangle, Step, takes_trees, windows
+from learners.policy.attention import (
+    Rectangle,
+    Step,
+    forward_tree,
+    takes_trees,
+    unused_mask,
+    windows,
+)
 from learners.policy.batch import ROW_COST, Batch, Work, packed
 from learners.policy.loading import LoadedModel, load_model, save_model
 from learners.policy.optimizers import multiplier
@@ -36,6 +43,7 @@ __all__ = [
     "Step",
     "TokenStats",
     "Work",
+    "forward_tree",
     "load_model",
     "lora",
     "multiplier",
@@ -43,5 +51,6 @@ __all__ = [
     "reference_of",
     "save_model",
     "takes_trees",
+    "unused_mask",
     "windows",
 ]

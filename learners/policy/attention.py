@@ -16,6 +16,8 @@ from torch.nn import Module
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.weak import WeakIdKeyDictionary
 
+from learners.policy.activations import Recorder
+from learners.policy.batch import Packing
 from learners.policy.tree_attention import Layout, precision, tree_attention
 
 if TYPE_CHECKING:
@@ -86,6 +88,38 @@ def windows(model: PreTrainedModel) -> dict[str, int | None]:
     if getattr(config, "attention_chunk_size", None):
         kinds.add("chunked_attention")
     return {kind: {FULL: None, SLIDING: width}.get(kind, 0) for kind in kinds}
+
+
+def forward_tree(
+    model: PreTrainedModel, packing: Packing, recorder: Recorder | None = None
+) -> Tensor:
+    """Read the tokens of a tree in one pass, each after its own path.
+
+    Args:
+        model: one that `takes_trees`.
+        packing: U tokens, on the model's device.
+        recorder: takes the keys and values of every layer.
+
+    Returns:
+        (U, D) last hidden states.
+    """
+    hidden: Tensor = model.base_model(
+        input_ids=packing.token_ids[None],
+        position_ids=packing.positions[None],
+        attention_mask=unused_mask(packing.positions),
+        past_key_values=recorder,
+        use_cache=recorder is not None,
+        tree=packing.layout,
+    ).last_hidden_state
+    return hidden[0]
+
+
+def unused_mask(positions: Tensor) -> Tensor:
+    """A mask of size zero, for a pass whose attention ignores masks.
+
+    Given no mask at all, transformers would build a causal one over all tokens of the pass.
+    """
+    return positions.new_zeros((1, 1, 1, 0))
 
 
 def grouped_attention(

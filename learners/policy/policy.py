@@ -17,8 +17,8 @@ from torch import Tensor
 
 from learners.config import OptimizerName
 from learners.policy.activations import Keep, Kept, Recorder
-from learners.policy.attention import takes_trees
-from learners.policy.batch import Batch, Packing, Packs, Work, laid_out, pack, token_ids
+from learners.policy.attention import forward_tree, takes_trees
+from learners.policy.batch import Batch, Packs, Work, laid_out, pack, token_ids
 from learners.policy.loading import LoadedModel
 from learners.policy.logprobs import of_states, rounded_factors
 from learners.policy.optimizers import make_optimizer
@@ -233,7 +233,7 @@ class Policy:
         else:  # n tokens of the tree, each maybe of several rows
             wanted, back = torch.unique(tree.places[rows, columns + 1], return_inverse=True)
             # Plain indexing would add up its gradient in an order that threads decide.
-            before = hidden[0].index_select(0, tree.previous[wanted])
+            before = hidden.index_select(0, tree.previous[wanted])
             targets = tree.token_ids[wanted]
         head = self.model.get_output_embeddings()
         logprobs, surprise = of_states(before, head, targets, self.temperature, entropies=entropies)
@@ -250,22 +250,12 @@ class Policy:
         return filled(logprobs), filled(surprise)
 
     def _hidden(self, batch: Batch, recorder: Recorder | None) -> Tensor:
-        """(B, T, D) last states of the rows, or (1, U, D) of the tokens of their tree."""
+        """(B, T, D) last hidden states of padded rows, or (U, D) of the tokens of their tree."""
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.autocast):
-            if batch.packing is None:
-                found = self.model.base_model(
-                    input_ids=batch.token_ids, attention_mask=batch.attention_mask, use_cache=False
-                )
+            if batch.packing is not None:
+                hidden = forward_tree(self.model, batch.packing, recorder)
             else:
-                tree: Packing = batch.packing
-                found = self.model.base_model(
-                    input_ids=tree.token_ids[None],
-                    position_ids=tree.positions[None],
-                    # Of no use: without it transformers would make a mask of its own.
-                    attention_mask=batch.attention_mask.new_zeros((1, 1, 1, 0)),
-                    past_key_values=recorder,
-                    use_cache=recorder is not None,
-                    tree=tree.layout,
-                )
-        hidden: Tensor = found.last_hidden_state.to(self.model.dtype)
-        return hidden
+                hidden = self.model.base_model(
+                    input_ids=batch.token_ids, attention_mask=batch.attention_mask, use_cache=False
+                ).last_hidden_state
+        return hidden.to(self.model.dtype)

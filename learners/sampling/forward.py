@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 
 from learners.errors import UsageError
-from learners.policy import ROW_COST, Recorder, Rectangle, Step, packed, takes_trees, windows
+from learners.policy import (
+    ROW_COST,
+    Recorder,
+    Rectangle,
+    Step,
+    forward_tree,
+    packed,
+    takes_trees,
+    unused_mask,
+    windows,
+)
 from learners.sampling.kv_cache import Lines
 
 if TYPE_CHECKING:
@@ -140,8 +150,8 @@ class LineReader:
         if step is None:
             masks = {kind: self._mask(positions, width) for kind, width in self._windows.items()}
             options["attention_mask"] = masks if len(masks) > 1 else next(iter(masks.values()))
-        else:  # the mask is of no use; without one transformers would make its own
-            options["attention_mask"] = positions.new_zeros((1, 1, 1, 0)).to(device)
+        else:
+            options["attention_mask"] = unused_mask(positions).to(device)
             options["step"] = step
         hidden: Tensor = self._model.base_model(
             input_ids=ids.to(device),
@@ -176,13 +186,6 @@ def read_together(model: PreTrainedModel, prefixes: Sequence[tuple[int, ...]]) -
     if len(tree.token_ids) + ROW_COST * len(tree.layout.spans) >= apart:
         return None
     tree, recorder = tree.to(model.device), Recorder()
-    model.base_model(
-        input_ids=tree.token_ids[None],
-        position_ids=tree.positions[None],
-        attention_mask=tree.positions.new_zeros((1, 1, 1, 0)),
-        past_key_values=recorder,
-        use_cache=True,
-        tree=tree.layout,
-    )
+    forward_tree(model, tree, recorder)
     paths = [p[: len(prefix)] for p, prefix in zip(tree.places, prefixes, strict=True)]
     return Read(len(tree.token_ids), [recorder.along(path) for path in paths])
