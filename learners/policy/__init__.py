@@ -15,7 +15,7 @@ activations     records keys and values, counts what backward passes keep
 from __future__ import annotations
 
 from learners.policy import lora
-from learners.policy.activations import Kept, Recorder
+from learners.policy.activations import Keep, Kept, Recorder
 from learners.policy.attention import (
     Rectangle,
     Step,
@@ -33,6 +33,7 @@ from learners.policy.reference import Reference, reference_of
 __all__ = [
     "ROW_COST",
     "Batch",
+    "Keep",
     "Kept",
     "LoadedModel",
     "Policy",

@@ -21,7 +21,6 @@ from learners.policy import Policy, PolicyLoss, Reference, TokenStats, multiplie
 from learners.rl import mismatch_weights, wrap_loss
 from learners.rollouts import Hook, Rollouts
 from learners.runs.memory import IterationPeak, meter_of
-from learners.sampling import TransformersSampler
 from learners.tree import RolloutTree, Row, Trajectory, usable
 from tools import PythonTool
 
@@ -112,8 +111,7 @@ class Run:
                 is read of them here.
         """
         self.ledger.add("scored_tokens", sum(map(_tokens, trajectories)))
-        sampler = self.rollouts.sampler
-        keep = sampler.keep if branched and isinstance(sampler, TransformersSampler) else None
+        keep = self.rollouts.sampler.keep if branched else None
         with self.ledger.phase("score"):
             stats = self.policy.token_stats(trajectories, keep)
         self.ledger.add("computed_tokens", self.policy.work.computed_tokens)
@@ -286,8 +284,9 @@ def readings(rollouts: Rollouts) -> dict[str, int]:
         "forked_states": sum(tool.forks for tool in pythons),
         "replayed_states": sum(tool.replays for tool in pythons),
     }
-    if isinstance(rollouts.sampler, TransformersSampler):
-        found["prefilled_tokens"] = rollouts.sampler.prefilled_tokens
+    prefilled = rollouts.sampler.stats().prefilled_tokens
+    if prefilled is not None:
+        found["prefilled_tokens"] = prefilled
     return found
 
 

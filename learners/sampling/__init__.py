@@ -15,7 +15,7 @@ opening               opens the sampler that a config asks for
 from __future__ import annotations
 
 from learners.sampling.opening import open_sampler, turns
-from learners.sampling.sampler import Request, Sampler
+from learners.sampling.sampler import Request, Sampler, SamplerStats
 from learners.sampling.transformers_sampler import TransformersSampler
 
-__all__ = ["Request", "Sampler", "TransformersSampler", "open_sampler", "turns"]
+__all__ = ["Request", "Sampler", "SamplerStats", "TransformersSampler", "open_sampler", "turns"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from learners.policy import Keep
 from learners.tree import Completion, StopReason
 
 if TYPE_CHECKING:
@@ -73,8 +74,32 @@ class Request(NamedTuple):
     temperature: float = 1.0
 
 
+class SamplerStats(NamedTuple):
+    """Counters and memory of a sampler."""
+
+    prefilled_tokens: int | None = None
+    """Prefix tokens that the model has read since the start; None if the sampler does not know."""
+    weight_bytes: int = 0
+    """Weights of its own; 0 if it samples with the policy's, or does not know."""
+    cache_bytes: int = 0
+    """Peak of the KV cache; 0 if it does not know."""
+
+
 class Sampler(Protocol):
     """Generates; `learners.policy.policy` trains."""
+
+    @property
+    def keep(self) -> Keep | None:
+        """Takes the keys and values of a prefix that the policy scored with its current weights.
+
+        None if the sampler has no use for them: recording them can cost the policy a dearer pass
+        (see `Policy.token_stats`).
+        """
+        ...
+
+    def stats(self) -> SamplerStats:
+        """Counters and memory as they stand."""
+        ...
 
     def submit(self, request: Request) -> None:
         """Take a request; it is worked on while `completed` is iterated.

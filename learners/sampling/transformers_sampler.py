@@ -18,7 +18,7 @@ from learners.sampling.draw import draw, uniform
 from learners.sampling.forward import LineReader, read_together
 from learners.sampling.kv_cache import Line, Lines
 from learners.sampling.packed_weights import Product, can_pack, pack, refresh
-from learners.sampling.sampler import Request, TurnEnd, end_ids, servable
+from learners.sampling.sampler import Request, SamplerStats, TurnEnd, end_ids, servable
 from learners.tree import Completion, StopReason
 
 if TYPE_CHECKING:
@@ -80,8 +80,7 @@ class TransformersSampler:
         self._waiting: list[Request] = []
         self._lines = Lines(rows)
         self._reader = LineReader(self._model, self._lines)
-        self.prefilled_tokens = 0
-        """Prefix tokens that the model read so far."""
+        self._prefilled_tokens = 0
 
     def submit(self, request: Request) -> None:
         """Take a request.
@@ -136,11 +135,11 @@ class TransformersSampler:
                 )
         self._model.train(was_training)
 
-    @property
-    def held(self) -> tuple[int, int]:
-        """Bytes of its own weights, and the most of keys and values so far."""
+    def stats(self) -> SamplerStats:
+        """Counters and memory as they stand."""
         own = [] if self._model is self._source else [*self._model.parameters(), *self._packed]
-        return sum(weights.nbytes for weights in own), self._lines.peak_bytes
+        weight_bytes = sum(weights.nbytes for weights in own)
+        return SamplerStats(self._prefilled_tokens, weight_bytes, self._lines.peak_bytes)
 
     def _admit(self, active: list[_Row]) -> None:
         """Let waiting requests join."""
@@ -154,7 +153,7 @@ class TransformersSampler:
             line = self._lines.take(prefix)
             active.append(_Row(request, prefix, line, prefix[line.known :]))
         self._read_together(active[before:])
-        self.prefilled_tokens += sum(len(row.unread) for row in active[before:])
+        self._prefilled_tokens += sum(len(row.unread) for row in active[before:])
 
     def _next(self, most: int) -> list[Request]:
         """Take waiting requests; those that are submitted meanwhile stand behind."""
@@ -187,7 +186,7 @@ class TransformersSampler:
         read = read_together(self._model, [row.unread[:-1] for row in fresh])
         if read is None:
             return
-        self.prefilled_tokens += read.tokens
+        self._prefilled_tokens += read.tokens
         for row, kept in zip(fresh, read.kept, strict=True):
             self._lines.fill(row.line, kept, len(row.unread) - 1)
             row.unread = row.unread[-1:]

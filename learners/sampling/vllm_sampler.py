@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from torch import Tensor
 
 from learners.policy import lora
-from learners.sampling.sampler import Request, TurnEnd, servable
+from learners.sampling.sampler import Request, SamplerStats, TurnEnd, servable
 from learners.tree import Completion
 
 if TYPE_CHECKING:
@@ -118,6 +118,9 @@ class _Turn:
 class VllmSampler:
     """Samples with an engine in this process. Mutated by `submit`, `completed`, `sync`, `rest`."""
 
+    keep = None
+    """vLLM computes keys and values itself."""
+
     def __init__(self, engine: Engine, end: TurnEnd, weights: Callable[[], Weights]) -> None:
         """Sample with what the engine was opened with until `sync` is called.
 
@@ -142,6 +145,10 @@ class VllmSampler:
     def sync(self) -> None:
         """The policy's weights have changed: they are pushed before anything is sampled again."""
         self._stale = True
+
+    def stats(self) -> SamplerStats:
+        """Nothing is known of what the engine reads and holds."""
+        return SamplerStats()
 
     def rest(self) -> None:
         """Nothing will be sampled for a while."""

@@ -28,7 +28,7 @@ from typing import IO, Any
 import torch
 
 from learners.errors import RunStopped
-from learners.sampling.sampler import Request, TurnEnd, servable
+from learners.sampling.sampler import Request, SamplerStats, TurnEnd, servable
 from learners.sampling.vllm_engine import VllmEngine
 from learners.sampling.vllm_sampler import VllmSampler
 from learners.tree import Completion
@@ -64,6 +64,9 @@ class Settings:
 
 class VllmServer:
     """Stands where a sampler does. Mutated by its verbs; `submit` may be called by any thread."""
+
+    keep = None
+    """vLLM computes keys and values itself."""
 
     def __init__(
         self,
@@ -103,6 +106,10 @@ class VllmServer:
         """The policy's weights have changed: they are pushed before anything is sampled again."""
         with self._lock:
             self._stale = True
+
+    def stats(self) -> SamplerStats:
+        """Nothing is known of what the engine reads and holds."""
+        return SamplerStats()
 
     def rest(self) -> None:
         """Nothing will be sampled for a while; the process has given its memory away on return.

@@ -72,7 +72,7 @@ def test_what_is_sampled_beyond_a_window_is_the_models_own(kind):
             sampler.submit(one)
         said |= {one.key: (one, completion) for one, completion in sampler.completed()}
     assert len(said) == 5
-    assert sampler.prefilled_tokens == 30 + 5 + 31 + 2 + 1
+    assert sampler.stats().prefilled_tokens == 30 + 5 + 31 + 2 + 1
     for one, completion in said.values():
         ids = torch.tensor([[*one.prefix_ids, *completion.token_ids]])
         with torch.inference_mode():

@@ -60,7 +60,7 @@ def alone_and_together(loaded, requests, monkeypatch):
                     "learners.sampling.transformers_sampler.read_together", lambda *_: None
                 )
             sampler = sampler_of(loaded)
-            found.append((serve(sampler, *requests), sampler.prefilled_tokens))
+            found.append((serve(sampler, *requests), sampler.stats().prefilled_tokens))
     return found
 
 
@@ -87,13 +87,13 @@ def test_branches_of_a_trunk_whose_keys_are_stale_read_it_once(loaded, monkeypat
 def test_what_is_known_is_not_read_together(loaded, monkeypatch):
     sampler = sampler_of(loaded)
     serve(sampler, request(ids(60), key="trunk", max_tokens=1))
-    read, seen = sampler.prefilled_tokens, []
+    read, seen = sampler.stats().prefilled_tokens, []
     monkeypatch.setattr(
         "learners.sampling.transformers_sampler.read_together",
         lambda _, prefixes: seen.append(prefixes),
     )
     serve(sampler, *[request(ids(60)[:n], key=f"at {n}", max_tokens=1) for n in (20, 40)])
-    assert sampler.prefilled_tokens - read == 2
+    assert sampler.stats().prefilled_tokens - read == 2
     assert seen == [[]]
 
 

@@ -85,10 +85,12 @@ def test_ids_are_the_same_whatever_the_batch(tiny, rows, order):
 def test_ids_are_the_same_with_and_without_kept_prefixes(tiny):
     sampler = sampler_of(tiny)
     cold = serve(sampler, *mixed_requests())
-    read = sampler.prefilled_tokens
+    read = sampler.stats().prefilled_tokens
     warm = serve(sampler, *mixed_requests())
     assert [c.token_ids for c in warm] == [c.token_ids for c in cold]
-    assert sampler.prefilled_tokens - read == 6  # the last token of each prefix: it predicts
+    assert (
+        sampler.stats().prefilled_tokens - read == 6
+    )  # the last token of each prefix: it predicts
 
 
 @pytest.mark.parametrize("rows", [1, 64])
@@ -130,9 +132,11 @@ def test_logits_of_a_continued_row_equal_a_fresh_pass(tiny):
     prompt = (61, 100, 101, 102)
     (first,) = serve(sampler, request(prompt, key="turn 1"))
     observed = (*prompt, *first.token_ids, 110, 111, 112)
-    read = sampler.prefilled_tokens
+    read = sampler.stats().prefilled_tokens
     logits, second = logits_of(tiny, sampler, request(observed, key="turn 2"))
-    assert sampler.prefilled_tokens - read == 4  # the turn's last token was drawn, never read
+    assert (
+        sampler.stats().prefilled_tokens - read == 4
+    )  # the turn's last token was drawn, never read
     fresh = fresh_logits(tiny, [*observed, *second.token_ids])
     expected = fresh[len(observed) - 1 : -1]
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-10)
@@ -161,11 +165,11 @@ def test_a_branch_after_an_update_never_reads_a_stale_cache(scored):
     if scored:
         run.token_stats([root], branched=True)
     branch = tree.fork(BranchPoint(root, 4))
-    read = sampler.prefilled_tokens
+    read = sampler.stats().prefilled_tokens
     logits, _ = logits_of(
         loaded, sampler, request(prompt, prefill=branch.prefill.token_ids, key="branch")
     )
-    assert sampler.prefilled_tokens - read == (1 if scored else len(shared))
+    assert sampler.stats().prefilled_tokens - read == (1 if scored else len(shared))
     torch.testing.assert_close(logits[0], fresh_logits(loaded, shared)[-1], rtol=0, atol=1e-10)
     assert (logits[0] - old).abs().max() > 0.01
 
@@ -179,6 +183,18 @@ def test_what_was_left_in_the_middle_is_begun_again(tiny):
         sampler.submit(one)
     next(sampler.completed())
     assert [c.token_ids for c in serve(sampler, *requests)] == expected
+
+
+def test_stats_are_of_what_it_read_and_of_its_own_memory():
+    """Three tokens read; a copy in bfloat16, and keys and values of 3 layers in blocks of 128."""
+    loaded = load_model("tiny")
+    for dtype, bytes_each in ((None, 4), (torch.bfloat16, 2)):
+        sampler = sampler_of(loaded, rows=1, dtype=dtype)
+        serve(sampler, request([61, 100, 101]))
+        stats = sampler.stats()
+        assert stats.prefilled_tokens == 3
+        assert (stats.weight_bytes > 0) == (dtype is not None)
+        assert stats.cache_bytes == 3 * 2 * 128 * 128 * bytes_each
 
 
 def test_temperature_zero_is_greedy(tiny):
@@ -302,9 +318,9 @@ def test_what_is_known_is_served_before_it_makes_room(tiny):
     store._most_bytes = 3 * store._most_bytes // store._most_lines(128)
     sampler.sync()
     serve(sampler, *(request(ids, max_tokens=1, key="first") for ids in prompts))
-    read = sampler.prefilled_tokens
+    read = sampler.stats().prefilled_tokens
     serve(sampler, *(request((*ids, 99), max_tokens=1, key="second") for ids in prompts))
-    assert sampler.prefilled_tokens - read == 3 * 1 + (10 + 1)  # of the lost one all but 61
+    assert sampler.stats().prefilled_tokens - read == 3 * 1 + (10 + 1)  # of the lost one all but 61
 
 
 @given(st.lists(st.integers(1, 300), max_size=40), st.integers(0, 5))

@@ -21,7 +21,7 @@ from learners.policy import lora
 from learners.policy.loading import load_model, save_model, tiny_tokenizer
 from learners.sampling import opening
 from learners.sampling.opening import open_sampler, turns
-from learners.sampling.sampler import Request, TurnEnd
+from learners.sampling.sampler import Request, SamplerStats, TurnEnd
 from learners.sampling.transformers_sampler import TransformersSampler
 from learners.sampling.vllm_sampler import Piece, VllmSampler, entropy_of, seed, weights_of
 from learners.sampling.vllm_server import ENDS, Settings, VllmServer, _answer
@@ -197,6 +197,15 @@ def test_a_request_that_cannot_be_served_is_refused_at_once(tokenizer, prefix, r
     _, sampler = scripted(tokenizer)
     with pytest.raises(ValueError, match=f"{len(prefix)} prefix tokens and max_tokens={room}$"):
         sampler.submit(Request(prefix, (), room, "k", 0))
+
+
+def test_it_takes_no_keys_and_counts_nothing_of_its_own(tokenizer):
+    """The ledger of such a run has no prefilled tokens, and scoring is not made to record keys."""
+    _, sampler = scripted(tokenizer)
+    settings = Settings("nowhere", "float32", 8, 1, TAGS, (0,))
+    for one in (sampler, VllmServer(settings, lambda _: None)):
+        assert one.keep is None
+        assert one.stats() == SamplerStats(prefilled_tokens=None, weight_bytes=0, cache_bytes=0)
 
 
 def test_an_entropy_of_the_likeliest_by_hand():
