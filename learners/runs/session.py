@@ -25,7 +25,7 @@ from learners.config import RunConfig
 from learners.console import Narrator
 from learners.errors import UsageError
 from learners.ledger import LOST, Ledger, Spending, recorded
-from learners.policy import Policy, load_model, lora, reference_of
+from learners.policy import Policy, load_model, lora, make_reference
 from learners.rollouts import Rollouts, write_rollouts
 from learners.run_folder import checkpoint_folder, list_checkpoints, write_text
 from learners.runs.checkpoint import load_checkpoint, read_state, save_checkpoint
@@ -35,7 +35,7 @@ from learners.runs.judging import appoint
 from learners.runs.memory import profiled
 from learners.runs.run import Run
 from learners.runs.task_order import check, served
-from learners.sampling import open_sampler, turns
+from learners.sampling import open_sampler, resolve_turns
 
 
 @dataclass
@@ -113,12 +113,12 @@ def open_session(
         config.sampling.max_response_tokens,
         config.sampling.temperature,
         config.training.seed,
-        tool_threads=config.sampling.sampler_rows if turns(config) == "overlap" else 8,
-        turns=turns(config),
+        tool_threads=config.sampling.sampler_rows if resolve_turns(config) == "overlap" else 8,
+        turns=resolve_turns(config),
         ledger=ledger,
     )
     session = Session(
-        Run(config, policy, rollouts, reference_of(config, policy)), folder, tasks, held_out
+        Run(config, policy, rollouts, make_reference(config, policy)), folder, tasks, held_out
     )
     if newest is not None:
         state = load_checkpoint(folder, newest, policy)

@@ -70,7 +70,7 @@ def once(
     apart = way in ("a prefix at a time", "an unshared batch")
     read = sampler.stats().prefilled_tokens
     with (
-        patch("learners.sampling.transformers_sampler.read_together", lambda *_: None)
+        patch("learners.sampling.transformers_sampler.prefill_shared", lambda *_: None)
         if apart
         else nullcontext()
     ):

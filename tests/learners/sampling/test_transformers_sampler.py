@@ -15,7 +15,7 @@ from learners.policy.policy import Policy
 from learners.rollouts.rollout import Rollouts
 from learners.runs.run import Run
 from learners.sampling.draw import draw, uniform
-from learners.sampling.forward import rectangles
+from learners.sampling.forward import split_rectangles
 from learners.sampling.sampler import Request
 from learners.sampling.transformers_sampler import TransformersSampler
 from learners.tree import BranchPoint, RolloutTree, Row, Turn
@@ -294,13 +294,13 @@ def test_rows_that_join_read_so_much_at_a_time(tiny):
 def test_what_is_known_needs_no_room_in_a_pass(tiny, monkeypatch):
     """Three prompts of three tokens, at most six: two passes; then known, one with three rows."""
     sampler, joined = sampler_of(tiny, pass_tokens=6), []
-    read = sampler._reader.last_states
+    read = sampler._runner.forward
 
     def counted(unread, known, before):
         joined.append(len(unread) - before)
         return read(unread, known, before)
 
-    monkeypatch.setattr(sampler._reader, "last_states", counted)
+    monkeypatch.setattr(sampler._runner, "forward", counted)
     three = [request([61, 62 + n, 70], max_tokens=2, key=str(n)) for n in range(3)]
     together = serve(sampler_of(tiny), *three)
     assert [c.token_ids for c in serve(sampler, *three)] == [c.token_ids for c in together]
@@ -314,8 +314,8 @@ def test_what_is_known_is_served_before_it_makes_room(tiny):
     sampler = sampler_of(tiny, rows=2)
     prompts = [(61, *range(100 + 20 * n, 110 + 20 * n)) for n in range(4)]
     serve(sampler, request(prompts[0], max_tokens=1, key="shape"))
-    store = sampler._lines
-    store._most_bytes = 3 * store._most_bytes // store._most_lines(128)
+    store = sampler._cache
+    store._max_bytes = 3 * store._max_bytes // store._max_slots(128)
     sampler.sync()
     serve(sampler, *(request(ids, max_tokens=1, key="first") for ids in prompts))
     read = sampler.stats().prefilled_tokens
@@ -325,7 +325,7 @@ def test_what_is_known_is_served_before_it_makes_room(tiny):
 
 @given(st.lists(st.integers(1, 300), max_size=40), st.integers(0, 5))
 def test_rows_stand_in_rectangles_that_are_at_least_half_full(lengths, first):
-    parts = list(rectangles(lengths, first))
+    parts = list(split_rectangles(lengths, first))
     rows = [row for part in parts for row in range(part.start, part.stop)]
     assert rows == list(range(first, first + len(lengths)))
     for part in parts:
@@ -335,7 +335,7 @@ def test_rows_stand_in_rectangles_that_are_at_least_half_full(lengths, first):
 
 def test_alike_rows_stand_in_one_rectangle():
     lengths = [12, 14, 9, 300, 310, 11, 12]
-    assert list(rectangles(lengths, 4)) == [slice(4, 7), slice(7, 11)]
+    assert list(split_rectangles(lengths, 4)) == [slice(4, 7), slice(7, 11)]
 
 
 def test_every_request_has_its_own_limit(tiny):
