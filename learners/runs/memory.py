@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from learners.ledger import Ledger
-from learners.policy import Kept, Policy
-from learners.sampling import Sampler, TransformersSampler
+from learners.policy import Policy, SavedTensors
+from learners.sampling import Sampler
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -135,25 +135,25 @@ class MemoryProfile:
 def profiled(policy: Policy, sampler: Sampler, ledger: Ledger, meter: Meter) -> Iterator[None]:
     """Say where the memory of the block peaked, and why."""
     profile = MemoryProfile(meter)
-    kept = policy.kept = Kept()
+    kept = policy.saved_tensors = SavedTensors()
     ledger.watch = profile.phase
     try:
         yield
     finally:
-        policy.kept, ledger.watch = None, nullcontext
+        policy.saved_tensors, ledger.watch = None, nullcontext
     found = contents(policy, sampler, kept)
     if profile.peaks:
         print(report(profile.peaks, found, kept.tokens))  # noqa: T201
 
 
-def contents(policy: Policy, sampler: Sampler, kept: Kept) -> dict[str, int]:
+def contents(policy: Policy, sampler: Sampler, kept: SavedTensors) -> dict[str, int]:
     """Bytes by what holds them; of what comes and goes, the most there was."""
-    own, keys = sampler.held if isinstance(sampler, TransformersSampler) else (0, 0)
+    sampling = sampler.stats()
     return {
         "weights": held(policy.model.parameters()),
         "the optimiser's state": held(tensors_in(policy.optimizer.state_dict())),
-        "the sampler's own weights": own,
-        "the sampler's keys and values": keys,
+        "the sampler's own weights": sampling.weight_bytes,
+        "the sampler's keys and values": sampling.cache_bytes,
         "gradients": held(p for p in policy.model.parameters() if p.requires_grad),
         "kept for the backward pass": kept.bytes,
     }
