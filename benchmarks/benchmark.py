@@ -112,4 +112,4 @@ class Benchmark:
     corpus: Callable[[Split, Path | None], Sequence[Passage]] | None = None
     """Passages with the evidence, if the benchmark has its own."""
     instructions: str = ""
-    """How to write an answer; the prompt says it, or the official scorer would be unfair."""
+    """Rules for writing an answer, for the prompt: the official scorer is unfair without them."""

@@ -39,7 +39,7 @@ def parse_math(row: TableRow, counts: Counter[str]) -> Task:
 
 
 def parse_gsm8k(row: TableRow, counts: Counter[str]) -> Task:
-    """Parse {question, answer}, where the answer is a rationale that ends in `#### n`."""
+    """Parse {question, answer}; the answer is a rationale that ends in `#### n`."""
     question, rationale = get_text(row, "question"), get_text(row, "answer")
     _, mark, number = rationale.rpartition("####")
     if not mark:

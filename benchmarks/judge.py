@@ -89,6 +89,7 @@ class Endpoint:
     """Seconds before the second attempt, doubled each time."""
 
     def __repr__(self) -> str:
+        # Without the key, which must not reach a log or a traceback.
         return f"Endpoint({self.base_url!r}, {self.model!r})"
 
 

@@ -76,7 +76,7 @@ class TrainingSource:
     hub: HubTable
     parse: ParseRow
     validation: int
-    """How many of the table's last rows are held out of training."""
+    """Number of last rows that are held out of training."""
 
 
 @dataclass(frozen=True)

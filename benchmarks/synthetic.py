@@ -33,10 +33,10 @@ from benchmarks.synthetic_words import (
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 ENTITIES = {"train": 1280, "validation": 60, "test": 60}
-"""Entities per kind; so many in training that copying from passages is easier than memorising."""
+"""Entities per kind; enough in training that copying from passages is easier than memorising."""
 QUESTIONS = {"train": 8000, "validation": 400, "test": 800}
 SHARES = {"train": 8, "validation": 1, "test": 1}
-"""How many of every ten names belong to a split."""
+"""Names of a split, out of every ten."""
 NUMBER = {"person": "age", "company": "employees", "city": "bridges"}
 """The numeric attribute of each kind."""
 NUMBER_RANGE = (10, 49)

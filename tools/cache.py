@@ -38,7 +38,7 @@ CREATE TABLE IF NOT EXISTS answers (
     expires REAL
 )"""
 _LOCK_TIMEOUT_S = 60.0
-"""How long one process waits for the others' writes."""
+"""Longest wait for the writes of other processes."""
 _EVICTION_BATCH = 64
 """Answers deleted per statement when the file is full."""
 
@@ -334,7 +334,7 @@ def _connect(path: Path, writable: bool) -> sqlite3.Connection:
 
 
 def _enable_write_ahead_log(connection: sqlite3.Connection) -> None:
-    """Switch to the write-ahead log; SQLite ignores its timeout if two processes do so at once."""
+    """Switch to the write-ahead log; SQLite ignores its timeout if two processes do so."""
     deadline = time.monotonic() + _LOCK_TIMEOUT_S
     while True:
         try:

@@ -85,7 +85,7 @@ class RecordedRetriever:
             retriever: not used in the modes replay and frozen.
             cache: may be shared with other retrievers.
             source: tells their answers apart: the engine and every setting that changes them.
-            empty_ttl_s: how long to believe that there is no hit; replays always believe it.
+            empty_ttl_s: lifetime of an answer without hits; None: unlimited. Replays ignore it.
         """
         self._retriever, self._cache = retriever, cache
         self._source, self._empty_ttl_s = source, empty_ttl_s

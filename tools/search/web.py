@@ -30,7 +30,7 @@ WEB_LIMITS = RequestLimits(
 """For scraped engines; a block lasts minutes, so a call waits up to two for its turn."""
 
 EMPTY_TTL_S = 600.0
-"""How long to believe that the web has no hit."""
+"""Lifetime of a recorded answer without hits."""
 
 _CONTROL_QUERY = "Wikipedia"
 """Searched if there is no hit: an engine that does not find this is blocked."""

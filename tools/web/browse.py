@@ -15,7 +15,7 @@ from tools.web.reader import Page
 from tools.web.sanitize import sanitize_line, sanitize_text, truncate
 
 REFUSAL_TTL_S = 600.0
-"""How long a recording believes that a page cannot be read."""
+"""Lifetime of a recorded refusal."""
 
 _LINKS_PER_PART = 30
 _MAX_LABEL_CHARACTERS = 80

@@ -20,7 +20,7 @@ from typing import NamedTuple
 _MAX_HOSTS = 4096
 """Hosts remembered; beyond this the oldest is forgotten."""
 _PROBE_POLL_S = 0.05
-"""How soon to look again while another call probes the host."""
+"""Interval of checks while another call probes the host."""
 
 
 class AttemptFailed(Exception):

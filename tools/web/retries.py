@@ -162,7 +162,7 @@ class WorkerThread:
 
 
 def call_with_timeout(seconds: float, task: Callable[[], T], abandon: Callable[[], object]) -> T:
-    """Run one task in a thread of its own, as `WorkerThread.run` does."""
+    """Run one task in a new thread; see `WorkerThread.run`."""
     worker = WorkerThread()
     try:
         return worker.run(seconds, task, abandon)

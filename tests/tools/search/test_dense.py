@@ -1,6 +1,5 @@
 import importlib.util
 import json
-import os
 import zlib
 from pathlib import Path
 
@@ -8,7 +7,6 @@ import numpy as np
 import pytest
 
 from tests import needs
-from tests.conftest import ROOT
 from tools.search import local_index
 from tools.search.dense import DenseRetriever, build, main
 from tools.search.local_index import Passage
@@ -16,7 +14,6 @@ from tools.search.opening import open_retriever
 from tools.search.retrievers import Hit, HybridRetriever, MemoryRetriever, terms
 from tools.tool import ToolUnavailable
 
-CORPUS = Path(os.environ.get("APPO_DATA", ROOT.parent / "shared" / "data")) / "corpus"
 PAGES = [
     Passage("Mount Etna", "A volcano on the east coast of Sicily."),
     Passage("Sicily", "The largest island in the Mediterranean Sea."),
