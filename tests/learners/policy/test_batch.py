@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from envs import EnvState
-from learners.policy.batch import pack, split_padded
+from learners.policy.batch import collate, split_padded
 from learners.tree import Completion, Row, Trajectory, Turn
 
 STATE = EnvState("Toy", "1", "train", "a")
@@ -33,18 +33,18 @@ def rows():
 
 
 def test_rows_are_padded_on_the_right(rows):
-    batch = pack(rows)
+    batch = collate(rows)
     assert batch.token_ids.tolist() == [[90, 91, 1, 2, 3, 4], [92, 5, 0, 0, 0, 0]]
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0]]
 
 
 def test_only_what_the_policy_sampled_is_in_the_mask(rows):
-    assert pack(rows).response_mask.int().tolist() == [[0, 0, 1, 1, 0, 1], [0, 1, 0, 0, 0, 0]]
+    assert collate(rows).response_mask.int().tolist() == [[0, 0, 1, 1, 0, 1], [0, 1, 0, 0, 0, 0]]
 
 
 def test_every_tensor_speaks_of_the_token_at_its_place(rows):
     weights = [torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([5.0])]
-    batch = pack(rows, weights=weights, share=0.25)
+    batch = collate(rows, weights=weights, share=0.25)
     assert batch.advantages.tolist() == [[0, 0, 0.1, 0.2, 0.3, 0.4], [0, 0.5, 0, 0, 0, 0]]
     assert batch.old_logprobs.tolist() == [[0, 0, -1, -2, 0, -4], [0] * 6]
     assert batch.weights.tolist() == [[0, 0, 1, 2, 3, 4], [0, 5, 0, 0, 0, 0]]
@@ -56,21 +56,21 @@ def test_every_tensor_speaks_of_the_token_at_its_place(rows):
 def test_weights_may_speak_of_the_prompt_too(rows):
     """As a cold start of new weights does; the first token has nothing before it."""
     weights = [torch.arange(6.0), torch.tensor([7.0, 8.0])]
-    batch = pack(rows, weights=weights, everything=True)
+    batch = collate(rows, weights=weights, everything=True)
     assert batch.weights.tolist() == [[0, 1, 2, 3, 4, 5], [7, 8, 0, 0, 0, 0]]
     assert batch.response_mask.int().tolist() == [[0, 1, 1, 1, 1, 1], [0, 1, 0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_batch_is_as_exact_as_its_advantages(rows, dtype):
-    batch = pack([Row(one.trajectory, one.advantages.to(dtype)) for one in rows])
+    batch = collate([Row(one.trajectory, one.advantages.to(dtype)) for one in rows])
     assert {batch.advantages.dtype, batch.old_logprobs.dtype, batch.weights.dtype} == {dtype}
 
 
 def test_an_open_turn_is_packed_up_to_its_prefill():
     made = trajectory((90,), ((1,), (2,)))
     made.prefill = Completion((3,), (-0.3,), (0.0,))
-    batch = pack([row(made, 1.0, 1.0, 1.0)])
+    batch = collate([row(made, 1.0, 1.0, 1.0)])
     assert batch.token_ids.tolist() == [[90, 1, 2, 3]]
     assert batch.response_mask.int().tolist() == [[0, 1, 0, 1]]
 

@@ -10,7 +10,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from envs import EnvState
 from learners.policy import attention
-from learners.policy.batch import lay_out, pack, pack_rows, pack_tree
+from learners.policy.batch import collate, lay_out, pack_rows, pack_tree
 from learners.policy.loading import load_model
 from learners.policy.policy import Policy
 from learners.rl.losses import clipped_surrogate
@@ -302,7 +302,7 @@ def test_a_model_with_another_attention_takes_padded_rows():
 
 def test_a_batch_knows_its_tree():
     rows = rows_of((1, 2, 3), (1, 2, 4))
-    batch = pack(rows, packing=pack_rows(rows))
+    batch = collate(rows, packing=pack_rows(rows))
     assert batch.packing.token_ids.tolist() == [1, 2, 3, 4]
     assert batch.token_ids.tolist() == [[1, 2, 3], [1, 2, 4]]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from envs import EnvState
-from learners.policy.batch import pack
+from learners.policy.batch import collate
 from learners.policy.loading import load_model
 from learners.policy.policy import Policy
 from learners.rl.losses import clipped_surrogate
@@ -242,4 +242,4 @@ def test_everything_is_predicted_on_request(tiny):
     row = Row(made, torch.zeros(5))
     policy.update([row], [torch.ones(8) / 8], loss, everything=True)
     assert (seen[0] != 0).tolist() == [[False, *[True] * 7]]
-    assert pack([row], everything=True).response_mask.tolist() == [[False, *[True] * 7]]
+    assert collate([row], everything=True).response_mask.tolist() == [[False, *[True] * 7]]
