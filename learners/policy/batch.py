@@ -170,7 +170,7 @@ def lay_out(rows: Sequence[Row], tokens: int, packs: Packs) -> Work:
 
     Args:
         rows: of a mini-batch, in any order.
-        tokens: maximum of computed tokens in a pass; a single row may exceed it.
+        tokens: maximum number of computed tokens in a pass; a single row may exceed it.
         packs: see Packs.
     """
     lengths = [_length(row) for row in rows]

@@ -66,7 +66,7 @@ class Policy:
     optimizer_name: OptimizerName = "adamw"
     gradient_clip: float = 1.0
     microbatch_tokens: int = 8192
-    """Maximum of tokens that one forward and backward pass computes, padding included."""
+    """Maximum number of tokens that one forward and backward pass computes, padding included."""
     autocast: bool = False
     """Run the transformer in bfloat16; log-probabilities stay in float32."""
     packs: Packs = "auto"

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 
 PASS_TOKENS = 16_384
-"""Maximum of tokens that joining sequences read in one pass, which bounds its memory; a single one
-may exceed it."""
+"""Maximum number of tokens that joining sequences read in one pass, which bounds its memory; a
+single sequence may exceed it."""
 
 
 @dataclass
