@@ -1,6 +1,6 @@
-"""What forward passes leave behind: tensors for backward passes, keys and values for the sampler.
+"""Observers of forward passes: of tensors saved for backward passes, and of keys and values.
 
-Both are observed from outside; no pass computes anything else because of them.
+Neither changes what a pass computes.
 """
 
 from __future__ import annotations

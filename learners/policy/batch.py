@@ -41,7 +41,7 @@ class Batch:
     """The rows as a prefix tree, if the model reads them as one."""
 
 
-def pack(
+def collate(
     rows: Sequence[Row],
     device: torch.device | str = "cpu",
     *,
@@ -62,10 +62,11 @@ def pack(
         packing: the same rows in the same order.
     """
     longest = max(len(r.trajectory.prompt_ids) + len(r.trajectory) for r in rows)
+    # As precise as the advantages, but float32 at least.
     precision = torch.float64 if rows[0].advantages.dtype == torch.float64 else torch.float32
     ids = torch.zeros((len(rows), longest), dtype=torch.long)
     attention, mask = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
-    sampler, old, advantages, counts = (
+    sampler, old, advantages, token_weights = (
         torch.zeros((len(rows), longest), dtype=precision) for _ in range(4)
     )
     for index, (trajectory, advantage) in enumerate(rows):
@@ -81,18 +82,18 @@ def pack(
         if trajectory.old_logprobs is not None:
             old[index, begin:end] = trajectory.old_logprobs
         advantages[index, begin:end] = advantage
-        if weights is not None:
-            counts[index, end - len(weights[index]) : end] = weights[index]
-    tensors = (ids, attention, mask, sampler, old, advantages, counts)
+        if weights is not None:  # aligned at the end, whether or not they cover the prompt
+            token_weights[index, end - len(weights[index]) : end] = weights[index]
+    tensors = (ids, attention, mask, sampler, old, advantages, token_weights)
     return Batch(
         *[tensor.to(device) for tensor in tensors],  # type: ignore[misc, arg-type]
         share=share,
-        reference_logprobs=_collate_reference(rows, old, device),
+        reference_logprobs=_collate_reference_logprobs(rows, old, device),
         packing=None if packing is None else packing.to(device),
     )
 
 
-def _collate_reference(
+def _collate_reference_logprobs(
     rows: Sequence[Row], like: Tensor, device: torch.device | str
 ) -> Tensor | None:
     """(B, T) log-probabilities of the reference, or None if a row has none."""
@@ -169,7 +170,7 @@ def lay_out(rows: Sequence[Row], tokens: int, packs: Packs) -> Work:
 
     Args:
         rows: of a mini-batch, in any order.
-        tokens: maximum of computed tokens in a pass; a single row may exceed it.
+        tokens: maximum number of computed tokens in a pass; a single row may exceed it.
         packs: see Packs.
     """
     lengths = [_length(row) for row in rows]

@@ -19,7 +19,7 @@ CHUNK = 512
 
 
 MAX_SAVED = 1 << 27
-"""Maximum of numbers over the vocabulary that a pass saves for its backward pass (512 MiB of
+"""Maximum number of values over the vocabulary that a pass saves for its backward pass (512 MiB of
 float32); for tokens beyond it they are recomputed."""
 
 
@@ -173,7 +173,7 @@ def head_logprobs(
         targets: (n,) ids.
         temperature: divides the logits.
         chunk: number of tokens whose logits exist at the same time.
-        max_saved: maximum of numbers over the vocabulary that are saved for the backward pass.
+        max_saved: maximum number of values over the vocabulary that are saved for the backward pass.
 
     Returns:
         (n,) nats.

@@ -17,7 +17,7 @@ from torch import Tensor
 from learners.config import OptimizerName
 from learners.policy.activations import KeepPrefix, KVRecorder, SavedTensors
 from learners.policy.attention import forward_tree, supports_trees
-from learners.policy.batch import Batch, Packs, Work, lay_out, pack, token_ids
+from learners.policy.batch import Batch, Packs, Work, collate, lay_out, token_ids
 from learners.policy.loading import LoadedModel
 from learners.policy.logprobs import compute_logprobs, reduced_matmul_precision
 from learners.policy.optimizers import make_optimizer
@@ -66,7 +66,7 @@ class Policy:
     optimizer_name: OptimizerName = "adamw"
     gradient_clip: float = 1.0
     microbatch_tokens: int = 8192
-    """Maximum of tokens that one forward and backward pass computes, padding included."""
+    """Maximum number of tokens that one forward and backward pass computes, padding included."""
     autocast: bool = False
     """Run the transformer in bfloat16; log-probabilities stay in float32."""
     packs: Packs = "auto"
@@ -113,7 +113,7 @@ class Policy:
         packs = self.packs if keep is None or self.packs == "never" else "always"
         self.work = lay_out(rows, self.microbatch_tokens, packs)
         for group, packing in self.work.parts:
-            batch = pack(group, self.model.device, packing=packing)
+            batch = collate(group, self.model.device, packing=packing)
             recorder = KVRecorder() if keep is not None and packing is not None else None
             with reduced_matmul_precision(self.autocast):
                 logprobs, entropies = self._forward(batch, entropies=True, recorder=recorder)
@@ -143,7 +143,7 @@ class Policy:
             weights: for each row (T,), the weight of each token's loss in the sum over the
                 mini-batch.
             loss: sums the weighted token losses of a micro-batch.
-            everything: see `learners.policy.batch.pack`.
+            everything: see `learners.policy.batch.collate`.
 
         Returns:
             The loss over the mini-batch before the step, and other metrics.
@@ -181,7 +181,7 @@ class Policy:
         by_row = {id(row.trajectory): w for row, w in zip(batch, weights, strict=True)}
         self.work = lay_out(batch, self.microbatch_tokens, self.packs)
         for group, packing in self.work.parts:
-            microbatch = pack(
+            microbatch = collate(
                 group,
                 self.model.device,
                 weights=[by_row[id(row.trajectory)] for row in group],

@@ -23,7 +23,7 @@ MAX_HEAD_SIZE = 192
 
 
 class Bounds(NamedTuple):
-    """Where rows begin and end, in the form that FlashAttention takes."""
+    """Offsets of rows, in the form that FlashAttention takes."""
 
     queries: Tensor
     """(rows + 1,) int32 offsets of the tokens that each row adds to the tree."""

@@ -1,9 +1,9 @@
 """KV cache of a sampler: a slot per sequence; finished sequences stay until their room is needed.
 
 The next turn of a sequence continues in its slot, a branch starts from a copy of its parent's slot
-up to the branch point, and nothing is computed twice. Slots of sequences being sampled (active
-ones) come first and without gaps, so that a forward pass reads one slice of the cache; kept ones
-follow, and the least recently used of them is evicted when room is needed.
+up to the branch point, and nothing is computed twice. Active slots, whose sequences are being
+sampled, come first and without gaps, so that a forward pass reads one slice of the cache. Idle
+slots follow, and the least recently used of them is evicted when room is needed.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ class KVCache:
     def __init__(self, rows: int, max_bytes: int = 2_000_000_000) -> None:
         """Cache `rows` sequences being sampled, and finished ones up to `max_bytes` in all."""
         self.active = 0
-        """The number of sequences being sampled; theirs are the first slots."""
+        """The number of active slots, which are the first ones."""
         self.expected = 0
-        """How many sequences are about to be active: room for all of them is made at once."""
+        """The number of sequences about to be active; room for all of them is made at once."""
         self.peak_bytes = 0
         """The largest size so far."""
         self._rows, self._max_bytes = rows, max_bytes
@@ -172,14 +172,14 @@ class KVCache:
             store[1, slot.index, :, :length] = values
 
     def keep(self, token_ids: tuple[int, ...], layers: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Keep a sequence that was read in a pass without this cache, if there is room.
+        """Cache a sequence that was read in a pass without this cache, if there is room.
 
         Args:
             token_ids: (T,)
             layers: for each layer, (H, T, D) keys and values.
         """
-        has_room = not self.is_full() or len(self._slots) > self.active  # a kept one can go
-        # A sequence sampled with these weights is already kept, but for its last token.
+        has_room = not self.is_full() or len(self._slots) > self.active  # an idle one can go
+        # A sequence sampled with these weights is already cached, but for its last token.
         if not has_room or self.longest_prefix(token_ids).length >= len(token_ids) - 1:
             return
         slot = self._new_slot()
@@ -191,7 +191,7 @@ class KVCache:
         self._set_token_ids(slot, token_ids[: slot.length])
 
     def release(self, slot: Slot, token_ids: tuple[int, ...]) -> None:
-        """Keep an active slot that is no longer sampled; the last active one takes its index."""
+        """Make an active slot idle; the last active one takes its index."""
         self.share(slot, token_ids)
         slot.last_used = self._tick()
         self.active -= 1
@@ -217,13 +217,13 @@ class KVCache:
         return sum(store.nbytes for store in self._layers)
 
     def is_full(self) -> bool:
-        """True if a new slot takes the place of a kept one."""
+        """True if a new slot takes the place of an idle one."""
         if not self._layers:  # the size of a slot is not known before the first pass
             return False
         return len(self._slots) >= self._max_slots(self._layers[0].shape[3])
 
     def _new_slot(self) -> Slot:
-        """Append an empty slot; evict the least recently used kept one if the cache is full."""
+        """Append an empty slot; evict the least recently used idle one if the cache is full."""
         while self.is_full():
             self._drop(self._least_recently_used())
         slot = Slot((), 0, len(self._slots), self._tick())
@@ -255,7 +255,7 @@ class KVCache:
         self._slots[one.index], self._slots[other.index] = one, other
 
     def _least_recently_used(self) -> Slot:
-        """Return a kept slot; active ones are never evicted."""
+        """Return an idle slot; active ones are never evicted."""
         return min(self._slots[self.active :], key=attrgetter("last_used"))
 
     def _tick(self) -> int:
@@ -280,7 +280,7 @@ class KVCache:
         return self._layers[number]
 
     def _make_room(self) -> None:
-        """Grow all layers to hold all slots and the span; evict kept slots if they are too many."""
+        """Grow all layers to hold all slots and the span; evict idle slots if they are too many."""
         if not self._layers:
             return
         slots, span = self._layers[0].shape[1], self._layers[0].shape[3]

@@ -1,4 +1,4 @@
-"""What samplers have in common: the protocol, requests, statistics and stop criteria."""
+"""The protocol of samplers, and what they share: requests, statistics and stop criteria."""
 
 from __future__ import annotations
 

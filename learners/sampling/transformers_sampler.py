@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 
 PASS_TOKENS = 16_384
-"""Maximum of tokens that joining sequences read in one pass, which bounds its memory; a single one
-may exceed it."""
+"""Maximum number of tokens that joining sequences read in one pass, which bounds its memory; a
+single sequence may exceed it."""
 
 
 @dataclass
@@ -150,8 +150,9 @@ class TransformersSampler:
 
     def stats(self) -> SamplerStats:
         """Return counters and memory as they stand."""
-        own = [] if self._model is self._source else [*self._model.parameters(), *self._packed]
-        weight_bytes = sum(weights.nbytes for weights in own)
+        is_copy = self._model is not self._source
+        weights = [*self._model.parameters(), *self._packed] if is_copy else []
+        weight_bytes = sum(each.nbytes for each in weights)
         return SamplerStats(self._prefilled_tokens, weight_bytes, self._cache.peak_bytes)
 
     def _admit(self, active: list[_Sequence]) -> None:

@@ -52,7 +52,7 @@ class VllmEngine:
         Args:
             folder: what `learners.policy.loading.save_model` wrote.
             dtype: float32 or bfloat16.
-            rows: maximum of requests in one step.
+            rows: maximum number of requests in one step.
 
         Raises:
             UsageError: vLLM is not installed.

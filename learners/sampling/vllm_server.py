@@ -59,7 +59,7 @@ class Settings:
     dtype: str
     """float32 or bfloat16."""
     rows: int
-    """Maximum of requests in one step."""
+    """Maximum number of requests in one step."""
     threads: int
     stop_tags: tuple[str, ...]
     end_ids: tuple[int, ...]

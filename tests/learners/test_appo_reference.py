@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from learners import appo, appo_reference
 from learners import appo_reference as formulas
-from learners.policy.batch import pack
+from learners.policy.batch import collate
 from learners.policy.loading import load_model
 from learners.policy.policy import Policy
 from learners.rl import losses
@@ -136,7 +136,7 @@ def test_the_loss_on_policy_is_minus_twice_the_advantage(aggregation, counts):
     tree = new_tree()
     rows = [Row(grow(tree, (2, 0), logprobs=-1.0), torch.ones(2)) for _ in range(2)]
     weights = [torch.full((2,), counts * 0.25 / 4)] * 2
-    batch, noted = pack(rows, share=0.5, weights=weights), {}
+    batch, noted = collate(rows, share=0.5, weights=weights), {}
     loss = appo_reference.policy_loss(
         batch.old_logprobs.clone(),
         batch,

@@ -12,7 +12,7 @@ import torch
 from learners import reinforce_pp, rloo
 from learners.config import RunConfig
 from learners.errors import RolloutFileError, UsageError
-from learners.policy.batch import pack
+from learners.policy.batch import collate
 from learners.policy.loading import load_model
 from learners.policy.policy import Policy
 from learners.policy.reference import FrozenPolicy, make_reference
@@ -125,7 +125,7 @@ def gradient(rows, paths, weigh=sequence_sum):
     """Minus the gradient of -A log pi, by autograd."""
     logits = LOGITS.clone().requires_grad_()
     rows = [row._replace(advantages=row.advantages.double()) for row in rows]
-    batch = pack(rows, weights=weigh([torch.tensor(r.trajectory.response_mask) for r in rows]))
+    batch = collate(rows, weights=weigh([torch.tensor(r.trajectory.response_mask) for r in rows]))
     now = torch.zeros(batch.token_ids.shape, dtype=torch.float64)
     for line, path in enumerate(paths):
         now[line, [2, 4]] = logprobs_of(logits, path)

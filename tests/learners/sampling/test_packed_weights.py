@@ -1,4 +1,4 @@
-"""A sampler in bfloat16 on a CPU computes with weights laid out once per update."""
+"""A sampler in bfloat16 on a CPU computes with weights packed once per update."""
 
 import copy
 
@@ -36,8 +36,8 @@ def test_products_are_those_of_the_plain_layers(rounded, bias, outs):
     assert product.nbytes == 96 * sum(outs) * 2
 
 
-def test_a_part_is_of_the_rows_that_are_given(rounded):
-    """In any order, asked twice, or of other rows while parts of the last ones wait."""
+def test_an_output_belongs_to_the_rows_of_its_call(rounded):
+    """In any order, called twice, or with other rows while outputs of the last ones wait."""
     product = FusedProduct(["one", "other"])
     plain = [nn.Linear(32, 8, dtype=torch.bfloat16) for _ in range(2)]
     product.load(plain)
@@ -61,7 +61,7 @@ def test_every_layer_is_packed_and_follows_its_source(rounded):
 
 
 def test_adapters_are_left_as_they_are(rounded):
-    """A sampler of a model with adapters says what the rounded model says."""
+    """A sampler of a model with adapters samples the tokens of the rounded model."""
     needs.packages("peft")
     loaded = load_model("tiny", seed=2)
     add_adapters(loaded.model, 4, None, seed=0)

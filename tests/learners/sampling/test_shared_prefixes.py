@@ -1,4 +1,4 @@
-"""Prefixes that join the sampler together: what they share is read once, and nothing changes."""
+"""Requests that join together: shared prefixes are read once, and no completion changes."""
 
 import random
 
@@ -23,7 +23,7 @@ def ids(count, seed=0):
 
 
 def branches(trunk, *lengths):
-    """Prefixes that follow a trunk so far."""
+    """Prefixes of a trunk, of these lengths."""
     return [trunk[:length] for length in lengths]
 
 
@@ -51,7 +51,7 @@ def test_a_model_with_another_attention_reads_each_prefix_alone():
 
 
 def alone_and_together(loaded, requests, monkeypatch):
-    """Completions, and the tokens that were read for them, without and with what is tested."""
+    """Return completions and prefilled tokens, without and with shared prefilling."""
     found = []
     for own in (True, False):
         with monkeypatch.context() as changed:
@@ -84,7 +84,7 @@ def test_branches_of_a_trunk_whose_keys_are_stale_read_it_once(loaded, monkeypat
     assert (much, little) == (235, 93)
 
 
-def test_what_is_known_is_not_read_together(loaded, monkeypatch):
+def test_cached_prefixes_are_not_read_together(loaded, monkeypatch):
     sampler = sampler_of(loaded)
     serve(sampler, request(ids(60), key="trunk", max_tokens=1))
     read, seen = sampler.stats().prefilled_tokens, []
@@ -98,7 +98,7 @@ def test_what_is_known_is_not_read_together(loaded, monkeypatch):
 
 
 def test_rows_that_join_while_others_are_sampled_read_together_too(loaded):
-    """Three places for six requests: all say what they say alone."""
+    """Three rows for six requests: each gets the completion that it gets alone."""
     requests = [request(ids(40), key=f"root {n}", max_tokens=2 + n) for n in range(6)]
     alone = [serve(sampler_of(loaded), one)[0] for one in requests]
     together = serve(sampler_of(loaded, rows=3), *requests)

@@ -1,6 +1,6 @@
-"""The sampler around vLLM's engine, with an engine and a process of our own in its place.
+"""The samplers around vLLM's engine, with a fake engine and a fake process in its place.
 
-What the real engine does is in test_vllm_engine.py.
+The real engine is tested in test_vllm_engine.py.
 """
 
 import json
@@ -43,7 +43,7 @@ def tokenizer():
 
 
 class ScriptedEngine:
-    """Goes on with the script wherever a prefix stands in it; so many tokens a step."""
+    """Continues the script after any prefix of it, `pace` tokens a step."""
 
     def __init__(self, script, pace=1, context=10_000):
         self.script, self.pace, self.context = list(script), pace, context
@@ -103,7 +103,7 @@ def serve(sampler, *requests):
 
 @pytest.mark.parametrize("pace", [1, 3])
 def test_a_tag_is_found_across_prefill_and_output_wherever_the_turn_was_cut(tokenizer, pace):
-    """At every token of the turn; an engine that draws on has what is beyond the tag dropped."""
+    """At every token of the turn; tokens that the engine draws beyond the tag are dropped."""
     ids = tokenizer.encode(TURN, add_special_tokens=False)
     for cut in range(len(ids)):
         engine, sampler = scripted(tokenizer, pace=pace)
@@ -169,7 +169,7 @@ def test_weights_are_pushed_once_before_the_next_token_however_often_they_change
 
 
 def test_weights_that_change_meanwhile_wait_for_what_is_under_way(tokenizer):
-    """The scripted engine raises where weights are pushed under a running request."""
+    """The scripted engine raises if weights are pushed while a request is running."""
     engine, sampler = scripted(tokenizer)
     sampler.submit(request(most=1, key="a"))
     sampler.submit(request(most=3, key="b"))
@@ -190,7 +190,7 @@ def test_an_engine_sleeps_between_rollouts_and_wakes_with_the_new_weights(tokeni
     assert engine.log == ["add", "step", "sleep", "wake", "load", "add", "step"]
 
 
-def test_what_is_abandoned_is_forgotten_by_the_engine(tokenizer):
+def test_the_engine_drops_abandoned_requests(tokenizer):
     engine, sampler = scripted(tokenizer)
     sampler.submit(request(most=1, key="a"))
     sampler.submit(request(most=30, key="b"))
@@ -207,8 +207,8 @@ def test_a_request_that_cannot_be_served_is_refused_at_once(tokenizer, prefix, r
         sampler.submit(Request(prefix, (), room, "k", 0))
 
 
-def test_it_takes_no_keys_and_counts_nothing_of_its_own(tokenizer):
-    """The ledger of such a run has no prefilled tokens, and scoring is not made to record keys."""
+def test_vllm_samplers_take_no_keys_and_report_no_numbers(tokenizer):
+    """So the ledger of a run has no prefilled tokens, and scoring need not record keys."""
     _, sampler = scripted(tokenizer)
     settings = Settings("nowhere", "float32", 8, 1, TAGS, (0,))
     for one in (sampler, VllmServer(settings, lambda _: None)):
@@ -217,7 +217,7 @@ def test_it_takes_no_keys_and_counts_nothing_of_its_own(tokenizer):
 
 
 def test_an_entropy_of_the_likeliest_by_hand():
-    """Halves: ln 2. A half, a quarter and a rest of a quarter: 1.5 ln 2. None known: 0."""
+    """Two halves: ln 2. A half, a quarter and a rest of a quarter: 1.5 ln 2. Certainty: 0."""
     half, quarter = math.log(0.5), math.log(0.25)
     assert entropy_lower_bound([half, half, -math.inf]) == pytest.approx(math.log(2))
     assert entropy_lower_bound([half, quarter]) == pytest.approx(1.5 * math.log(2))
@@ -242,7 +242,7 @@ def test_the_weights_of_an_adapted_policy_are_merged():
     assert "model.embed_tokens.weight" not in moved
 
 
-def test_what_an_adapted_policy_is_saved_as_has_whole_weights_and_nothing_else(tmp_path):
+def test_an_adapted_policy_is_saved_for_vllm_with_merged_weights_alone(tmp_path):
     loaded = load_model("tiny")
     lora.add_adapters(loaded.model, 2, None, 0)
     opening._save_merged(loaded, tmp_path)
@@ -250,14 +250,14 @@ def test_what_an_adapted_policy_is_saved_as_has_whole_weights_and_nothing_else(t
 
 
 @pytest.mark.parametrize("name", ["vllm", "vllm-server"])
-def test_without_vllm_the_message_says_how_to_get_it(monkeypatch, name):
+def test_without_vllm_the_message_says_how_to_install_it(monkeypatch, name):
     loaded = load_model("tiny")
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(UsageError, match=r"pip install 'appo-gym\[vllm\]'.*make \.venv-vllm"):
         open_sampler(RunConfig.of(sampler=name), loaded, TAGS)
 
 
-def test_turns_overlap_where_bit_exact_reruns_are_not_promised_anyway(monkeypatch):
+def test_turns_overlap_unless_bit_exact_reruns_are_promised(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve_turns(RunConfig()) == "lockstep"
     assert (
@@ -272,7 +272,7 @@ def test_turns_overlap_where_bit_exact_reruns_are_not_promised_anyway(monkeypatc
 
 @pytest.fixture
 def server_of(tmp_path):
-    """Makes a server whose process behaves as named; all are closed in the end."""
+    """Makes servers whose process behaves as the mode says; closes all in the end."""
     made = []
 
     def make(loaded, mode):
@@ -290,7 +290,7 @@ def server_of(tmp_path):
 
 
 def said_by(sampler, *requests):
-    """Ids alone: log-probabilities differ by rounding with who shares a forward pass."""
+    """Return ids alone: log-probabilities differ by rounding with the rest of the batch."""
     return [said.token_ids for said in serve(sampler, *requests)]
 
 
@@ -319,7 +319,7 @@ def test_a_process_that_is_killed_between_rollouts_is_started_again(server_of):
 
 
 @pytest.mark.slow
-def test_a_process_that_always_ends_stops_the_run_with_its_last_words(server_of):
+def test_a_process_that_always_ends_stops_the_run_with_the_end_of_its_log(server_of):
     server, lives = server_of(load_model("tiny"), "dies")
     with pytest.raises(RunStopped, match=r"ended 3 times.*\n(.*\n)*no memory left\n.*resumes"):
         serve(server, *three())
@@ -343,7 +343,7 @@ def test_a_process_gets_new_weights_before_the_next_token(server_of):
 
 @pytest.mark.slow
 def test_a_process_has_come_to_rest_before_the_run_goes_on(server_of):
-    """It notes its rest before it says so; who never sampled has no process to wait for."""
+    """The process records its rest before it answers; without any sampling there is no process."""
     server, lives = server_of(load_model("tiny"), "lives")
     server.rest()
     assert not lives.exists()
@@ -355,7 +355,7 @@ def test_a_process_has_come_to_rest_before_the_run_goes_on(server_of):
 
 
 @pytest.mark.slow
-def test_a_process_that_ends_instead_of_resting_is_told_of_and_started_again(server_of, caplog):
+def test_a_process_that_ends_instead_of_resting_is_reported_and_started_again(server_of, caplog):
     server, lives = server_of(load_model("tiny"), "dies resting")
     first = said_by(server, *three())
     server.rest()
@@ -374,7 +374,7 @@ def test_a_process_ends_with_the_run(server_of):
     assert popen.poll() == -signal.SIGKILL
 
 
-def test_the_process_says_that_it_rests_once_its_engine_sleeps(tokenizer):
+def test_the_process_answers_that_it_rests_once_its_engine_sleeps(tokenizer):
     engine, sampler = scripted(tokenizer)
     ours, theirs = socket.socketpair()
     woken = SimpleQueue()
@@ -388,8 +388,8 @@ def test_the_process_says_that_it_rests_once_its_engine_sleeps(tokenizer):
     assert engine.log == ["add", "step", "sleep"]
 
 
-def test_what_travels_over_the_socket_is_what_was_sent():
-    """A request as JSON and back, with a key that needs escapes."""
+def test_a_request_survives_the_socket():
+    """To JSON and back, with a key that needs escapes."""
     ours, theirs = socket.socketpair()
     sent = Request((1, 2), (3,), 4, 'task "é"\n/0', 5, 0.5)
     ours.sendall(json.dumps({"submit": sent}).encode() + b"\n")
