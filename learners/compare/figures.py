@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 
 from learners.compare.report import FIRST_REWARDS, PLACES, THRESHOLDS
-from learners.plotting import COLOURS, Axes, Line, drawn, drawn_lines, many
+from learners.plotting import (
+    COLOURS,
+    Axes,
+    Curve,
+    draw_curves,
+    draw_figure,
+    smooth,
+    use_short_numbers,
+)
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
@@ -44,10 +52,12 @@ def draw_all(report: Mapping[str, Any], rewards: Rewards, folder: Path) -> list[
     spent = "tokens" if unit == "flops" else "flops"  # the budget's own unit is the same for all
     heights = "validation accuracy, 95 % band"
     drawings = (
-        drawn_lines(folder / "curves", curve_lines(methods), unit, heights, many),
+        draw_curves(folder / "curves", curve_lines(methods), unit, heights, use_short_numbers),
         drawn_pass_at_k(folder / "pass_at_k", methods, "pass@k of test tasks, 95 % band"),
-        drawn(folder / "cost", lambda a: cost(a, methods, spent), COSTS[spent], "final accuracy"),
-        drawn_lines(
+        draw_figure(
+            folder / "cost", lambda a: cost(a, methods, spent), COSTS[spent], "final accuracy"
+        ),
+        draw_curves(
             folder / "profiles",
             profile_lines(methods),
             "accuracy above",
@@ -58,7 +68,7 @@ def draw_all(report: Mapping[str, Any], rewards: Rewards, folder: Path) -> list[
     return [path for files in drawings for path in files]
 
 
-def curve_lines(methods: Mapping[str, Any]) -> list[Line]:
+def curve_lines(methods: Mapping[str, Any]) -> list[Curve]:
     """Learning curves with their 95 % bands over seeds and tasks."""
     return [
         _banded(label, found["curve"]["places"], found["curve"]["heights"])
@@ -75,7 +85,7 @@ def drawn_pass_at_k(target: Path, methods: Mapping[str, Any], y: str) -> list[Pa
         axes.set_xscale("log", base=2)
         axes.set_xticks(ks, [str(k) for k in ks])
 
-    return drawn_lines(target, lines, "k", y, doubling)
+    return draw_curves(target, lines, "k", y, doubling)
 
 
 def cost(axes: Axes, methods: Mapping[str, Any], unit: str = "flops") -> None:
@@ -92,17 +102,19 @@ def cost(axes: Axes, methods: Mapping[str, Any], unit: str = "flops") -> None:
     axes.margins(x=0.2)
 
 
-def profile_lines(methods: Mapping[str, Any]) -> list[Line]:
+def profile_lines(methods: Mapping[str, Any]) -> list[Curve]:
     """The share of seeds and levels above an accuracy."""
     return [_banded(label, THRESHOLDS, found["profile"]) for label, found in methods.items()]
 
 
 def drawn_rewards(target: Path, rewards: Rewards, kind: str) -> list[Path]:
     """Reward curves; `kind` is of REWARDS."""
-    return drawn_lines(target, reward_lines(rewards, kind), "tokens sampled", REWARDS[kind], many)
+    return draw_curves(
+        target, reward_lines(rewards, kind), "tokens sampled", REWARDS[kind], use_short_numbers
+    )
 
 
-def reward_lines(rewards: Rewards, kind: str) -> list[Line]:
+def reward_lines(rewards: Rewards, kind: str) -> list[Curve]:
     """Rewards of training, smoothed; the band is a deviation between seeds each way.
 
     Args:
@@ -118,7 +130,7 @@ def reward_lines(rewards: Rewards, kind: str) -> list[Line]:
         lines = np.stack([_smooth(run, kind, places) for run in known])
         middle, spread = lines.mean(axis=0), lines.std(axis=0)
         band = (middle - spread, middle + spread) if len(known) > 1 else ()
-        found.append(Line(label, places.tolist(), middle.tolist(), *(x.tolist() for x in band)))
+        found.append(Curve(label, places.tolist(), middle.tolist(), *(x.tolist() for x in band)))
     return found
 
 
@@ -127,11 +139,9 @@ def _smooth(run: Mapping[str, Any], kind: str, places: Any) -> Any:  # noqa: ANN
     rewards = np.array([np.nan if r is None else r for r in run[kind]], dtype=float)
     known = ~np.isnan(rewards)
     rewards, at = rewards[known], np.cumsum(run["tokens"])[known]
-    window = max(1, len(rewards) // 10)
-    means = [rewards[max(0, i - window + 1) : i + 1].mean() for i in range(len(rewards))]
-    return np.interp(places, at, means)
+    return np.interp(places, at, smooth(rewards))
 
 
-def _banded(label: str, places: Sequence[float], heights: Sequence[Mapping[str, float]]) -> Line:
+def _banded(label: str, places: Sequence[float], heights: Sequence[Mapping[str, float]]) -> Curve:
     middle, low, high = ([h[name] for h in heights] for name in ("value", "low", "high"))
-    return Line(label, places, middle, low, high)
+    return Curve(label, places, middle, low, high)

@@ -178,9 +178,9 @@ def pass_at_k(
 
 
 def _drawn(out: str, draw: Any, x: str, y: str) -> list[Path]:  # noqa: ANN401 - draws on axes
-    from learners.plotting import drawn
+    from learners.plotting import draw_figure
 
-    return _told(drawn(Path(out), draw, x, y))
+    return _told(draw_figure(Path(out), draw, x, y))
 
 
 def _tabled(out: str, title: str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> Path:

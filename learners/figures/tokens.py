@@ -7,7 +7,6 @@ Only rollouts with a defined score count, so that both rankings are of the same 
 
 from __future__ import annotations
 
-import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from learners.errors import UsageError
-from learners.intervals import Interval
+from learners.intervals import percentile_interval, resample
 from learners.rollouts import list_iterations, read_rows
 
 Place = Literal["after a result", "before the action", "in a call", "in an answer"]
@@ -140,9 +139,8 @@ def lifts(tokens: Sequence[Token]) -> dict[Place, dict[str, Any]]:
         found[token.place, "tokens"] += 1
         found[token.place, "entropy"] += token.high_entropy
         found[token.place, "score"] += token.high_score
-    counts, draw = list(by_task.values()), random.Random(0)
-    drawn = [draw.choices(counts, k=len(counts)) for _ in range(RESAMPLES)]
-    sums = [_summed(sample) for sample in drawn]
+    counts = list(by_task.values())
+    sums = [_summed(sample) for sample in resample(counts, RESAMPLES)]
     plain = _summed(counts)
     table: dict[Place, dict[str, Any]] = {}
     for place in PLACES:
@@ -150,9 +148,8 @@ def lifts(tokens: Sequence[Token]) -> dict[Place, dict[str, Any]]:
             continue
         table[place] = {"tokens": _share(plain, place, "tokens")}
         for kind in ("entropy", "score"):
-            values = sorted(_lift(one, place, kind) for one in sums)
-            low, high = values[int(0.025 * RESAMPLES)], values[int(0.975 * RESAMPLES) - 1]
-            table[place][kind] = Interval(_lift(plain, place, kind), low, high)
+            resampled = [_lift(one, place, kind) for one in sums]
+            table[place][kind] = percentile_interval(_lift(plain, place, kind), resampled)
     return table
 
 
