@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from learners.compare import TASKS, Config, budget, methods, of_spec, read_summary
+from learners.compare import TASKS, Config, parse_budget, parse_methods, read_spec, read_summary
 
 RESULTS = "results"
 
@@ -85,7 +85,7 @@ def page(results: Path, links: str) -> str:
     """
     discussion = results / DISCUSSION
     parts = [HEAD, *([discussion.read_text("utf-8")] if discussion.exists() else [])]
-    parts += [section(of_spec(spec), results, links) for spec in sorted(results.glob("*.toml"))]
+    parts += [section(read_spec(spec), results, links) for spec in sorted(results.glob("*.toml"))]
     return "\n".join([*parts, NOT_HERE])
 
 
@@ -104,12 +104,13 @@ def section(config: Config, results: Path, links: str) -> str:
             text = markdown(build_report(material), figures=f"{links}/{config.name}", depth=2)
             return text + tokens(folder / TOKENS, f"{links}/{config.name}/{TOKENS}")
     level = "" if config.level is None else f", level {config.level}"
-    labels = "; ".join(method.label for method in methods(config))
+    labels = "; ".join(method.label for method in parse_methods(config))
+    budget = parse_budget(config)
     done = sum(read_summary(path) is not None for path in folder.glob("*-*.json"))
     return (
         f"## {config.name}\n\n**Not run**"
         + (f" but for {done} summaries that compare nothing yet" if done else "")
-        + f": {config.env}{level}, {config.seeds} seeds, each to {budget(config)}: {labels}.\n"
+        + f": {config.env}{level}, {config.seeds} seeds, each to {budget}: {labels}.\n"
     )
 
 

@@ -14,7 +14,7 @@ figures    the report as figures
 
 from __future__ import annotations
 
-from learners.compare.config import Config, budget, methods, of_spec
+from learners.compare.config import METHODS, Config, parse_budget, parse_methods, read_spec
 from learners.compare.figures import drawn_pass_at_k, drawn_rewards
 from learners.compare.jobs import TASKS
 from learners.compare.report import build_report, collect, told_rewards
@@ -22,17 +22,18 @@ from learners.compare.summary import read_summary
 from learners.compare.tables import markdown, pass_at, table
 
 __all__ = [
+    "METHODS",
     "TASKS",
     "Config",
-    "budget",
     "build_report",
     "collect",
     "drawn_pass_at_k",
     "drawn_rewards",
     "markdown",
-    "methods",
-    "of_spec",
+    "parse_budget",
+    "parse_methods",
     "pass_at",
+    "read_spec",
     "read_summary",
     "table",
     "told_rewards",

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from learners.compare.config import Config, as_arguments, default_of, refuse
+from learners.compare.config import Config, default_config, to_arguments
 from learners.compare.plan import Trial
 from learners.console import Narrator
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     description = (__doc__ or "").split("\n\n")[0]
     with explained(METHOD, arguments):
-        default = default_of(arguments)
+        default = default_config(arguments)
     config = tyro.cli(
         Config,
         args=arguments,
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=description,
     )
     with explained(METHOD, arguments, "comparison"):
-        refuse(config)
+        config.validate()
         failed = compare(config)
     if failed:
         sys.exit(2)
@@ -105,7 +105,7 @@ def start_command(config: Config) -> tuple[str, ...]:
     """What makes the model that all runs begin with; empty where nothing says how."""
     if not config.start:
         return ()
-    given = [*as_arguments(config.start), "--out", config.model]
+    given = [*to_arguments(config.start), "--out", config.model]
     given += ["--data-dir", config.data_dir] if config.data_dir is not None else []
     return (sys.executable, "-m", "learners.sft", *given)
 

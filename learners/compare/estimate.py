@@ -9,8 +9,8 @@ from pathlib import Path
 from statistics import fmean
 
 from learners.compare import plan
-from learners.compare.config import Config, budget, methods
-from learners.compare.jobs import TOLD, TrialFailed, start_is_there
+from learners.compare.config import Config, parse_budget, parse_methods
+from learners.compare.jobs import TOLD, TrialFailed, check_run, start_is_there
 from learners.compare.plan import Trial
 from learners.compare.report import chosen_rates
 from learners.compare.summary import read_summary, totals
@@ -38,7 +38,8 @@ def estimate(config: Config, narrator: Narrator) -> str:
     missing = [trial for trial in every if not trial.summary.exists()]
     runs = [trial for trial in missing if trial.train]
     opening = (
-        f"{len(methods(config))} methods x {config.seeds} seeds, each to {budget(config)}: "
+        f"{len(parse_methods(config))} methods x {config.seeds} seeds, "
+        f"each to {parse_budget(config)}: "
         f"{len(every)} trials with tuning and the start, {len(missing)} not run yet"
     )
     if not missing:
@@ -56,7 +57,10 @@ def estimate(config: Config, narrator: Narrator) -> str:
             known = [probe(final[0])]
     seconds = sum(t["seconds"] for t in known)
     training = (
-        len(runs) * budget(config).amount * seconds / sum(t[budget(config).unit] for t in known)
+        len(runs)
+        * parse_budget(config).amount
+        * seconds
+        / sum(t[parse_budget(config).unit] for t in known)
     )
     episodes = sum(_episodes(config, trial, known) for trial in missing)
     tokens = episodes * fmean(t["episode"] for t in known)
@@ -97,6 +101,8 @@ def probe(trial: Trial) -> Timing:
         short = ("--iterations", "1", "--eval-every", "0")
         command = [*trial.train[:-1], str(place.folder), *short]
         done = subprocess.run(command, capture_output=True, text=True)
+        if not done.returncode:
+            check_run(place)
         found = timing(place)
     if done.returncode or found is None:
         last = (done.stdout + done.stderr).rstrip().splitlines()[-TOLD:]
@@ -109,8 +115,10 @@ def _episodes(config: Config, trial: Trial, known: Sequence[Timing]) -> float:
     at_end = config.eval_tasks * config.samples if trial.role != "tuning" else 0
     if trial.role == "start":
         return at_end + config.validation_tasks
-    per_iteration = sum(t[budget(config).unit] for t in known) / sum(t["iterations"] for t in known)
-    points = budget(config).amount / per_iteration / config.eval_every + 1
+    per_iteration = sum(t[parse_budget(config).unit] for t in known) / sum(
+        t["iterations"] for t in known
+    )
+    points = parse_budget(config).amount / per_iteration / config.eval_every + 1
     return at_end + points * config.validation_tasks
 
 

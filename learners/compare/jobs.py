@@ -108,10 +108,31 @@ def run_all(
 
 def _run(trial: Trial, tasks: Mapping[str, Any], jobs: int, children: Children) -> None:
     log = trial.folder.parent / "logs" / f"{trial.folder.name}.log"
-    for command in (trial.train, *trial.evaluations):
-        if command:
-            children.run(command, log)
+    if trial.train:
+        children.run(trial.train, log)
+        check_run(trial)
+    for command in trial.evaluations:
+        children.run(command, log)
     write_summary(trial, tasks, jobs)
+
+
+def check_run(trial: Trial) -> None:
+    """Check that the training command of a trial made a run of its method.
+
+    A module without its last lines does nothing and succeeds; one whose lines were copied from
+    another method trains that one.
+
+    Raises:
+        TrialFailed: it did not.
+    """
+    path, module = trial.folder / "config.json", trial.method.module
+    method = json.loads(path.read_text())["method"] if path.exists() else None
+    if method != module:
+        outcome = "made no run" if method is None else f"made a run of {method}"
+        raise TrialFailed(
+            f"python -m {module} {outcome}: the module must end with the lines "
+            f'if __name__ == "__main__": main("{module}"), as learners/grpo.py does'
+        )
 
 
 def _described(trial: Trial) -> str:

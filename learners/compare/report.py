@@ -11,7 +11,13 @@ import numpy as np
 
 from learners.compare import bootstrap as statistics
 from learners.compare.bootstrap import Draws, Matrix
-from learners.compare.config import Budget, Config, budget, methods, reference
+from learners.compare.config import (
+    Config,
+    TrainingBudget,
+    parse_budget,
+    parse_methods,
+    reference_label,
+)
 from learners.compare.plan import Trial, final_trials, start_trials, tuning_trials
 from learners.compare.summary import decoded, read_summary
 from learners.errors import UsageError
@@ -53,7 +59,7 @@ def build_report(material: Material) -> dict[str, Any]:
     """All numbers of a comparison, as report.json holds them."""
     config, scores = material.config, material.scores
     draws = statistics.draw(len(material.seeds), material.levels)
-    against = reference(config)
+    against = reference_label(config)
     if against not in material.runs:
         against = next(iter(material.runs))
     rivals = [label for label in material.runs if label != against]
@@ -213,7 +219,7 @@ class Material:
     """The summaries that can be compared, seed by seed."""
 
     config: Config
-    limit: Budget
+    limit: TrainingBudget
     levels: list[str]
     """(N,) of the test tasks that count."""
     validation_levels: list[str]
@@ -267,12 +273,12 @@ def collect(config: Config, tasks: Mapping[str, Any]) -> Material | None:
     found = [(trial, read_summary(trial.summary)) for trial in trials]
     missing += [trial.title for trial, summary in found if summary is None]
     if rates is None:
-        every = len(methods(config)) * config.seeds
+        every = len(parse_methods(config)) * config.seeds
         missing.append(f"{every} runs that wait for the choice of learning rates")
     have = [(trial, summary) for trial, summary in found if summary is not None]
     _refuse_unjudged(have)
     _refuse_other_weights(have)
-    labels = [m.label for m in methods(config) if any(t.method == m for t, _ in have)]
+    labels = [m.label for m in parse_methods(config) if any(t.method == m for t, _ in have)]
     by_seed = {(t.method.label, t.seed): s for t, s in have}
     needed = [*labels, "start"]
     seeds = [s for s in range(config.seeds) if all((label, s) in by_seed for label in needed)]
@@ -285,7 +291,7 @@ def collect(config: Config, tasks: Mapping[str, Any]) -> Material | None:
     kept = ~np.isnan(np.concatenate(list(scores.values()))).any(axis=0)
     return Material(
         config,
-        budget(config),
+        parse_budget(config),
         [x for x, keep in zip(tasks["test"]["levels"], kept, strict=True) if keep],
         tasks["validation"]["levels"],
         seeds,

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from learners.compare.__main__ import main
-from learners.compare.config import Config, of_spec
+from learners.compare.config import Config, read_spec
 from learners.compare.figures import draw_all
 from learners.compare.plan import final_trials, start_trials, tuning_trials
 from learners.compare.report import build_report, chosen_rates, collect, sentence
@@ -268,7 +268,7 @@ def test_the_page_of_results_is_what_the_command_writes():
     assert written.startswith(results_page.HEAD)
     assert written.endswith(results_page.NOT_HERE)
     for spec in (ROOT / "results").glob("*.toml"):
-        wanted = results_page.section(of_spec(spec), ROOT / "results", "../results")
+        wanted = results_page.section(read_spec(spec), ROOT / "results", "../results")
         under_way = "## Not run\n\n- " in wanted or "but for" in wanted
         assert wanted in written or under_way
 
