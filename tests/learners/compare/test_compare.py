@@ -16,9 +16,15 @@ from learners.compare.config import (
     read_spec,
     reference_label,
 )
-from learners.compare.jobs import keep_tasks
+from learners.compare.jobs import store_tasks
 from learners.compare.plan import evaluation_folder, final_trials, start_trials, tuning_trials
-from learners.compare.summary import asked_of_judge, decoded, encoded, read_summary, write_summary
+from learners.compare.summary import (
+    decode_scores,
+    encode_scores,
+    judge_usage,
+    read_summary,
+    write_summary,
+)
 from learners.errors import UsageError
 from learners.evaluate.__main__ import main as evaluate
 from learners.runs.training import main as train
@@ -166,8 +172,8 @@ def test_tuning_has_seeds_of_its_own_and_the_same_trials_for_every_method():
 
 @pytest.mark.parametrize("scores", [[1.0, None, 0.0, 9.0], [0.25, None, 1.0], [10.0, 0.0]])
 def test_scores_survive_their_short_form(scores):
-    assert decoded(json.loads(json.dumps(encoded(scores)))) == scores
-    assert encoded([1.0, None, 0.0]) == "1-0"
+    assert decode_scores(json.loads(json.dumps(encode_scores(scores)))) == scores
+    assert encode_scores([1.0, None, 0.0]) == "1-0"
 
 
 def refused(capsys, *given):
@@ -218,7 +224,7 @@ def test_a_trial_becomes_a_summary_of_a_few_kb(taught, tmp_path):
         results=str(tmp_path / "results"),
         out=str(tmp_path / "runs"),
     )
-    tasks = keep_tasks(config)
+    tasks = store_tasks(config)
     (trial,) = final_trials(config, {})
     train(trial.method.module, list(trial.train[3:]))
     evaluate(list(trial.evaluations[0][3:]))
@@ -231,17 +237,17 @@ def test_a_trial_becomes_a_summary_of_a_few_kb(taught, tmp_path):
     assert found["spent"]["peak_memory"] == max(line["memory/peak"] for line in lines)
     assert "judge" not in found
     assert found["curve"][-1]["tokens"] == sampled
-    last = [score for score in decoded(found["curve"][-1]["scores"]) if score is not None]
+    last = [score for score in decode_scores(found["curve"][-1]["scores"]) if score is not None]
     assert sum(last) / len(last) == pytest.approx(lines[-1]["validation/score"])
     assert found["test"]["samples"] == 2
     results = json.loads(
         (trial.folder.parent / f"{trial.folder.name}-test/results.json").read_text()
     )
     official = results["environments"]["appo/SyntheticQA-v0"]["official"]["value"]
-    assert sum(decoded(found["test"]["scores"])) / 8 == pytest.approx(official)
+    assert sum(decode_scores(found["test"]["scores"])) / 8 == pytest.approx(official)
     assert trial.summary.stat().st_size < 10_000
     with pytest.raises(UsageError, match="names other tasks"):
-        keep_tasks(replace(config, eval_tasks=5))
+        store_tasks(replace(config, eval_tasks=5))
 
 
 def test_what_validations_and_the_end_asked_of_a_judge_is_added_up(tmp_path):
@@ -255,9 +261,9 @@ def test_what_validations_and_the_end_asked_of_a_judge_is_added_up(tmp_path):
     end.mkdir()
     judge = {"model": "judge-1", "calls": 4, "cached": 0, "faults": 2, "cost": 1.0}
     (end / "results.json").write_text(json.dumps({"judge": judge}))
-    assert asked_of_judge(trial) == {"calls": 10, "cached": 2, "faults": 2, "cost": 2.0}
+    assert judge_usage(trial) == {"calls": 10, "cached": 2, "faults": 2, "cost": 2.0}
     (end / "results.json").write_text(json.dumps({"judge": None}))
-    assert asked_of_judge(trial)["calls"] == 6
+    assert judge_usage(trial)["calls"] == 6
 
 
 @pytest.mark.slow
