@@ -56,10 +56,11 @@ def test_an_evaluation_with_a_real_judge_reports_no_number_it_did_not_give(smoll
     out.mkdir()
     file = EpisodeFile(out / "WebWalker.episodes.jsonl", frozenset())
     for task, answer in zip(tasks, ANSWERS, strict=True):
-        file.keep(Episode(task.id, 0, f"\\boxed{{{answer}}}", "answered"))
+        file.append(Episode(task.id, 0, f"\\boxed{{{answer}}}", "answered"))
     places = {"api_base": base, "judge_base": base, "judge_model": name}
     config = Config(model=name, env=("appo/WebWalker-v0",), data_dir=str(tmp_path), **places)
-    results = evaluate(Config(**config.__dict__ | {"out": str(out), "tools": ("calculator",)}))
+    config = Config(**config.__dict__ | {"out": str(out), "tools": ("calculator",)})
+    results = evaluate(config).to_json()
     found = results["environments"]["appo/WebWalker-v0"]
     assert (found["official"], found["not_judged"]) == (None, 2)
     graded = (out / "WebWalker.graded.jsonl").read_text("utf-8").splitlines()
