@@ -21,7 +21,7 @@ from learners.run_folder import read_metrics
 EPISODE = "response/sampled_tokens"
 
 Timing = Mapping[str, float]
-"""What a run cost, by unit, and under `episode` the tokens sampled in one episode."""
+"""Costs of a run by unit, and under `episode` the mean tokens sampled in one episode."""
 
 
 def estimate(config: Config, narrator: Narrator) -> str:
@@ -74,7 +74,7 @@ def estimate(config: Config, narrator: Narrator) -> str:
 
 
 def read_timing(trial: Trial) -> Timing | None:
-    """Return what a run cost that is done or under way; None if there is no such run."""
+    """Return the costs of a run that is done or under way; None if it has not begun."""
     summary = read_summary(trial.summary)
     if summary is not None:
         return summary["spent"] | {"episode": summary["metrics"][EPISODE]} if trial.train else None

@@ -123,7 +123,7 @@ class PairReport:
     separated: bool
     """The interval, widened for the number of comparisons, leaves out 0."""
     sentence: str
-    """What the data say."""
+    """The difference in words."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Report:
     weights: str
     """Digest of the weights that all runs start from."""
     made: list[Provenance]
-    """What the runs were made with; each combination once."""
+    """Code, machine and load of the runs; each combination once."""
     missing: list[str]
     """Titles of what was not run."""
     rewards: RewardKind

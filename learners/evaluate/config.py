@@ -66,7 +66,7 @@ class Config:
     cache_mode: CacheMode = "record"
     """record: ask for what the cache lacks; live, replay, frozen: see tools/cache.py."""
     sandbox: str = "auto"
-    """Where Python runs: auto, local or docker."""
+    """Sandbox of Python: auto, local or docker."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of a local model's weights."""
     rows: int = 64
@@ -80,7 +80,8 @@ class Config:
     protocol: EndpointProtocol = "chat"
     """chat: turns and results are messages; completions: one message, as in training."""
     tokenizer: str | None = None
-    """For completions: folder or hub id whose chat template writes the prompt."""
+    """For completions: model whose chat template writes the prompt; a folder, a hub id, smollm2 or
+    tiny."""
     api_concurrency: int = 8
     """Requests to the endpoint at the same time."""
     api_timeout: float = 600.0
@@ -212,10 +213,10 @@ def _to_json(config: Config) -> dict[str, Any]:
 
 
 def _regrade_config(stored: dict[str, Any], config: Config) -> Config:
-    given = asdict(config)
+    overrides = asdict(config)
     options: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in stored.items()}
-    options |= {name: given[name] for name in REGRADE_OPTIONS}
-    options |= {n: given[n] for n in REGRADE_OPTIONS_IF_GIVEN if given[n] is not None}
+    options |= {name: overrides[name] for name in REGRADE_OPTIONS}
+    options |= {n: overrides[n] for n in REGRADE_OPTIONS_IF_GIVEN if overrides[n] is not None}
     if config.all or config.env:
         options |= {"all": config.all, "env": config.env}
     return Config(**options)

@@ -50,7 +50,7 @@ class Verdict:
     status: Status
     official: float | None
     method: str
-    """What decided the official score, or how the episode ended without an answer."""
+    """Rule that decided the official score, or how the episode ended without an answer."""
     training: float | None
     """Score of the training reward, without format and bonus: token F1, or equality."""
     em: float | None

@@ -34,7 +34,7 @@ class BackendInfo:
 
 @dataclass(frozen=True)
 class JudgeInfo:
-    """The judge, and what it was asked in all gradings into a folder."""
+    """The judge, and its usage in all gradings into a folder."""
 
     model: str
     fingerprint: str
@@ -57,7 +57,7 @@ class EnvironmentResults:
     """Tasks of the split, and rows that became none, by reason."""
     grades: Grades
     judge: dict[str, float] | None
-    """What the judge was asked in this grading; None without a judge."""
+    """Usage of the judge in this grading; None without a judge."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as results.json holds them."""

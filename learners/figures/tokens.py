@@ -49,14 +49,14 @@ class Token(NamedTuple):
 
 
 class Lift(NamedTuple):
-    """How much likelier high tokens are than any token to be in a region."""
+    """Ratios of high tokens to all tokens in a region; above 1: high tokens prefer it."""
 
     tokens: float
     """The region's share of all tokens."""
     entropy: Interval
-    """Share of tokens of high entropy over share of all, from resampled tasks."""
+    """Its share of the tokens of high entropy, divided by `tokens`; over resampled tasks."""
     score: Interval
-    """The same for tokens of a high branching score."""
+    """Its share of the tokens of high branching score, divided by `tokens`."""
 
 
 class Word(NamedTuple):
