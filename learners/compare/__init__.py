@@ -16,7 +16,7 @@ figures    the report as figures
 from __future__ import annotations
 
 from learners.compare.collect import collect
-from learners.compare.config import METHODS, Config, parse_budget, parse_methods, read_spec
+from learners.compare.config import Config, parse_budget, parse_methods, read_spec
 from learners.compare.figures import draw_pass_at_k, draw_rewards
 from learners.compare.jobs import TASKS_FILE
 from learners.compare.report import RewardHistory, build_report, read_report, reward_kind
@@ -24,7 +24,6 @@ from learners.compare.summary import read_summary
 from learners.compare.tables import format_report, format_table, pass_at_table
 
 __all__ = [
-    "METHODS",
     "TASKS_FILE",
     "Config",
     "RewardHistory",
