@@ -21,7 +21,6 @@ measurement is about single tokens; it does not claim that APPO's gradient is a 
 from __future__ import annotations
 
 import json
-import random
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +36,7 @@ from learners import appo
 from learners.config import Evaluation
 from learners.console import Narrator, explained, parse_options
 from learners.errors import UsageError
-from learners.intervals import Interval
+from learners.intervals import Interval, percentile_interval, resample
 from learners.policy import Policy, TokenStats
 from learners.rl import branching, clipped_policy_loss, group_normalised, own_mask, sequence_mean
 from learners.runs import Run, Session, open_session, training_env
@@ -242,15 +241,15 @@ def ratio(
     for root in roots:
         tasks[root.task][0] += above(root)
         tasks[root.task][1] += below(root)
-    pairs, draw = list(tasks.values()), random.Random(0)
+    pairs = list(tasks.values())
 
     def quotient(sample: Sequence[Sequence[float]]) -> float:
         bottom = sum(pair[1] for pair in sample)
         return sum(pair[0] for pair in sample) / bottom if bottom else 1.0
 
-    found = sorted(quotient(draw.choices(pairs, k=len(pairs))) for _ in range(RESAMPLES))
-    low, high = found[int(0.025 * RESAMPLES)], found[int(0.975 * RESAMPLES) - 1]
-    return Interval(quotient(pairs), low, high)
+    return percentile_interval(
+        quotient(pairs), [quotient(sample) for sample in resample(pairs, RESAMPLES)]
+    )
 
 
 def report(roots: Sequence[Root], config: Mapping[str, Any], folder: Path | None = None) -> None:

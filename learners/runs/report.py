@@ -12,6 +12,7 @@ from rich.table import Table
 from learners.console import Narrator
 from learners.intervals import bootstrap_mean, wilson
 from learners.metrics import PEAK
+from learners.plotting import new_figure, smooth, smoothing_window
 from learners.run_folder import (
     checkpoint_folder,
     list_checkpoints,
@@ -125,21 +126,13 @@ def _costs(metrics: list[dict[str, Any]], evaluations: Mapping[str, float]) -> T
 def _draw_curve(folder: Path, metrics: list[dict[str, Any]]) -> None:
     if not metrics:
         return
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    figure = new_figure(6, 3.5)
     axes = figure.add_subplot()
     steps = [m["iteration"] + 1 for m in metrics]
     rewards = [m.get("reward/mean", float("nan")) for m in metrics]
     axes.plot(steps, rewards, color="0.7", linewidth=1, label="iteration")
-    window = max(1, len(rewards) // 10)
-    smooth = [
-        sum(rewards[max(0, i - window + 1) : i + 1]) / min(i + 1, window)
-        for i in range(len(rewards))
-    ]
-    axes.plot(steps, smooth, color="C0", label=f"mean of {window}")
+    axes.plot(steps, smooth(rewards), color="C0", label=f"mean of {smoothing_window(len(steps))}")
     axes.set_xlabel("iteration")
     axes.set_ylabel("reward of initial rollouts")
     axes.legend(frameon=False)
-    FigureCanvasAgg(figure).print_png(folder / "reward.png")
+    figure.savefig(folder / "reward.png")

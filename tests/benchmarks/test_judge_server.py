@@ -56,10 +56,11 @@ def test_an_evaluation_reports_no_number_that_its_real_judge_did_not_give(smollm
     out.mkdir()
     file = EpisodeFile(out / "WebWalker.episodes.jsonl", frozenset())
     for task, answer in zip(tasks, ANSWERS, strict=True):
-        file.keep(Episode(task.id, 0, f"\\boxed{{{answer}}}", "answered"))
+        file.append(Episode(task.id, 0, f"\\boxed{{{answer}}}", "answered"))
     endpoints = {"api_base": base, "judge_base": base, "judge_model": name}
     config = Config(model=name, env=("appo/WebWalker-v0",), data_dir=str(tmp_path), **endpoints)
-    results = evaluate(Config(**config.__dict__ | {"out": str(out), "tools": ("calculator",)}))
+    config = Config(**config.__dict__ | {"out": str(out), "tools": ("calculator",)})
+    results = evaluate(config).to_json()
     result = results["environments"]["appo/WebWalker-v0"]
     assert (result["official"], result["not_judged"]) == (None, 2)
     graded = (out / "WebWalker.graded.jsonl").read_text("utf-8").splitlines()

@@ -227,7 +227,7 @@ def test_what_an_evaluation_asked_is_in_its_results_over_all_its_processes(court
     known = {"env": ("appo/WebWalker-v0",), "data_dir": str(tmp_path / "rows"), "tasks": 2}
     evaluate(config_of(taught, out, **known | {"tools": ("calculator",)}))
     answered(out, ("Elda", "the Ostra"))
-    first = evaluate(Config(regrade=True, out=str(out), **judge))
+    first = evaluate(Config(regrade=True, out=str(out), **judge)).to_json()
     assert first["judge"] | {"model": "", "fingerprint": ""} == {
         "model": "",
         "fingerprint": "",
@@ -238,7 +238,7 @@ def test_what_an_evaluation_asked_is_in_its_results_over_all_its_processes(court
     }
     assert first["environments"]["appo/WebWalker-v0"]["judge"]["calls"] == court.requests == 2
     assert sum(row["method"] == "judge" for row in graded(out)) == 2  # counted again from the file
-    again = evaluate(Config(regrade=True, out=str(out), **judge))
+    again = evaluate(Config(regrade=True, out=str(out), **judge)).to_json()
     assert again["environments"]["appo/WebWalker-v0"]["judge"] == {
         "calls": 2,
         "cached": 2,
