@@ -14,14 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import DataUnavailable, GraderUnavailable, JudgeUnavailable
-from learners.errors import (
-    EndpointUnavailable,
-    ModelNotFound,
-    RolloutFileError,
-    RunFolderError,
-    RunStopped,
-    UsageError,
-)
+from learners.errors import CommandError
 from tools import ReplayMiss, ToolUnavailable
 
 Options = TypeVar("Options")
@@ -137,16 +130,11 @@ def explained(
 def expected_errors() -> tuple[type[Exception], ...]:
     """Errors whose message is for the person who typed the command."""
     return (
-        UsageError,
-        RunFolderError,
-        RolloutFileError,
-        RunStopped,
+        CommandError,
         ReplayMiss,
-        ModelNotFound,
         DataUnavailable,
         ToolUnavailable,
         GraderUnavailable,
         JudgeUnavailable,
-        EndpointUnavailable,
         gymnasium.error.Error,
     )

@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from benchmarks import BENCHMARKS, DataUnavailable
 from benchmarks.sources import HubTable, fetch_from_hub
 from learners.console import expected_errors, explained
+from learners.errors import CommandError
 from learners.runs.training import main
 from tests.conftest import ROOT
 from tests.fakes import TOY, toy_load
@@ -45,7 +46,7 @@ def test_an_interrupt_says_how_to_go_on_where_one_can(capsys):
 
 
 def test_errors_for_the_person_are_a_line_and_others_stay(capsys):
-    for kind in expected_errors():
+    for kind in (*expected_errors(), *CommandError.__subclasses__()):
         assert ended_with(kind("this is why"), capsys) == (2, f"{kind.__name__}: this is why")
     with pytest.raises(ZeroDivisionError), explained("learners.x", []):
         raise ZeroDivisionError
