@@ -35,7 +35,7 @@ import torch
 
 from learners import appo
 from learners.config import Evaluation
-from learners.console import Narrator, explained, parse_options
+from learners.console import Console, parse_options, report_errors
 from learners.errors import UsageError
 from learners.intervals import Interval
 from learners.policy import Policy, TokenStats
@@ -64,7 +64,7 @@ class Config(appo.Config):
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    with explained(METHOD, arguments):
+    with report_errors(METHOD, arguments):
         config = parse_options(METHOD, Config.at("laptop"), arguments, __doc__)
         roots = measure(config)
         report(roots, config.options(), Path(config.training.out) if config.training.out else None)
@@ -274,7 +274,7 @@ def report(roots: Sequence[Root], config: Mapping[str, Any], folder: Path | None
                 )
             ),
         )
-    Narrator().say(table)
+    Console().say(table)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         rows = [root._asdict() | {"points": [p._asdict() for p in root.points]} for root in roots]

@@ -132,12 +132,12 @@ def tokens(folder: Path, link: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the page to the file named, or to the standard output."""
-    from learners.console import explained
+    from learners.console import report_errors
 
     parser = argparse.ArgumentParser(prog=f"python -m {METHOD}", description=__doc__)
     parser.add_argument("target", nargs="?", type=Path, help="the page; none: to the output")
     arguments = sys.argv[1:] if arguments is None else arguments
-    with explained(METHOD, arguments):
+    with report_errors(METHOD, arguments):
         results, target = Path(RESULTS), parser.parse_args(arguments).target
         if target is None:
             sys.stdout.write(page(results, RESULTS))

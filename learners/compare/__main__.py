@@ -15,7 +15,7 @@ from typing import Any
 
 from learners.compare.config import Config, as_arguments, default_of, refuse
 from learners.compare.plan import Trial
-from learners.console import Narrator
+from learners.console import Console
 
 METHOD = "learners.compare"
 
@@ -28,11 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and compare; exits with 2 where a trial or a summary failed."""
     import tyro
 
-    from learners.console import explained
+    from learners.console import report_errors
 
     arguments = sys.argv[1:] if arguments is None else arguments
     description = (__doc__ or "").split("\n\n")[0]
-    with explained(METHOD, arguments):
+    with report_errors(METHOD, arguments):
         default = default_of(arguments)
     config = tyro.cli(
         Config,
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog=f"python -m {METHOD}",
         description=description,
     )
-    with explained(METHOD, arguments, "comparison"):
+    with report_errors(METHOD, arguments, "comparison"):
         refuse(config)
         failed = compare(config)
     if failed:
@@ -59,9 +59,9 @@ def compare(config: Config) -> dict[str, str]:
     """
     from learners.compare.estimate import estimate
     from learners.compare.jobs import keep_tasks
-    from learners.console import Narrator
+    from learners.console import Console
 
-    narrator = Narrator()
+    narrator = Console()
     if config.dry_run:
         narrator.say(estimate(config, narrator))
         return {}
@@ -75,7 +75,7 @@ def compare(config: Config) -> dict[str, str]:
     return failed
 
 
-def run_missing(config: Config, tasks: dict[str, Any], narrator: Narrator) -> dict[str, str]:
+def run_missing(config: Config, tasks: dict[str, Any], narrator: Console) -> dict[str, str]:
     """Run the trials that have no summary: the start and the tuning first, then the seeds.
 
     Returns:
@@ -110,7 +110,7 @@ def start_command(config: Config) -> tuple[str, ...]:
     return (sys.executable, "-m", "learners.sft", *given)
 
 
-def write_report(config: Config, tasks: dict[str, Any], narrator: Narrator) -> None:
+def write_report(config: Config, tasks: dict[str, Any], narrator: Console) -> None:
     """Write report.md, report.json and the figures beside the summaries; print the tables."""
     from rich.markdown import Markdown
 
@@ -129,9 +129,8 @@ def write_report(config: Config, tasks: dict[str, Any], narrator: Narrator) -> N
     text = markdown(found, figures=".")
     write_text(folder / "report.json", json.dumps(found, indent=1) + "\n")
     write_text(folder / "report.md", text)
-    if not narrator.console.is_terminal:
-        narrator.console.width = WIDTH
-    narrator.console.print(Markdown(markdown(found)))
+    narrator.set_plain_width(WIDTH)
+    narrator.say(Markdown(markdown(found)))
     narrator.say(f"files: {folder}/report.md, report.json, *.png, *.svg, a summary per run")
 
 

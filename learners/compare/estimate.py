@@ -14,7 +14,7 @@ from learners.compare.jobs import TOLD, TrialFailed, start_is_there
 from learners.compare.plan import Trial
 from learners.compare.report import chosen_rates
 from learners.compare.summary import read_summary, totals
-from learners.console import Narrator
+from learners.console import Console
 from learners.ledger import JUDGE
 from learners.run_folder import read_metrics
 
@@ -25,7 +25,7 @@ Timing = Mapping[str, float]
 """What a run spent, by unit, and `episode`: tokens sampled in one."""
 
 
-def estimate(config: Config, narrator: Narrator) -> str:
+def estimate(config: Config, narrator: Console) -> str:
     """What is missing, how long it takes and what it costs, in words.
 
     Evaluations are put at the pace of training, updates included, which is slower than theirs.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import sample_tasks
 from envs import ToolEnv
-from learners.console import Narrator, explained
+from learners.console import Console, report_errors
 from learners.evaluate.config import Config
 from learners.evaluate.grading import Verdict
 from learners.ledger import Ledger
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     description = (__doc__ or "").split("\n\n")[0]
     config = tyro.cli(Config, args=arguments, prog=f"python -m {METHOD}", description=description)
-    with explained(METHOD, arguments, "evaluation"):
+    with report_errors(METHOD, arguments, "evaluation"):
         evaluate(config)
 
 
@@ -51,14 +51,14 @@ def evaluate(config: Config) -> dict[str, Any]:
     Raises:
         The errors that `main` explains; what was played until then is stored.
     """
-    from learners.console import Narrator
+    from learners.console import Console
     from learners.evaluate.config import make_environment, opened
     from learners.evaluate.players import player_of
     from learners.evaluate.tables import about, results_table
     from learners.run_folder import write_text
 
     folder = Path(config.out or f"runs/evaluate-{Path(config.model).name}")
-    narrator = Narrator()
+    narrator = Console()
     with opened(folder, config) as config:
         environments = [make_environment(name, config) for name in chosen(config)]
         player = None if config.regrade else player_of(config)
@@ -71,8 +71,7 @@ def evaluate(config: Config) -> dict[str, Any]:
             origin = about(config, left_out, folder, ledger.spending)
             results = {**origin, "environments": found}
             write_text(folder / "results.json", json.dumps(results, indent=1))
-    if not narrator.console.is_terminal:
-        narrator.console.width = WIDTH
+    narrator.set_plain_width(WIDTH)
     narrator.say(results_table(results))
     narrator.say(f"files: {folder}/results.json, *.episodes.jsonl, *.graded.jsonl")
     return results
@@ -101,7 +100,7 @@ def evaluated(
     player: Player | None,
     config: Config,
     folder: Path,
-    narrator: Narrator,
+    narrator: Console,
     ledger: Ledger,
 ) -> dict[str, Any]:
     """Play what is missing of one environment and grade it; its part of results.json.

@@ -124,7 +124,7 @@ def rewards(
         out: path of the figure without its suffix.
     """
     from learners.compare import drawn_rewards, told_rewards
-    from learners.console import Narrator
+    from learners.console import Console
     from learners.errors import UsageError
     from learners.run_folder import read_metrics
 
@@ -144,7 +144,7 @@ def rewards(
     for label, group in groups.items():
         last = [[r for r in run[kind] if r is not None][-10:] for run in group]
         told = ", ".join(f"{sum(x) / len(x):+.3f}" for x in last if x)
-        Narrator().say(f"{label}: mean reward of each run's last ten iterations {told}")
+        Console().say(f"{label}: mean reward of each run's last ten iterations {told}")
     return _told(drawn_rewards(Path(out), groups, kind))
 
 
@@ -159,7 +159,7 @@ def pass_at_k(
         out: path of the figure without its suffix.
     """
     from learners.compare import drawn_pass_at_k, pass_at
-    from learners.console import Narrator
+    from learners.console import Console
     from learners.errors import UsageError
 
     path = comparison / "report.json"
@@ -173,7 +173,7 @@ def pass_at_k(
     if unknown or not methods:
         raise UsageError(f"{path} has no method {', '.join(unknown)}; it has {', '.join(found)}")
     chosen = {label: found[label] for label in methods}
-    Narrator().say(pass_at({"methods": chosen}))
+    Console().say(pass_at({"methods": chosen}))
     return _told(drawn_pass_at_k(Path(out), chosen, "pass@k"))
 
 
@@ -188,12 +188,12 @@ def _tabled(out: str, title: str, names: Sequence[str], rows: Sequence[Sequence[
     from rich.table import Table
 
     from learners.compare import table
-    from learners.console import Narrator
+    from learners.console import Console
 
     shown = Table(*names, title=title)
     for row in rows:
         shown.add_row(*row)
-    Narrator().say(shown)
+    Console().say(shown)
     target = Path(f"{out}.md")
     cells = [[cell.replace("|", r"\|") for cell in row] for row in rows]
     target.write_text(f"{title}.\n\n{table(names, cells)}\n", "utf-8")
@@ -201,9 +201,9 @@ def _tabled(out: str, title: str, names: Sequence[str], rows: Sequence[Sequence[
 
 
 def _told(files: list[Path]) -> list[Path]:
-    from learners.console import Narrator
+    from learners.console import Console
 
-    Narrator().say(f"files: {', '.join(map(str, files))}")
+    Console().say(f"files: {', '.join(map(str, files))}")
     return files
 
 
@@ -217,10 +217,10 @@ COMMANDS: dict[str, Callable[..., list[Path]]] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and draw."""
-    from learners.console import explained
+    from learners.console import report_errors
 
     arguments = sys.argv[1:] if arguments is None else arguments
-    with explained(METHOD, arguments):
+    with report_errors(METHOD, arguments):
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS, args=list(arguments), prog=f"python -m {METHOD}", description=__doc__
         )

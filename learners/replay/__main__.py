@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks import BENCHMARKS, Benchmark, Task
 from envs import RewardName, compute_reward
 from learners.config import RunConfig, known_options
-from learners.console import explained
+from learners.console import report_errors
 from learners.errors import RolloutFileError, UsageError
 from learners.replay.stored_run import Chosen, StoredRollouts, StoredTrainer, Texts
 from learners.replay.trees import stored_trees
@@ -199,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__,
         return_unknown_args=True,
     )
-    with explained("learners.replay", arguments):
+    with report_errors("learners.replay", arguments):
         method, recorded = recorded_config(options.run, options.method)
         config = tyro.cli(type(recorded), args=rest, default=recorded, prog="... RUN")
         _print(_all(options, method, recorded, config))

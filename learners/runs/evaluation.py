@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks import GRADING_THREADS, Benchmark, Score, Task, sample_tasks
 from envs import final_answer
 from learners.config import RunConfig
-from learners.console import Narrator
+from learners.console import Console
 from learners.ledger import Ledger, spent
 from learners.policy import LoadedModel, save_model
 from learners.rollouts import Rollouts
@@ -36,7 +36,7 @@ def validate(
     rollouts: Rollouts,
     folder: Path,
     lines: Sequence[Mapping[str, Any]],
-    narrator: Narrator,
+    narrator: Console,
 ) -> dict[str, float]:
     """Evaluate on validation tasks if that is due; returns metrics, none if it is not.
 

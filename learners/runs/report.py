@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from learners.console import Narrator
+from learners.console import Console
 from learners.intervals import bootstrap_mean, wilson
 from learners.metrics import PEAK
 from learners.run_folder import (
@@ -42,7 +42,7 @@ RARE_COSTS = (
 """Shown where there are any."""
 
 
-def final_report(folder: Path, narrator: Narrator) -> None:
+def final_report(folder: Path, narrator: Console) -> None:
     """Print the tables of a finished run and draw its reward curve."""
     metrics = read_metrics(folder)
     before, after = (_read(folder / f"evaluation-{name}.json") for name in ("before", "after"))

@@ -22,7 +22,7 @@ import envs
 from benchmarks import Task
 from envs import ToolEnv
 from learners.config import RunConfig
-from learners.console import Narrator
+from learners.console import Console
 from learners.errors import UsageError
 from learners.ledger import LOST, Ledger, Spending, policy_flops, recorded
 from learners.metrics import PEAK, tree_metrics
@@ -314,7 +314,7 @@ def _is_of(path: Path, iteration: int) -> bool:
     return bool(json.loads(path.read_text())["iteration"] == iteration)
 
 
-def evaluate_once(session: Session, name: str, narrator: Narrator) -> None:
+def evaluate_once(session: Session, name: str, narrator: Console) -> None:
     """Evaluate on held-out test tasks, unless this run did so already; write <name>.json."""
     config, env = session.config, session.held_out
     path = session.folder / f"evaluation-{name}.json"

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks import Task
 from learners.config import RunConfig, Scale
-from learners.console import Narrator, explained, parse_options
+from learners.console import Console, parse_options, report_errors
 from learners.errors import RunFolderError
 from learners.run_folder import disk_full, lock_folder, noted, open_folder, read_metrics, write_text
 from learners.runs.environments import stop_where_tools_fail
@@ -40,7 +40,7 @@ def main(method: str, arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     module = importlib.import_module(method)
     scale = _scale(arguments)
-    with explained(method, arguments, "run"):
+    with report_errors(method, arguments, "run"):
         config = parse_options(method, module.Config.at(scale), arguments, module.__doc__)
         train(method, config)
 
@@ -66,7 +66,7 @@ def train(method: str, config: RunConfig) -> Path:
     """
     env = training_env(config)
     folder = Path(config.training.out or default_folder(method, config))
-    narrator = Narrator()
+    narrator = Console()
     with lock_folder(folder), closing(env):
         newest = open_folder(folder, method, config)
         kept = [m for m in read_metrics(folder) if m["iteration"] < (newest or 0)]
@@ -84,7 +84,7 @@ def _iterate(
     session: Session,
     iteration: Callable[[list[Task], Run, Any], None],
     kept: Sequence[dict[str, Any]],
-    narrator: Narrator,
+    narrator: Console,
 ) -> None:
     """Evaluate, run the iterations that are left after the lines `kept`, evaluate."""
     run, folder = session.run, session.folder

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from envs import ToolEnv
 from learners.config import Optimisation, RunConfig
-from learners.console import Narrator, explained, parse_options
+from learners.console import Console, parse_options, report_errors
 from learners.tree import Trajectory
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def main() -> None:
     """The command line."""
     arguments = sys.argv[1:]
     config = parse_options("learners.sft", Config.at("laptop"), arguments, __doc__)
-    with explained("learners.sft", arguments, "cold start"):
+    with report_errors("learners.sft", arguments, "cold start"):
         cold_start(config)
 
 
@@ -94,14 +94,14 @@ def cold_start(config: Config) -> Path:
 
 
 def _cold_start(config: Config, env: ToolEnv, folder: Path) -> Path:
-    from learners.console import Narrator
+    from learners.console import Console
     from learners.policy import save_model
     from learners.run_folder import open_folder, write_text
     from learners.runs import evaluate_once, open_session
 
     newest = open_folder(folder, "learners.sft", config)
     session = open_session(config, env, folder, newest)
-    narrator = Narrator()
+    narrator = Console()
     if not config.new_weights:
         evaluate_once(session, "before", narrator)
     if not (folder / "model").exists():
@@ -122,7 +122,7 @@ def _cold_start(config: Config, env: ToolEnv, folder: Path) -> Path:
     return folder
 
 
-def _shown(session: Session, config: Config, env: ToolEnv, narrator: Narrator) -> list[Trajectory]:
+def _shown(session: Session, config: Config, env: ToolEnv, narrator: Console) -> list[Trajectory]:
     """What is trained on: the benchmark's own demonstrations, or written transcripts."""
     from benchmarks import question_key
     from learners.errors import UsageError
@@ -171,7 +171,7 @@ def fine_tune(
     session: Session,
     trajectories: Sequence[Trajectory],
     config: Config,
-    narrator: Narrator,
+    narrator: Console,
 ) -> None:
     """All updates, from the newest checkpoint on; batches are the same for the same seed."""
     from learners.errors import UsageError

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from benchmarks import BENCHMARKS, DataUnavailable
 from benchmarks.sources import HubTable, fetch_from_hub
-from learners.console import expected_errors, explained
+from learners.console import expected_errors, report_errors
 from learners.errors import CommandError
 from learners.runs.training import main
 from tests.conftest import ROOT
@@ -34,7 +34,7 @@ def refused(capsys, given, method="learners.appo"):
 
 def ended_with(error, capsys, resumable=None):
     """Exit code and words of a command that such an error ends."""
-    with pytest.raises(SystemExit) as ended, explained("learners.x", ["--a", "b c"], resumable):
+    with pytest.raises(SystemExit) as ended, report_errors("learners.x", ["--a", "b c"], resumable):
         raise error
     return ended.value.code, capsys.readouterr().err.strip()
 
@@ -48,7 +48,7 @@ def test_an_interrupt_says_how_to_go_on_where_one_can(capsys):
 def test_errors_for_the_person_are_a_line_and_others_stay(capsys):
     for kind in (*expected_errors(), *CommandError.__subclasses__()):
         assert ended_with(kind("this is why"), capsys) == (2, f"{kind.__name__}: this is why")
-    with pytest.raises(ZeroDivisionError), explained("learners.x", []):
+    with pytest.raises(ZeroDivisionError), report_errors("learners.x", []):
         raise ZeroDivisionError
 
 
