@@ -18,7 +18,13 @@ from learners.compare.plan import Trial, evaluation_folder
 from learners.errors import UsageError
 from learners.ledger import SPENT, StopUnit, spent, spent_on_judging
 from learners.metrics import PEAK
-from learners.run_folder import here, newest_model, read_metrics, spent_on_evaluations, write_text
+from learners.run_folder import (
+    describe_machine,
+    evaluation_costs,
+    newest_model,
+    read_metrics,
+    write_text,
+)
 
 VERSION = 1
 
@@ -189,7 +195,7 @@ def weights_digest(trial: Trial) -> str:
 
 def made(jobs: int) -> dict[str, Any]:
     """By what and where a trial was run."""
-    now = here()
+    now = describe_machine()
     kept = {name: now[name] for name in ("commit", "processor")}
     return {**kept, "jobs": jobs, "torch": now["torch"]}
 
@@ -237,7 +243,7 @@ def _evaluated(folder: Path, ids: Sequence[str]) -> dict[str, Any]:
 
 def asked_of_judge(trial: Trial) -> Counter[str]:
     """What the validations and the evaluations of a trial asked of the judge, and paid for it."""
-    told = [spent_on_judging(spent_on_evaluations(trial.folder))] if trial.train else []
+    told = [spent_on_judging(evaluation_costs(trial.folder))] if trial.train else []
     for split in ("test", "validation"):
         path = evaluation_folder(trial.folder, split) / "results.json"
         judge = json.loads(path.read_text())["judge"] if path.exists() else None

@@ -21,7 +21,7 @@ from benchmarks import Endpoint, Post, http_post
 from envs import ToolEnv
 from learners.errors import EndpointUnavailable
 from learners.evaluate.episodes import Episode, Job, ended
-from learners.rollouts import RESERVED_TOKENS, UNAVAILABLE, tool_threads
+from learners.rollouts import RESERVED_TOKENS, UNAVAILABLE, step_with_retries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -279,7 +279,7 @@ class EndpointPlayer:
             if _cut_off(reply, env.stop_tags):
                 env.truncate("length", text)
                 return ended(job, env.snapshot(), tokens)
-            outcome = tool_threads.step(env, text, pause_s=self.pause_s, patience_s=self.patience_s)
+            outcome = step_with_retries(env, text, pause_s=self.pause_s, timeout_s=self.patience_s)
             if isinstance(outcome, UNAVAILABLE):
                 return Episode(job.task.id, job.sample, tokens=tokens, error=str(outcome))
             observation, _, terminated, truncated, _ = outcome

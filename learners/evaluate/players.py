@@ -171,7 +171,9 @@ class LocalPlayer:
         sampler = TransformersSampler(model, tokenizer, env.stop_tags, rows=self.rows)
         rollouts = Rollouts(env, sampler, tokenizer, most_tokens, self.temperature, self.seed)
         questions = {job.task.id: job.task.question for job in jobs}
-        prompts = {t: len(rollouts.prompt(env.instructions, q)) for t, q in questions.items()}
+        prompts = {
+            t: len(rollouts.encode_question(env.instructions, q)) for t, q in questions.items()
+        }
         lengths = [prompts[job.task.id] + most_tokens for job in jobs]
         for group in grouped(jobs, lengths, self.rows):
             sampler = TransformersSampler(

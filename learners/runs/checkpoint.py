@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from learners.errors import RunFolderError
 from learners.policy import Policy, save_model
-from learners.run_folder import checkpoint_folder, disk_full, list_checkpoints, sync_to_disk
+from learners.run_folder import checkpoint_folder, is_disk_full, list_checkpoints, sync_to_disk
 
 KEPT = 2
 
@@ -45,7 +45,7 @@ def save_checkpoint(folder: Path, iteration: int, policy: Policy, state: dict[st
         sync_to_disk(target.parent)
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if not disk_full(error):
+        if not is_disk_full(error):
             raise
         raise RunFolderError(
             f"no space left for checkpoint {iteration} in {folder} (about "

@@ -14,9 +14,9 @@ from learners.intervals import bootstrap_mean, wilson
 from learners.metrics import PEAK
 from learners.run_folder import (
     checkpoint_folder,
+    evaluation_costs,
     list_checkpoints,
     read_metrics,
-    spent_on_evaluations,
 )
 from learners.runs.memory import size_of
 
@@ -48,7 +48,7 @@ def final_report(folder: Path, narrator: Console) -> None:
     before, after = (_read(folder / f"evaluation-{name}.json") for name in ("before", "after"))
     if before is not None and after is not None:
         narrator.say(_learned(before, after))
-    narrator.say(_costs(metrics, spent_on_evaluations(folder)))
+    narrator.say(_costs(metrics, evaluation_costs(folder)))
     _draw_curve(folder, metrics)
     newest = (list_checkpoints(folder) or [0])[-1]
     narrator.say(

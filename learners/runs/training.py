@@ -17,7 +17,14 @@ from benchmarks import Task
 from learners.config import RunConfig, Scale
 from learners.console import Console, parse_options, report_errors
 from learners.errors import RunFolderError
-from learners.run_folder import disk_full, lock_folder, noted, open_folder, read_metrics, write_text
+from learners.run_folder import (
+    is_disk_full,
+    lock_folder,
+    open_folder,
+    read_metrics,
+    record_machine,
+    write_text,
+)
 from learners.runs.environments import stop_where_tools_fail
 from learners.runs.evaluation import over, stopped_early, validate
 from learners.runs.report import final_report
@@ -73,7 +80,7 @@ def train(method: str, config: RunConfig) -> Path:
         ledger = open_ledger(config, folder, kept)
         session = open_session(config, env, folder, newest, ledger)
         narrator.say(opening(method, session, newest))
-        if other := noted(folder, session.iteration):
+        if other := record_machine(folder, session.iteration):
             narrator.say(other)
         _iterate(session, importlib.import_module(method).iteration, kept, narrator)
         final_report(folder, narrator)
@@ -113,7 +120,7 @@ def _iterate(
                 advance(described(metrics))
         evaluate_once(session, "after", narrator)
     except OSError as error:
-        if not disk_full(error):
+        if not is_disk_full(error):
             raise
         raise RunFolderError(
             f"no space left on the disk of {folder}; free some and run the same command to resume"

@@ -242,14 +242,14 @@ def trajectory(rollouts: Rollouts, one: Transcript) -> Trajectory:
     tools = [tool.name for tool in env.tools]
     task = question_id(one.question)
     state = EnvState(env.benchmark.name, env.benchmark.revision, "transcripts", task)
-    made = Trajectory(rollouts.prompt(env.instructions, one.question), state, path=(0,))
+    made = Trajectory(rollouts.encode_question(env.instructions, one.question), state, path=(0,))
     for text, result in one.turns:
         ids = tuple(encode(text, add_special_tokens=False))
         nothing = (0.0,) * len(ids)
         read_ids: tuple[int, ...] = ()
         if result is not None:
             room = rollouts.max_response_tokens - len(made) - len(ids)
-            seen = rollouts.observed(observation(result, tools), room)
+            seen = rollouts.encode_observation(observation(result, tools), room)
             if seen is None:
                 raise Unusable("longer than --max-response-tokens")
             read_ids = seen

@@ -15,7 +15,7 @@ from typing import Any
 from learners.errors import RolloutFileError
 from learners.metrics import METRICS, documented
 from learners.rollouts import list_iterations, read_rows
-from learners.run_folder import read_metrics, spent_on_evaluations
+from learners.run_folder import evaluation_costs, read_metrics
 
 Row = Mapping[str, Any]
 
@@ -76,7 +76,7 @@ def page_data(folder: Path, iterations: Sequence[int], limit: int) -> dict[str, 
         "stored": _stored(folder),
         "curves": {name: _curve(lines, name) for name in CURVES},
         "totals": _totals(lines),
-        "evaluated": {n: round(v, 4) for n, v in spent_on_evaluations(folder).items()},
+        "evaluated": {n: round(v, 4) for n, v in evaluation_costs(folder).items()},
         "meanings": {name: METRICS[name] for name in _names(lines)},
     }
 

@@ -15,7 +15,7 @@ from learners.errors import RunStopped
 from learners.policy.loading import load_model, tiny_tokenizer
 from learners.policy.policy import Policy
 from learners.rollouts.rollout import Rollouts
-from learners.rollouts.tool_threads import GivenUp, Threads, within
+from learners.rollouts.tool_threads import TimedOut, ToolThreads, call_with_timeout
 from learners.runs.session import Session, run_iteration
 from learners.sampling.sampler import Request
 from learners.sampling.transformers_sampler import TransformersSampler
@@ -119,7 +119,7 @@ def test_a_hung_tool_costs_its_tree_and_no_other(tokenizer):
         "a/0": [call("search", "slow")],
         "b/0": [call("search", "fox"), answer("4")],
     }
-    rollouts = overlapping(tokenizer, said, hung, patience_s=0.5)
+    rollouts = overlapping(tokenizer, said, hung, step_timeout_s=0.5)
     trees = grown(rollouts, TASKS[:2])
     rollouts.run(trees, "0")
     hung.opened.set()
@@ -190,9 +190,9 @@ def test_a_fault_that_is_no_tools_waits_for_no_other_tool(tokenizer, turns):
 def test_a_process_ends_while_a_call_hangs():
     program = (
         "import sys, threading\n"
-        "from learners.rollouts.tool_threads import Threads\n"
+        "from learners.rollouts.tool_threads import ToolThreads\n"
         "begun = threading.Event()\n"
-        "with Threads(1) as threads:\n"
+        "with ToolThreads(1) as threads:\n"
         "    threads.submit(lambda: (begun.set(), threading.Event().wait()))\n"
         "    begun.wait()\n"
         "    sys.exit(7)"
@@ -210,7 +210,7 @@ def test_calls_that_have_not_begun_are_dropped_when_the_block_is_left_by_an_exce
         opened.wait(LONG_S)
 
     def leave():
-        with Threads(1) as threads:
+        with ToolThreads(1) as threads:
             threads.submit(hang)
             threads.submit(lambda: made.append("what had not begun"))
             assert begun.wait(LONG_S)
@@ -226,7 +226,7 @@ def test_calls_that_have_not_begun_are_dropped_when_the_block_is_left_by_an_exce
 
 def test_a_step_that_was_given_up_changes_nothing_when_it_ends_after_all(tokenizer):
     hung = WaitingTool("slow", open_after=99)
-    rollouts = overlapping(tokenizer, {"a/0": [call("search", "slow")]}, hung, patience_s=0.2)
+    rollouts = overlapping(tokenizer, {"a/0": [call("search", "slow")]}, hung, step_timeout_s=0.2)
     (tree,) = grown(rollouts)
     rollouts.run([tree], "0")
     hung.opened.set()
@@ -238,7 +238,7 @@ def test_a_step_that_was_given_up_changes_nothing_when_it_ends_after_all(tokeniz
 def test_a_hung_tool_ends_a_lockstep_round_too(tokenizer):
     hung = WaitingTool("slow", open_after=99)
     said = {"a/0": [call("search", "slow")]}
-    rollouts = overlapping(tokenizer, said, hung, patience_s=0.2, turns="lockstep")
+    rollouts = overlapping(tokenizer, said, hung, step_timeout_s=0.2, turns="lockstep")
     (tree,) = grown(rollouts)
     rollouts.run([tree], "0")
     hung.opened.set()
@@ -248,23 +248,23 @@ def test_a_hung_tool_ends_a_lockstep_round_too(tokenizer):
 def test_no_thread_outlives_a_block_that_was_left_without_an_error():
     """Calls that are done leave threads that wait for more: they end with the block."""
     before = set(threading.enumerate())
-    with Threads(4) as threads:
+    with ToolThreads(4) as threads:
         for _ in range(9):
             threads.submit(lambda: None)
         while threads.running:
             threads.collect(wait=True)
         assert len(set(threading.enumerate()) - before) == 4
     assert not set(threading.enumerate()) - before
-    assert within(LONG_S, lambda: 5) == 5
+    assert call_with_timeout(LONG_S, lambda: 5) == 5
     assert not set(threading.enumerate()) - before
 
 
 def test_what_a_call_returns_or_raises_comes_through():
-    assert within(LONG_S, lambda: 5) == 5
+    assert call_with_timeout(LONG_S, lambda: 5) == 5
     with pytest.raises(ZeroDivisionError):
-        within(LONG_S, lambda: 1 / 0)
-    with pytest.raises(GivenUp):
-        within(0.05, threading.Event().wait)
+        call_with_timeout(LONG_S, lambda: 1 / 0)
+    with pytest.raises(TimedOut):
+        call_with_timeout(0.05, threading.Event().wait)
 
 
 def test_trees_do_not_wait_for_each_other_where_a_hook_forks(tokenizer):

@@ -17,7 +17,7 @@ from learners.ledger import Ledger
 from learners.policy.loading import load_model
 from learners.recount import differences, recount
 from learners.recount import main as recount_main
-from learners.rollouts.encoding import token_ends
+from learners.rollouts.encoding import decode_with_ends
 from learners.rollouts.rollout import Rollouts
 from learners.rollouts.storage import (
     COLUMNS,
@@ -268,7 +268,7 @@ def test_the_docs_explain_every_column(capsys):
 @given(st.text(max_size=30))
 def test_ends_of_tokens_cut_a_text_into_pieces(tokenizer, text):
     ids = tokenizer.encode(text, add_special_tokens=False)
-    said, ends = token_ends(ids, tokenizer)
+    said, ends = decode_with_ends(ids, tokenizer)
     assert said == tokenizer.decode(ids, skip_special_tokens=False)
     assert len(ends) == len(ids)
     assert ends == sorted(ends)
@@ -284,8 +284,8 @@ class ByteTokens:
 
 def test_a_character_of_several_tokens_belongs_to_the_last():
     """The euro sign is three bytes: its first two tokens end where it begins."""
-    assert token_ends(list("a€b".encode()), ByteTokens()) == ("a€b", [1, 1, 1, 2, 3])
-    assert token_ends([*b"ab", 0xE2, 0x82], ByteTokens()) == ("ab\ufffd", [1, 2, 2, 3])
+    assert decode_with_ends(list("a€b".encode()), ByteTokens()) == ("a€b", [1, 1, 1, 2, 3])
+    assert decode_with_ends([*b"ab", 0xE2, 0x82], ByteTokens()) == ("ab\ufffd", [1, 2, 2, 3])
 
 
 def test_an_open_turn_is_in_the_file(tokenizer, tmp_path):

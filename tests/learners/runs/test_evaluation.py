@@ -10,7 +10,7 @@ from learners.config import RunConfig
 from learners.errors import UsageError
 from learners.metrics import METRICS
 from learners.policy.loading import load_model
-from learners.run_folder import spent_on_evaluations
+from learners.run_folder import evaluation_costs
 from learners.runs import report
 from learners.runs.evaluation import stopped_early
 from learners.runs.trackers import opened
@@ -152,7 +152,7 @@ def test_what_evaluations_cost_is_told_beside_training(tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps(told))
     asked = {"ledger/sampled_tokens": 2, "ledger/judge_calls": 3, "ledger/cost": 0.25}
     (tmp_path / "validation" / "000001.json").write_text(json.dumps(asked))
-    found = spent_on_evaluations(tmp_path)
+    found = evaluation_costs(tmp_path)
     assert found == {
         "ledger/sampled_tokens": 12,
         "ledger/judge_calls": 3,
