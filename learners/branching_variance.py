@@ -40,7 +40,7 @@ from learners.errors import UsageError
 from learners.intervals import Interval
 from learners.policy import Policy, TokenStats
 from learners.rl import branching, clipped_policy_loss, group_normalised, own_mask, sequence_mean
-from learners.runs import Run, Session, open_session, training_env
+from learners.runs import Run, Session, make_training_env, open_session
 from learners.tree import BranchPoint, RolloutTree, Row, Trajectory, usable
 
 METHOD = "learners.branching_variance"
@@ -79,7 +79,7 @@ def measure(config: Config) -> list[Root]:
     if config.quick:
         config = replace(config, tasks=6, initial_rollouts=2, points=4, repeats=3)
     config = config.override(prompts=2 * config.tasks)
-    env = training_env(config)
+    env = make_training_env(config)
     try:
         session = open_session(config, env, Path(config.training.out or "."), None)
         return measured(session, config)

@@ -116,7 +116,7 @@ def evaluated(
     from learners.evaluate.episodes import Episode, EpisodeFile, Job, missing
     from learners.evaluate.grading import grade_all, summary
     from learners.ledger import spent_on_judging
-    from learners.runs import judged
+    from learners.runs import add_judge
 
     benchmark, tasks = env.benchmark, sample_tasks(env.tasks, config.tasks)
     restricted = frozenset(task.id for task in tasks if task.restricted)
@@ -141,7 +141,7 @@ def evaluated(
     episodes = [played[key] for key in wanted if key in played]
     by_id = {task.id: task for task in tasks}
     with narrator.status(f"grading {benchmark.name}"):
-        verdicts = grade_all(judged(benchmark, config.judge, folder, ledger), by_id, episodes)
+        verdicts = grade_all(add_judge(benchmark, config.judge, folder, ledger), by_id, episodes)
     write_verdicts(folder / f"{benchmark.name}.graded.jsonl", verdicts)
     return {
         "split": config.split,

@@ -75,10 +75,10 @@ def cold_start(config: Config) -> Path:
     """
     from learners.errors import UsageError
     from learners.run_folder import lock_folder
-    from learners.runs import training_env
+    from learners.runs import make_training_env
 
     config = resolved(config)
-    env = training_env(config)
+    env = make_training_env(config)
     if env.benchmark.demonstrations is None and config.transcripts is None:
         raise UsageError(
             f"--env {config.environment.env}: this benchmark has no demonstrations to start from; "
@@ -129,7 +129,7 @@ def _shown(session: Session, config: Config, env: ToolEnv, narrator: Console) ->
     from learners.sft.transcripts import play, read
 
     if config.transcripts is not None:
-        held_out = session.held_out.tasks if session.held_out else ()
+        held_out = session.test_env.tasks if session.test_env else ()
         evaluated = {question_key(task.question) for task in held_out}
         reading = read(config.transcripts, session.rollouts, evaluated, config.demonstrations)
         narrator.say(

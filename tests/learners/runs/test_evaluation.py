@@ -12,8 +12,8 @@ from learners.metrics import METRICS
 from learners.policy.loading import load_model
 from learners.run_folder import evaluation_costs
 from learners.runs import report
-from learners.runs.evaluation import stopped_early
-from learners.runs.trackers import opened
+from learners.runs.evaluation import is_patience_exhausted
+from learners.runs.trackers import open_trackers
 from learners.runs.training import main
 from tests import needs
 from tests.learners.test_commands import refused
@@ -49,8 +49,8 @@ def validated(*scores):
     ],
 )
 def test_a_run_stops_after_so_many_validations_without_a_better_score(scores, stops):
-    assert stopped_early(RunConfig.of(patience=2), validated(*scores)) is stops
-    assert stopped_early(RunConfig(), validated(*scores)) is False
+    assert is_patience_exhausted(RunConfig.of(patience=2), validated(*scores)) is stops
+    assert is_patience_exhausted(RunConfig(), validated(*scores)) is False
 
 
 def test_validation_is_in_the_stream_and_the_best_model_is_kept(taught, tmp_path):
@@ -123,7 +123,7 @@ def test_other_sinks_get_the_lines_as_they_are_written(monkeypatch, tmp_path, na
     said = []
     monkeypatch.setitem(sys.modules, name, stand_in(said))
     kept = [{"iteration": 0, "reward/mean": 0.5}] if resumed else []
-    with opened((name,), tmp_path / "run", {"seed": 0}, kept) as show:
+    with open_trackers((name,), tmp_path / "run", {"seed": 0}, kept) as show:
         show({"iteration": 1, "reward/mean": 0.25})
     options, line, end = said
     assert options["name"] == "run"
@@ -139,7 +139,7 @@ def test_a_sink_without_its_package_says_what_to_install(monkeypatch, tmp_path, 
     monkeypatch.setitem(sys.modules, name, None)
     with (
         pytest.raises(UsageError, match=rf"--log {name} needs the package {name}: pip install"),
-        opened((name,), tmp_path, {}, []),
+        open_trackers((name,), tmp_path, {}, []),
     ):
         pass
 
@@ -159,7 +159,7 @@ def test_what_evaluations_cost_is_told_beside_training(tmp_path):
         "ledger/cost": 0.25,
         "seconds/sample": 1.0,
     }
-    table = report._costs([{"ledger/sampled_tokens": 30, "memory/peak": 2**30}], found)
+    table = report._build_cost_table([{"ledger/sampled_tokens": 30, "memory/peak": 2**30}], found)
     cells = [list(column.cells) for column in table.columns]
     rows = {label: (run, other) for label, run, other in zip(*cells, strict=True)}
     assert rows["tokens sampled"] == ("30", "12")

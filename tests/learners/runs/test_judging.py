@@ -19,7 +19,7 @@ from learners.policy.loading import tiny_tokenizer
 from learners.rollouts.rollout import Rollouts
 from learners.runs.environments import TaskMixture
 from learners.runs.evaluation import evaluate as play_all
-from learners.runs.judging import CountedJudge, appoint
+from learners.runs.judging import CountedJudge, install_judge
 from tests.fakes import TOY, EchoTool, answer
 from tests.learner_fakes import ScriptedSampler
 from tests.learners.evaluate.test_evaluate import config_of
@@ -167,7 +167,7 @@ def rollouts_of(env, ledger, turns):
 def test_an_evaluation_in_training_asks_the_judge_and_pays_in_its_ledger(court, tmp_path):
     ledger = Ledger(Spending(Budget(prices=(("judge", 0.5),))))
     env = free_env(split="test")
-    appoint(env, config(court).judge, tmp_path, ledger)
+    install_judge(env, config(court).judge, tmp_path, ledger)
     rollouts = rollouts_of(env, ledger, {"0": [answer("3"), answer("3")]})
     found = play_all(rollouts, env.tasks)
     assert [(row["score"], row["judged"]) for row in found["tasks"]] == [(0.0, True)] * 2
@@ -184,7 +184,7 @@ def test_a_reward_that_a_judge_decides_is_paid_by_the_iteration(court, tmp_path)
     """With the reward `correctness` every answer is scored officially."""
     ledger = Ledger()
     env = free_env(split="train", reward="correctness")
-    appoint(env, config(court).judge, tmp_path, ledger)
+    install_judge(env, config(court).judge, tmp_path, ledger)
     rollouts = rollouts_of(env, ledger, {"0": [answer("4")], "1": [answer("empty")]})
     tree = rollouts.tree(env.tasks[0])
     tree.root()
@@ -197,7 +197,7 @@ def test_every_environment_of_a_mixture_has_the_judge(court, tmp_path):
     ledger = Ledger()
     parts = [free_env(replace(FREE, name=name), split="test") for name in ("A", "B")]
     mixture = TaskMixture(parts)
-    appoint(mixture, config(court).judge, tmp_path, ledger)
+    install_judge(mixture, config(court).judge, tmp_path, ledger)
     scores = [mixture.benchmark.score("the Elda", task) for task in mixture.tasks]
     assert [score.value for score in scores] == [1.0] * 4
     assert ledger.take()["ledger/judge_calls"] == 4
@@ -205,10 +205,10 @@ def test_every_environment_of_a_mixture_has_the_judge(court, tmp_path):
 
 def test_without_a_judge_nothing_is_asked(tmp_path):
     env = free_env()
-    appoint(env, RunConfig().judge, tmp_path, Ledger())
+    install_judge(env, RunConfig().judge, tmp_path, Ledger())
     assert env.benchmark is FREE
     with pytest.raises(UsageError, match="--judge-base needs --judge-model"):
-        appoint(env, JudgeOptions("http://judge.test/v1"), tmp_path, Ledger())
+        install_judge(env, JudgeOptions("http://judge.test/v1"), tmp_path, Ledger())
 
 
 def graded(folder):

@@ -11,7 +11,13 @@ from learners.metrics import PEAK
 from learners.policy.activations import Kept
 from learners.policy.loading import load_model
 from learners.policy.policy import Policy
-from learners.runs.memory import IterationPeak, MemoryProfile, Resident, report, tensors_in
+from learners.runs.memory import (
+    IterationMeter,
+    MemoryProfile,
+    ProcessMeter,
+    format_report,
+    iter_tensors,
+)
 from learners.runs.session import run_iteration
 from tests.learners.policy.test_policy import credited, gradients
 from tests.learners.test_methods import session_of
@@ -33,7 +39,7 @@ class Meter:
 
 
 def test_the_resident_peak_is_seen_and_forgotten():
-    meter = Resident()
+    meter = ProcessMeter()
     meter.reset()
     before = meter.peak()
     with mmap.mmap(-1, 64 * MIB) as block:  # a tensor may lie in memory that was held already
@@ -45,10 +51,10 @@ def test_the_resident_peak_is_seen_and_forgotten():
 
 def test_the_peak_of_an_iteration_outlives_what_others_reset():
     """Read when another resets it, and at the end."""
-    peak = IterationPeak(Meter(70, 30))
+    peak = IterationMeter(Meter(70, 30))
     peak.begin()
     peak.reset()
-    assert peak.most() == 70
+    assert peak.iteration_peak() == 70
 
 
 def test_an_iteration_tells_its_own_peak_and_not_the_run_s(taught):
@@ -119,7 +125,7 @@ def test_the_pass_that_keeps_most_counts():
 
 def test_tensors_are_found_wherever_a_state_has_them():
     one, two = torch.zeros(1), torch.zeros(2)
-    assert list(tensors_in({"a": [{"b": one}], "c": {0: two, 1: 3.0}})) == [one, two]
+    assert list(iter_tensors({"a": [{"b": one}], "c": {0: two, 1: 3.0}})) == [one, two]
 
 
 def test_a_report_says_where_and_why():
@@ -130,13 +136,13 @@ def test_a_report_says_where_and_why():
         "the sampler's keys and values": 50 * MIB,
         "the optimiser's state": 0,
     }
-    said = report({"sample": 400 * MIB, "update": 2**30}, found, 512)
+    said = format_report({"sample": 400 * MIB, "update": 2**30}, found, 512)
     assert said == (
         "peak memory 1.00 GiB in update (sample 400 MiB)\n"
         "    700 MiB  kept for the backward pass\n"
         "    100 MiB  weights\n"
         "    100 MiB  gradients\n"
-        "    124 MiB  the rest: Python, libraries, what is needed for a moment\n"
+        "    124 MiB  the rest: Python, libraries, temporary buffers\n"
         "  the largest forward and backward pass computed 512 tokens\n"
         "  less of kept for the backward pass: "
         "--microbatch-tokens, --gradient-checkpointing or --autocast"
@@ -145,7 +151,7 @@ def test_a_report_says_where_and_why():
 
 def test_a_peak_while_sampling_is_not_put_down_to_the_update():
     found = {"weights": 100 * MIB, "gradients": 900 * MIB, "the sampler's keys and values": MIB}
-    said = report({"sample": 400 * MIB, "update": 300 * MIB}, found, 512)
+    said = format_report({"sample": 400 * MIB, "update": 300 * MIB}, found, 512)
     assert "in sample" in said
     assert "gradients" not in said
     assert "keys and values" in said
