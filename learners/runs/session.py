@@ -91,7 +91,7 @@ class Session:
         return self.rollouts.ledger
 
     def tasks_of(self, iteration: int) -> list[Task]:
-        """The tasks of an iteration: those that lost their tools, then those that are its turn."""
+        """The tasks of an iteration: those that lost their tools, then those that are due."""
         by_id = {task.id: task for task in self.tasks}
         lost = [by_id[name] for name in self.lost]
         selected = select_tasks(self.config, self.tasks, iteration)
@@ -167,7 +167,7 @@ def open_session(
 
 
 def _load_policy(config: RunConfig, folder: Path, newest: int | None) -> Policy:
-    """Load the model of the newest checkpoint, or the one to start with, and its optimizer."""
+    """Load the newest checkpoint's weights, or the start's, and make a new optimizer."""
     training, optimisation = config.training, config.optimisation
     checkpoint = None if newest is None else checkpoint_folder(folder, newest)
     # With LoRA the base weights stay the start's; a checkpoint adds its adapters to them.
@@ -308,7 +308,7 @@ def evaluate_once(session: Session, name: str, console: Console) -> None:
 
     Args:
         session: at its start or its end.
-        name: "before" or "after"; an evaluation after an earlier end of the run is repeated.
+        name: "before" or "after" training. A run that is made longer is evaluated after it again.
         console: shows that the evaluation is going on.
     """
     config, env = session.config, session.test_env
