@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from learners.ledger import Ledger
-from learners.policy import Kept, Policy
-from learners.sampling import Sampler, TransformersSampler
+from learners.policy import Policy, SavedTensors
+from learners.sampling import Sampler
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -144,27 +144,27 @@ def profile_memory(
 ) -> Iterator[None]:
     """Print where the memory of the block peaked, and what it held."""
     profile = MemoryProfile(meter)
-    kept = policy.kept = Kept()
+    saved = policy.saved_tensors = SavedTensors()
     ledger.watch = profile.phase
     try:
         yield
     finally:
-        policy.kept, ledger.watch = None, nullcontext
-    sizes = measure_contents(policy, sampler, kept)
+        policy.saved_tensors, ledger.watch = None, nullcontext
+    sizes = measure_contents(policy, sampler, saved)
     if profile.peaks:
-        print(format_report(profile.peaks, sizes, kept.tokens))  # noqa: T201
+        print(format_report(profile.peaks, sizes, saved.tokens))  # noqa: T201
 
 
-def measure_contents(policy: Policy, sampler: Sampler, kept: Kept) -> dict[str, int]:
+def measure_contents(policy: Policy, sampler: Sampler, saved: SavedTensors) -> dict[str, int]:
     """Bytes by the part that takes them; the maximum if a part comes and goes."""
-    own, keys = sampler.held if isinstance(sampler, TransformersSampler) else (0, 0)
+    sampling = sampler.stats()
     return {
         "weights": tensor_bytes(policy.model.parameters()),
         "the optimiser's state": tensor_bytes(iter_tensors(policy.optimizer.state_dict())),
-        "the sampler's own weights": own,
-        "the sampler's keys and values": keys,
+        "the sampler's own weights": sampling.weight_bytes,
+        "the sampler's keys and values": sampling.cache_bytes,
         "gradients": tensor_bytes(p for p in policy.model.parameters() if p.requires_grad),
-        "kept for the backward pass": kept.bytes,
+        "kept for the backward pass": saved.bytes,
     }
 
 

@@ -22,8 +22,8 @@ from envs import ToolEnv
 from learners.config import RunConfig
 from learners.console import Console
 from learners.ledger import LOST, Ledger, Spending, policy_flops, recorded
-from learners.metrics import PEAK, tree_metrics
-from learners.policy import Policy, Reference, load_model, lora, reference_of
+from learners.metrics import PEAK, compute_tree_metrics
+from learners.policy import Policy, Reference, load_model, lora, make_reference
 from learners.rollouts import Rollouts, write_rollouts
 from learners.run_folder import checkpoint_folder, list_checkpoints, write_text
 from learners.runs.checkpoint import load_checkpoint, read_state, save_checkpoint
@@ -35,7 +35,7 @@ from learners.runs.recorder import Recorder
 from learners.runs.run import Run
 from learners.runs.task_order import check_tasks, select_tasks
 from learners.runs.trainer import PolicyTrainer
-from learners.sampling import TransformersSampler, open_sampler, turns
+from learners.sampling import open_sampler, resolve_turns
 from tools import PythonTool
 
 
@@ -148,8 +148,8 @@ def open_session(
         config.sampling.max_response_tokens,
         config.sampling.temperature,
         config.training.seed,
-        tool_threads=config.sampling.sampler_rows if turns(config) == "overlap" else 8,
-        turns=turns(config),
+        tool_threads=config.sampling.sampler_rows if resolve_turns(config) == "overlap" else 8,
+        turns=resolve_turns(config),
         ledger=ledger,
     )
     session = Session.of(
@@ -158,7 +158,7 @@ def open_session(
         rollouts,
         folder,
         test_env=test_env,
-        reference=reference_of(config, policy),
+        reference=make_reference(config, policy),
     )
     if newest is not None:
         session.iteration = newest
@@ -255,7 +255,7 @@ def run_iteration(
         iteration(tasks, run, session.config)
     count_since(counters, rollouts)
     session.ledger.inherited(run.trees)
-    metrics = run.recorder.take() | session.ledger.take() | tree_metrics(run.trees)
+    metrics = run.recorder.take() | session.ledger.take() | compute_tree_metrics(run.trees)
     metrics[PEAK] = meter.iteration_peak()
     metrics["ledger/flops"] = policy_flops(policy.model.num_parameters(), metrics)
     session.lost = [
@@ -275,8 +275,9 @@ def read_counters(rollouts: Rollouts) -> dict[str, int]:
         "forked_states": sum(tool.forks for tool in pythons),
         "replayed_states": sum(tool.replays for tool in pythons),
     }
-    if isinstance(rollouts.sampler, TransformersSampler):
-        counters["prefilled_tokens"] = rollouts.sampler.prefilled_tokens
+    prefilled = rollouts.sampler.stats().prefilled_tokens
+    if prefilled is not None:  # only the built-in sampler counts them
+        counters["prefilled_tokens"] = prefilled
     return counters
 
 

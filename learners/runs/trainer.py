@@ -12,7 +12,7 @@ from learners.ledger import Ledger
 from learners.policy import Policy, PolicyLoss, Reference, TokenStats, multiplier
 from learners.rl import mismatch_weights, wrap_loss
 from learners.runs.recorder import Recorder
-from learners.sampling import Sampler, TransformersSampler
+from learners.sampling import Sampler
 from learners.tree import Row, Trajectory
 
 
@@ -113,8 +113,7 @@ class PolicyTrainer:
     ) -> dict[Trajectory, TokenStats]:
         """See `Trainer`."""
         self.ledger.add("scored_tokens", sum(map(_read_tokens, trajectories)))
-        sampler = self.sampler
-        keep = sampler.keep if branched and isinstance(sampler, TransformersSampler) else None
+        keep = self.sampler.keep if branched else None
         with self.ledger.phase("score"):
             stats = self.policy.token_stats(trajectories, keep)
         self.ledger.add("computed_tokens", self.policy.work.computed_tokens)

@@ -11,8 +11,8 @@ from dataclasses import replace
 import pytest
 
 from benchmarks import BENCHMARKS, DataUnavailable, Task
-from benchmarks.catalog import EVALUATED, xbench_text
-from benchmarks.loading import repaired
+from benchmarks.catalog import EVALUATED, decrypt_xbench
+from benchmarks.loading import repair_latex
 from benchmarks.sources import question_id, question_key
 
 THIRTEEN = [name for name in BENCHMARKS if name != "SyntheticQA"]
@@ -211,10 +211,10 @@ def test_two_questions_with_one_id_are_refused():
 
 def test_xbench_is_decrypted_in_memory():
     row = {"prompt": masked(ZH), "canary": CANARY}
-    assert xbench_text(row, "prompt") == ZH
+    assert decrypt_xbench(row, "prompt") == ZH
     assert ZH not in str(row)
     with pytest.raises(DataUnavailable, match="cannot be decrypted"):
-        xbench_text({"prompt": "not base64!", "canary": CANARY}, "prompt")
+        decrypt_xbench({"prompt": "not base64!", "canary": CANARY}, "prompt")
 
 
 def test_an_attachment_is_a_path_of_a_file_that_is_there(tmp_path):
@@ -235,8 +235,10 @@ def test_an_attachment_is_a_path_of_a_file_that_is_there(tmp_path):
 
 
 def test_damaged_latex_is_repaired():
-    assert repaired("form \x0crac{m}{n}") == "form \\frac{m}{n}"
-    assert repaired("\x08oxed{1} di\x0bfference in\x0cfinite") == "\\boxed{1} difference infinite"
+    assert repair_latex("form \x0crac{m}{n}") == "form \\frac{m}{n}"
+    assert (
+        repair_latex("\x08oxed{1} di\x0bfference in\x0cfinite") == "\\boxed{1} difference infinite"
+    )
 
 
 def test_questions_are_compared_without_case_and_punctuation():

@@ -9,7 +9,14 @@ import pytest
 
 from benchmarks import BENCHMARKS, DataUnavailable
 from benchmarks.catalog import DEEP_SEARCH_TRAIN, EVALUATED, GSM8K_TRAIN, REASONING_TRAIN
-from benchmarks.sources import HubTable, Pin, fetch_from_hub, hub_failure, row_digest, text_field
+from benchmarks.sources import (
+    HubTable,
+    RowPin,
+    fetch_from_hub,
+    get_text,
+    hub_failure_message,
+    row_digest,
+)
 
 THIRTEEN = [name for name in BENCHMARKS if name != "SyntheticQA"]
 COMMIT = "c0ffee" * 6 + "c0ff"
@@ -19,11 +26,11 @@ WHO = "Who founded the mill of Oldtown?"
 @pytest.mark.parametrize("name", ["GAIA", "HLE"])
 def test_a_gated_set_says_which_page_to_accept_and_where_the_token_goes(name):
     table = EVALUATED[name].hub
-    message = hub_failure(table, ConnectionError("401"))
+    message = hub_failure_message(table, ConnectionError("401"))
     assert f"https://huggingface.co/datasets/{table.path}" in message
     assert "HF_TOKEN" in message
     assert "--data-dir" in message
-    assert "HF_TOKEN" not in hub_failure(EVALUATED["GSM8K"].hub, ConnectionError("x"))
+    assert "HF_TOKEN" not in hub_failure_message(EVALUATED["GSM8K"].hub, ConnectionError("x"))
 
 
 def test_the_hub_is_read_at_the_pinned_revision_through_datasets(tmp_path):
@@ -74,7 +81,7 @@ def test_what_is_read_is_a_commit_or_rows_that_were_seen():
     tables = [EVALUATED[name].hub for name in THIRTEEN]
     tables += [GSM8K_TRAIN, REASONING_TRAIN, DEEP_SEARCH_TRAIN]
     for table in tables:
-        for place in filter(None, (table, table.instead)):
+        for place in filter(None, (table, table.fallback)):
             assert len(place.revision) == 40 or table.pin is not None, place.path
 
 
@@ -85,9 +92,9 @@ SEEN = [{"question": question, "answer": f"A{i}"} for i, question in enumerate(Q
 def pinned(known=(0, 2, 3)):
     """A table of four rows of which three were seen; where its branch is read instead."""
     digests = "".join(row_digest(SEEN[i]["question"], SEEN[i]["answer"]) for i in known)
-    pin = Pin(4, digests, lambda row: (text_field(row, "question"), text_field(row, "answer")))
+    pin = RowPin(4, digests, lambda row: (get_text(row, "question"), get_text(row, "answer")))
     branch = HubTable("o/n", "main", "test")
-    return replace(branch, revision=COMMIT, pin=pin, instead=branch)
+    return replace(branch, revision=COMMIT, pin=pin, fallback=branch)
 
 
 def hub_of(**rows):

@@ -3,10 +3,18 @@
 import pytest
 
 from benchmarks import BENCHMARKS, Task
+from benchmarks.arpo import arpo_reward
 from benchmarks.equality import math_equal
 from benchmarks.metrics import calibration_error, pass_at_k
-from benchmarks.scoring import arpo_reward, last_boxed, normalize_answer, score_math, token_f1
-from benchmarks.text import best_f1, exact_match, musique_f1
+from benchmarks.scoring import score_math
+from benchmarks.text import (
+    best_f1,
+    exact_match,
+    last_boxed,
+    musique_f1,
+    normalize_answer,
+    token_f1,
+)
 
 
 @pytest.mark.parametrize(

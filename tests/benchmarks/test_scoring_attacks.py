@@ -72,7 +72,7 @@ GOLDS = {
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_no_attack_scores_or_works_for_a_second(attack):
     """Processor time here; the grading process has a limit of its own, tested below."""
-    shared_pool().verdict("1", "2")
+    shared_pool().compare("1", "2")
     for name, (gold, kind) in GOLDS.items():
         busy = time.process_time()
         score = BENCHMARKS[name].score(ATTACKS[attack], Task("t", "q", (gold,), kind))
@@ -119,7 +119,7 @@ import json, os, resource, sys, time
 from benchmarks import BENCHMARKS, Task
 from benchmarks.math_pool import shared_pool
 attacks, golds = json.load(sys.stdin)
-shared_pool().verdict("1", "2")
+shared_pool().compare("1", "2")
 grader = shared_pool()._idle[0]._process.pid
 def busy():
     # Its own, the grader's, and that of the grader's children which it has waited for.
@@ -166,10 +166,10 @@ def test_all_of_grading_an_attack_stays_under_a_second_and_200_megabytes():
 
 def test_a_grader_that_was_killed_is_replaced():
     pool = MathPool(1)
-    assert pool.verdict("2+2", "4") == "1"
+    assert pool.compare("2+2", "4") == "1"
     pool._idle[0]._process.kill()
     pool._idle[0]._process.wait()
-    assert pool.verdict("2+3", "5") == "1"
+    assert pool.compare("2+3", "5") == "1"
     pool.close()
 
 
@@ -189,24 +189,24 @@ def test_the_grader_works_in_many_threads_at_once():
 
 def test_a_forked_copy_starts_its_own_grader():
     pool = MathPool(1)
-    assert pool.verdict("1+1", "2") == "1"
+    assert pool.compare("1+1", "2") == "1"
     child = os.fork()
     if child == 0:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         try:
-            same = pool.verdict("1+2", "3") == "1" and pool.verdict("1+2", "4") == "0"
+            same = pool.compare("1+2", "3") == "1" and pool.compare("1+2", "4") == "0"
             pool.close()
         finally:
             os._exit(0 if same else 1)
     _, status = os.waitpid(child, 0)
     assert status == 0
-    assert pool.verdict("1+3", "4") == "1"
+    assert pool.compare("1+3", "4") == "1"
     pool.close()
 
 
 def test_a_grader_that_cannot_start_says_what_to_do():
     with pytest.raises(GraderUnavailable, match=r"python -m benchmarks\.math_worker"):
-        MathPool(1, python="/bin/false").verdict("1", "2")
+        MathPool(1, python="/bin/false").compare("1", "2")
 
 
 @settings(max_examples=60, deadline=None)

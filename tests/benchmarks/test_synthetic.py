@@ -14,11 +14,11 @@ from benchmarks.synthetic import (
     SYNTHETIC_QA,
     corpus,
     demonstrations,
-    good,
     load,
     questions,
     score,
     world,
+    write_good_script,
 )
 from benchmarks.synthetic_words import ASKED, SENTENCES, vocabulary
 from envs import ToolEnv
@@ -192,7 +192,7 @@ def test_good_demonstrations_earn_the_full_reward_and_find_what_they_claim(train
     named = world("train").by_name()
     for index in sample(SAMPLE):
         question, task = questions("train")[index], load("train")[index]
-        steps = good(question, named, random.Random(0))
+        steps = write_good_script(question, named, random.Random(0))
         reward, seen = played(training_env, task, steps)
         computed = bool(question.operator)
         assert reward == 1.0 + 0.1 * computed
@@ -208,7 +208,7 @@ def test_good_demonstrations_compute_in_the_real_python(python_env):
     indices = [index for index in sample(SAMPLE) if questions("train")[index].operator]
     for index in indices[:5]:
         question = questions("train")[index]
-        steps = good(question, named, random.Random(0))
+        steps = write_good_script(question, named, random.Random(0))
         reward, seen = played(training, load("train")[index], steps)
         assert reward == 1.1
         assert seen[-2] == f" <result>\n{question.answer}\n\n</result>"
@@ -222,7 +222,7 @@ def test_demonstrations_are_a_mixture_that_leaves_something_to_learn(training_en
         task, steps = scripted[index]
         reward, _ = played(training_env, task, steps)
         rewards.append(reward)
-        best = good(questions("train")[index], named, random.Random(0))
+        best = write_good_script(questions("train")[index], named, random.Random(0))
         if list(steps) != best:
             clumsy.append(reward)
             searches.append(len(steps) - len(best))

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks import Task
+from benchmarks.arpo import arpo_reward
 from benchmarks.equality import math_equal
 from benchmarks.judge import parse_verdict
 from benchmarks.metrics import calibration_error, pass_at_k
-from benchmarks.scoring import arpo_reward, normalize_answer, score_gaia, score_math
-from benchmarks.text import exact_match, last_boxed, musique_f1, token_f1
+from benchmarks.scoring import score_gaia, score_math
+from benchmarks.text import exact_match, last_boxed, musique_f1, normalize_answer, token_f1
 from tests import needs
 
 ROOT = Path(__file__).parents[2]

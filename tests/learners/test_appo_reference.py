@@ -15,6 +15,7 @@ from learners.policy.policy import Policy
 from learners.rl import losses
 from learners.rollouts.rollout import Rollouts
 from learners.runs.session import Session, run_iteration
+from learners.sampling.sampler import SamplerStats
 from learners.tree import Completion, Row, Turn
 from tests.fakes import EchoTool, answer, call, toy_env
 from tests.tree_fakes import branch_off, grow, new_tree
@@ -223,6 +224,8 @@ def test_aggregating_nothing_gives_zero(aggregation):
 class Player:
     """Roots call a tool and then answer, one of them right; branches answer as their path says."""
 
+    keep = None
+
     def __init__(self, tokenizer):
         self._tokenizer, self._waiting = tokenizer, []
 
@@ -237,6 +240,9 @@ class Player:
             text = call("echo", "so") if request.position == 0 else answer(right)
             ids = tuple(self._tokenizer.encode(text, add_special_tokens=False))
             yield request, Completion(ids, (-3.0,) * len(ids), (0.5,) * len(ids), "tag")
+
+    def stats(self):
+        return SamplerStats()
 
     def sync(self):
         pass

@@ -131,7 +131,8 @@ def test_a_data_folder_without_rows_says_where_they_belong(capsys, tmp_path):
 
 def test_a_benchmark_without_demonstrations_says_so(tmp_path):
     from learners.errors import UsageError
-    from learners.sft.__main__ import Config, cold_start
+    from learners.sft.config import Config
+    from learners.sft.training import cold_start
 
     config = Config.of(env="appo/HotpotQA-v0", out=str(tmp_path / "run"))
     with pytest.raises(UsageError, match="HotpotQA-v0: this benchmark has no demonstrations"):
@@ -221,7 +222,7 @@ def test_a_kernel_without_landlock_is_named_before_the_model_is_loaded(
     monkeypatch.setattr(sandlock, "landlock_abi_version", lambda: 2)
     given = f"--model {tmp_path}/none --tools python --sandbox local --out {tmp_path}/run"
     said = refused(capsys, given)
-    assert "ToolUnavailable: no sandbox for Python code can be had here." in said
+    assert "ToolUnavailable: no sandbox can run Python code on this machine." in said
     assert "Landlock version 2" in said
     assert "Docker" in said
 

@@ -26,7 +26,7 @@ import torch
 
 from learners.config import OptimizerName
 from learners.policy import lora
-from learners.policy.activations import Kept
+from learners.policy.activations import SavedTensors
 from learners.policy.loading import load_model
 from learners.policy.policy import Policy
 from learners.runs.memory import ProcessMeter, iter_tensors, tensor_bytes
@@ -79,9 +79,9 @@ def measured(way: str, given: argparse.Namespace) -> Measured:
     rows = tree_rows(given, loaded.model.config.vocab_size)
     weights = [torch.full((len(row.trajectory),), 1 / len(rows)) for row in rows]
     update = partial(policy.update, rows, weights, likelihood)
-    kept = policy.kept = Kept()
+    kept = policy.saved_tensors = SavedTensors()
     update()
-    policy.kept = None
+    policy.saved_tensors = None
     meter = ProcessMeter()
     meter.reset()
     seconds = [seconds_of(update, given.clock) for _ in range(given.updates)]

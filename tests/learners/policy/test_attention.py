@@ -75,12 +75,12 @@ def test_all_layers_of_a_pass_keep_one_mask_for_the_gradient() -> None:
 
 
 def test_a_mask_that_is_gone_is_not_remembered() -> None:
-    from learners.policy.attention import _WIDE, _wide
+    from learners.policy.attention import _WIDENED, _widen_mask
 
     mask = torch.ones(1, 1, 4, 4, dtype=torch.bool).tril()
-    before = len(_WIDE)
-    assert _wide(mask, 2, torch.float32) is _wide(mask, 2, torch.float32)
-    assert _wide(mask, 2, torch.float32).shape == (1, 1, 8, 4)
-    assert len(_WIDE) == before + 1
+    before = len(_WIDENED)
+    assert _widen_mask(mask, 2, torch.float32) is _widen_mask(mask, 2, torch.float32)
+    assert _widen_mask(mask, 2, torch.float32).shape == (1, 1, 8, 4)
+    assert len(_WIDENED) == before + 1
     del mask
-    assert len(_WIDE) == before
+    assert len(_WIDENED) == before

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from envs import EnvState
-from learners.policy.batch import microbatches, pack
+from learners.policy.batch import pack, split_padded
 from learners.tree import Completion, Row, Trajectory, Turn
 
 STATE = EnvState("Toy", "1", "train", "a")
@@ -85,16 +85,16 @@ def lengths_of(groups):
 
 def test_microbatches_hold_at_most_so_many_padded_tokens():
     """Of 20: two of 9 are 18; 8, 3 would be 16 and with 2 more 24; a row of 25 stands alone."""
-    groups = microbatches(of_lengths(3, 9, 25, 8, 2, 9), tokens=20)
+    groups = split_padded(of_lengths(3, 9, 25, 8, 2, 9), tokens=20)
     assert lengths_of(groups) == [[25], [9, 9], [8, 3], [2]]
 
 
 def test_every_row_is_in_one_microbatch():
     rows = of_lengths(*range(2, 40))
-    served = [one for group in microbatches(rows, tokens=64) for one in group]
+    served = [one for group in split_padded(rows, tokens=64) for one in group]
     assert {id(one) for one in served} == {id(one) for one in rows}
     assert len(served) == len(rows)
 
 
 def test_no_rows_are_no_microbatch():
-    assert list(microbatches([], tokens=8)) == []
+    assert list(split_padded([], tokens=8)) == []

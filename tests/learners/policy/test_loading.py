@@ -78,7 +78,7 @@ def test_a_model_that_changes_its_heads_logits_is_refused(
         save_model(LoadedModel(model_class(config), TOKENIZER), tmp_path)
         if options is plain:
             load_model(str(tmp_path))
-    with pytest.raises(ModelNotFound, match="scales or caps what its head says"):
+    with pytest.raises(ModelNotFound, match="scales or caps the logits of its head"):
         load_model(str(tmp_path))
 
 

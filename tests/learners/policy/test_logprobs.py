@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from learners.policy.logprobs import head_logprobs, of_states, rounded_factors
+from learners.policy.logprobs import compute_logprobs, head_logprobs, reduced_matmul_precision
 from tests import needs
 
 LOGITS = torch.tensor([[0.2, 0.3, 0.5], [0.1, 0.1, 0.8]], dtype=torch.float64).log()
@@ -39,7 +39,7 @@ def test_one_token_may_stand_for_several_rows():
 def test_entropy_by_hand():
     """-(0.2 ln 0.2 + 0.3 ln 0.3 + 0.5 ln 0.5) = 1.0297 nats."""
     targets = torch.tensor([1, 2])
-    logprobs, entropies = of_states(LOGITS, IDENTITY, targets, 1.0, entropies=True)
+    logprobs, entropies = compute_logprobs(LOGITS, IDENTITY, targets, 1.0, entropies=True)
     torch.testing.assert_close(logprobs.exp(), torch.tensor([0.3, 0.8], dtype=torch.float64))
     assert abs(float(entropies[0]) - 1.0297) < 1e-4
 
@@ -97,10 +97,10 @@ def test_factors_are_rounded_within_the_block_and_sums_are_not():
     """1 + 2^-9 is no bfloat16 and becomes 1; their sum 1030 is none either, and stays."""
     rows, ones = torch.full((64, 1030), 1 + 2**-9), torch.ones(1030, 64)
     exact = rows @ ones
-    with rounded_factors(True):
+    with reduced_matmul_precision(True):
         rounded = rows @ ones
     assert torch.equal(rows @ ones, exact), "as before after the block"
-    with rounded_factors(False):
+    with reduced_matmul_precision(False):
         assert torch.equal(rows @ ones, exact)
     if torch.equal(rounded, exact):
         needs.lacking(*needs.ROUNDED_FACTORS)

@@ -11,7 +11,7 @@ from learners.errors import UsageError
 from learners.policy import lora
 from learners.policy.loading import load_model, save_model
 from learners.policy.policy import Policy
-from learners.policy.reference import reference_of
+from learners.policy.reference import make_reference
 from learners.runs.training import main
 from learners.tree import Row
 from tests import needs
@@ -83,7 +83,7 @@ def test_the_reference_of_a_run_with_adapters_is_the_model_without_them():
     loaded = adapted()
     policy = Policy(loaded, learning_rate=1e-2)
     update(policy)
-    reference = reference_of(RunConfig.of(kl=0.1, lora_rank=4), policy)
+    reference = make_reference(RunConfig.of(kl=0.1, lora_rank=4), policy)
     moved = logprobs(loaded)
     found = torch.cat(reference.logprobs(trajectories(*SHAPES)))
     torch.testing.assert_close(found, logprobs(load_model("tiny")), rtol=0, atol=1e-5)

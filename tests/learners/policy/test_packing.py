@@ -10,7 +10,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from envs import EnvState
 from learners.policy import attention
-from learners.policy.batch import laid_out, pack, packed, packing_of
+from learners.policy.batch import lay_out, pack, pack_rows, pack_tree
 from learners.policy.loading import load_model
 from learners.policy.policy import Policy
 from learners.rl.losses import clipped_surrogate
@@ -23,26 +23,21 @@ ABOVE = 3
 """Ids of the toy vocabulary are below it, so that random rows often begin alike."""
 
 
-def places_of(packing, row):
-    """Places of a row without its padding."""
-    return packing.places[row].tolist()
-
-
 def test_a_tree_holds_what_rows_share_once():
     """5 6 7 8, 5 6 7 9 4 and 3 1: sorted, 3 1 comes first, then 7 8 and 9 4 after 5 6 7."""
-    packing = packed([(5, 6, 7, 8), (5, 6, 7, 9, 4), (3, 1)])
+    packing = pack_tree([(5, 6, 7, 8), (5, 6, 7, 9, 4), (3, 1)])
     assert packing.token_ids.tolist() == [3, 1, 5, 6, 7, 8, 9, 4]
     assert packing.positions.tolist() == [0, 1, 0, 1, 2, 3, 3, 4]
     assert packing.previous.tolist() == [0, 0, 2, 2, 3, 4, 4, 6]
-    assert packing.places.tolist() == [[2, 3, 4, 5, 0], [2, 3, 4, 6, 7], [0, 1, 0, 0, 0]]
+    assert packing.indices.tolist() == [[2, 3, 4, 5, 0], [2, 3, 4, 6, 7], [0, 1, 0, 0, 0]]
     assert packing.layout.spans == ((2, 2), (4, 4), (2, 5))
     assert packing.layout.keys.tolist() == [0, 1, 2, 3, 4, 5, 2, 3, 4, 6, 7]
 
 
 def test_equal_rows_and_rows_that_end_early_add_nothing():
-    packing = packed([(1, 2, 3), (1, 2), (1, 2, 3)])
+    packing = pack_tree([(1, 2, 3), (1, 2), (1, 2, 3)])
     assert packing.token_ids.tolist() == [1, 2, 3]
-    assert packing.places.tolist() == [[0, 1, 2], [0, 1, 0], [0, 1, 2]]
+    assert packing.indices.tolist() == [[0, 1, 2], [0, 1, 0], [0, 1, 2]]
     assert packing.layout.spans == ((2, 2), (1, 3))
 
 
@@ -50,10 +45,10 @@ def test_equal_rows_and_rows_that_end_early_add_nothing():
 def test_a_tree_is_as_large_as_the_number_of_different_prefixes(seed):
     draw = random.Random(seed)
     rows = [random_ids(draw, draw.randrange(1, 9)) for _ in range(draw.randrange(1, 12))]
-    packing = packed(rows)
+    packing = pack_tree(rows)
     assert len(packing.token_ids) == len({row[: i + 1] for row in rows for i in range(len(row))})
     for index, row in enumerate(rows):
-        path = packing.places[index, : len(row)]
+        path = packing.indices[index, : len(row)]
         assert packing.token_ids[path].tolist() == list(row)
         assert packing.positions[path].tolist() == list(range(len(row)))
         assert packing.previous[path[1:]].tolist() == path[:-1].tolist()
@@ -205,7 +200,7 @@ def test_log_probabilities_and_entropies_equal_those_of_padded_rows(loaded, seed
 def test_logits_that_are_computed_again_change_no_bit(loaded, monkeypatch):
     rows, weights = random_rows(loaded, 0)
     kept = gradient(policy_of(loaded, "always"), rows, weights)
-    monkeypatch.setattr("learners.policy.logprobs.KEPT", 0)
+    monkeypatch.setattr("learners.policy.logprobs.MAX_SAVED", 0)
     monkeypatch.setattr("learners.policy.logprobs.CHUNK", 3)
     same(kept, gradient(policy_of(loaded, "always"), rows, weights))
 
@@ -249,7 +244,7 @@ def test_trees_are_taken_where_they_are_less_work():
     """Two rows of 40 that share 30: 50 tokens of 1.2 and two calls of 8 are 76, padded rows 80."""
     shared = tuple(range(30))
     rows = rows_of(shared + (1,) * 10, shared + (2,) * 10)
-    work = laid_out(rows, 1000, "auto")
+    work = lay_out(rows, 1000, "auto")
     assert (work.trees, work.row_tokens, work.computed_tokens) == (True, 80, 50)
 
 
@@ -257,22 +252,22 @@ def test_short_prompts_are_padded():
     """Two rows of 20 that share 10: 30 tokens of 1.2 and two calls of 8 are 52, padded rows 40."""
     shared = tuple(range(10))
     rows = rows_of(shared + (1,) * 10, shared + (2,) * 10)
-    work = laid_out(rows, 1000, "auto")
+    work = lay_out(rows, 1000, "auto")
     assert (work.trees, work.row_tokens, work.computed_tokens) == (False, 40, 40)
-    assert laid_out(rows, 1000, "always").computed_tokens == 30
+    assert lay_out(rows, 1000, "always").computed_tokens == 30
 
 
 def test_a_little_that_is_shared_pays_for_no_tree():
     """Two rows of 200 that share 40: 360 tokens of 1.2 are more than 400."""
     shared = tuple(range(40))
     rows = rows_of(shared + (1,) * 160, shared + (2,) * 160)
-    assert not laid_out(rows, 1000, "auto").trees
+    assert not lay_out(rows, 1000, "auto").trees
 
 
 def test_what_shares_nothing_is_packed_where_padding_would_cost_more():
     """Rows of 100 and three of 20: 160 tokens of 1.2 and four calls of 8 are 224, padded 400."""
     rows = rows_of((0,) * 100, *[(index,) * 20 for index in (1, 2, 3)])
-    work = laid_out(rows, 1000, "auto")
+    work = lay_out(rows, 1000, "auto")
     assert (work.trees, work.computed_tokens) == (True, 160)
 
 
@@ -283,31 +278,31 @@ def test_parts_of_trees_hold_at_most_so_many_tokens_and_every_row_once():
         for family in (0, 1)
         for row in rows_of(*[((family,) * 30 + (2 + index,) * 10) for index in range(3)])
     ]
-    work = laid_out(rows, 70, "always")
+    work = lay_out(rows, 70, "always")
     assert [len(part.packing.token_ids) for part in work.parts] == [60, 60]
     assert [len(part.rows) for part in work.parts] == [3, 3]
     assert {id(row) for part in work.parts for row in part.rows} == {id(row) for row in rows}
 
 
 def test_no_rows_are_no_work():
-    assert laid_out([], 100, "auto") == ([], 0, 0, False)
+    assert lay_out([], 100, "auto") == ([], 0, 0, False)
 
 
 def test_a_model_with_another_attention_takes_padded_rows():
     """Sliding windows cut paths, and what is not our attention knows no trees."""
     loaded = model_of("grouped")
-    assert attention.takes_trees(loaded.model)
+    assert attention.supports_trees(loaded.model)
     loaded.model.config.sliding_window = 16
-    assert not attention.takes_trees(loaded.model)
+    assert not attention.supports_trees(loaded.model)
     loaded.model.config.sliding_window = None
     loaded.model.set_attn_implementation("eager")
-    assert not attention.takes_trees(loaded.model)
+    assert not attention.supports_trees(loaded.model)
     assert Policy(loaded, learning_rate=1e-3, packs="always").packs == "never"
 
 
 def test_a_batch_knows_its_tree():
     rows = rows_of((1, 2, 3), (1, 2, 4))
-    batch = pack(rows, packing=packing_of(rows))
+    batch = pack(rows, packing=pack_rows(rows))
     assert batch.packing.token_ids.tolist() == [1, 2, 3, 4]
     assert batch.token_ids.tolist() == [[1, 2, 3], [1, 2, 4]]
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from learners.policy import tree_attention
-from learners.policy.batch import packed
+from learners.policy.batch import pack_tree
 from learners.policy.loading import load_model
 from learners.policy.policy import Policy
 from tests.learner_fakes import likelihood
 from tests.learners.policy.test_packing import rows_of
 
-BRANCHED = packed([(5, 6, 7, 8), (5, 6, 7, 9, 4), (3, 1), (5, 6, 2)]).layout
-APART = packed([(5, 6, 7, 8), (6, 7), (3,)]).layout
+BRANCHED = pack_tree([(5, 6, 7, 8), (5, 6, 7, 9, 4), (3, 1), (5, 6, 2)]).layout
+APART = pack_tree([(5, 6, 7, 8), (6, 7), (3,)]).layout
 
 
 def fake_flash(query, key, value, starts, paths, most, longest, *, scale, window_size, enable_gqa):
@@ -54,7 +54,7 @@ def tensors(layout, heads, key_heads, **options):
 
 def said(made, layout, monkeypatch, *, together):
     """The attention, and the gradients of a sum that tells places apart."""
-    monkeypatch.setattr(tree_attention, "takes_flash", lambda *_: together)
+    monkeypatch.setattr(tree_attention, "supports_flash", lambda *_: together)
     found = tree_attention.tree_attention(*made, layout, 0.3)
     weights = torch.linspace(-1, 2, found.numel(), dtype=found.dtype).reshape(found.shape)
     return [found.detach(), *torch.autograd.grad((found * weights).sum(), made)]
@@ -76,11 +76,11 @@ def test_in_autocast_all_that_it_is_given_has_16_bits(flash, monkeypatch):
     loaded, seen, found = load_model("tiny"), set(), []
     for together in (False, True):
 
-        def takes_flash(query, dtype, together=together):
+        def supports_flash(query, dtype, together=together):
             seen.add((query.dtype, dtype))
             return together
 
-        monkeypatch.setattr(tree_attention, "takes_flash", takes_flash)
+        monkeypatch.setattr(tree_attention, "supports_flash", supports_flash)
         policy = Policy(loaded, learning_rate=0.0, autocast=True, packs="always")
         found.append(policy.gradient(rows, [torch.ones(3)] * 3, likelihood))
     assert seen == {(torch.float32, torch.bfloat16)}
@@ -92,7 +92,7 @@ def test_pytorchs_own_operator_has_this_signature_and_these_shapes():
     """Forward and backward on tensors without numbers."""
     layout = BRANCHED.to("meta")
     made = tensors(layout, 6, 2, dtype=torch.bfloat16, device="meta")
-    found = tree_attention._all_rows(*made, layout, 0.3)
+    found = tree_attention._attend_all_rows(*made, layout, 0.3)
     assert found.shape == made[0].shape
     gradients = torch.autograd.grad(found.sum(), made)
     assert [each.shape for each in gradients] == [each.shape for each in made]
@@ -108,7 +108,7 @@ def test_rows_begin_and_end_where_the_layout_says():
 
 
 def test_a_cpu_takes_sdpa():
-    assert not tree_attention.takes_flash(torch.zeros(1, 1, 8), torch.bfloat16)
+    assert not tree_attention.supports_flash(torch.zeros(1, 1, 8), torch.bfloat16)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from learners.errors import RolloutFileError, UsageError
 from learners.policy.batch import pack
 from learners.policy.loading import load_model
 from learners.policy.policy import Policy
-from learners.policy.reference import FrozenPolicy, reference_of
+from learners.policy.reference import FrozenPolicy, make_reference
 from learners.replay.__main__ import replay, update_rows
 from learners.rl.advantages import by_group, leave_one_out
 from learners.rl.kl import penalised, penalty
@@ -250,9 +250,9 @@ def test_a_run_with_the_penalty_opens_a_reference_and_one_without_does_not():
     assert reinforce_pp.Config.of(kl=0.1).has_reference
     assert not rloo.Config().has_reference
     assert not RunConfig().has_reference
-    assert reference_of(rloo.Config(), None) is None
+    assert make_reference(rloo.Config(), None) is None
     for penalty_of in ({"kl_reward": 0.1}, {"kl": 0.1}):
-        found = reference_of(rloo.Config.of(model="tiny", **penalty_of), None)
+        found = make_reference(rloo.Config.of(model="tiny", **penalty_of), None)
         (one,) = found.logprobs(two_turns().roots)
         assert one.shape == (4,)
         assert not any(p.requires_grad for p in found._policy.model.parameters())

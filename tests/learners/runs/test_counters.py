@@ -48,7 +48,7 @@ def test_what_the_sampler_read_before_it_could_begin_is_counted(taught):
 
 def test_states_rebuilt_by_replay_are_counted(sandboxed_python, python_env):
     env: ToolEnv = python_env
-    rollouts = Rollouts(env, None, None, 8)
+    rollouts = Rollouts(env, ScriptedSampler(None, {}), None, 8)
     before = read_counters(rollouts)
     sandboxed_python.replays += 2
     count_since(before, rollouts)

@@ -8,7 +8,7 @@ import torch
 
 from learners.ledger import Ledger
 from learners.metrics import PEAK
-from learners.policy.activations import Kept
+from learners.policy.activations import SavedTensors
 from learners.policy.loading import load_model
 from learners.policy.policy import Policy
 from learners.runs.memory import (
@@ -107,8 +107,8 @@ def test_the_ledger_tells_its_watch_of_phases():
 
 def test_what_a_product_keeps_is_counted_without_its_weights():
     """x of (3, 4) floats is kept for the weights' gradient: 48 bytes; the weights are not."""
-    layer, kept = torch.nn.Linear(4, 2, bias=False), Kept()
-    with kept.counting(layer.parameters(), tokens=3):
+    layer, kept = torch.nn.Linear(4, 2, bias=False), SavedTensors()
+    with kept.count(layer.parameters(), tokens=3):
         out = layer(torch.ones(3, 4))
     assert (kept.bytes, kept.tokens) == (48, 3)
     out.sum().backward()
@@ -116,9 +116,9 @@ def test_what_a_product_keeps_is_counted_without_its_weights():
 
 
 def test_the_pass_that_keeps_most_counts():
-    layer, kept = torch.nn.Linear(4, 2, bias=False), Kept()
+    layer, kept = torch.nn.Linear(4, 2, bias=False), SavedTensors()
     for rows in (3, 5, 1):
-        with kept.counting(layer.parameters(), rows):
+        with kept.count(layer.parameters(), rows):
             layer(torch.ones(rows, 4))
     assert (kept.bytes, kept.tokens) == (80, 5)
 
@@ -163,7 +163,7 @@ def test_nobody_watches_unless_asked_to(taught, capsys):
     before = ledger.watch
     run_iteration(session, iteration)
     assert ledger.watch is before
-    assert session.policy.kept is None
+    assert session.policy.saved_tensors is None
     assert "peak memory" not in capsys.readouterr().out
 
 
@@ -175,7 +175,7 @@ def test_an_iteration_says_what_its_memory_was_for(taught, capsys):
     said = capsys.readouterr().out
     assert "peak memory" in said
     assert "weights" in said
-    assert session.policy.kept is None
+    assert session.policy.saved_tensors is None
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,7 @@ def tiny():
 def kept_by(tiny, rows, weights, loss, **options):
     copied = tiny._replace(model=copy.deepcopy(tiny.model))
     policy = Policy(copied, learning_rate=1e-3, **options)
-    policy.kept = kept = Kept()
+    policy.saved_tensors = kept = SavedTensors()
     policy.update(rows, weights, loss)
     return kept.bytes
 

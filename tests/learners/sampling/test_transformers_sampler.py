@@ -16,7 +16,7 @@ from learners.policy.policy import Policy
 from learners.runs.recorder import Recorder
 from learners.runs.trainer import PolicyTrainer
 from learners.sampling.draw import draw, uniform
-from learners.sampling.forward import rectangles
+from learners.sampling.forward import split_rectangles
 from learners.sampling.sampler import Request
 from learners.sampling.transformers_sampler import TransformersSampler
 from learners.tree import BranchPoint, RolloutTree, Row, Turn
@@ -86,10 +86,12 @@ def test_ids_are_the_same_whatever_the_batch(tiny, rows, order):
 def test_ids_are_the_same_with_and_without_kept_prefixes(tiny):
     sampler = sampler_of(tiny)
     cold = serve(sampler, *mixed_requests())
-    read = sampler.prefilled_tokens
+    read = sampler.stats().prefilled_tokens
     warm = serve(sampler, *mixed_requests())
     assert [c.token_ids for c in warm] == [c.token_ids for c in cold]
-    assert sampler.prefilled_tokens - read == 6  # the last token of each prefix: it predicts
+    assert (
+        sampler.stats().prefilled_tokens - read == 6
+    )  # the last token of each prefix: it predicts
 
 
 @pytest.mark.parametrize("rows", [1, 64])
@@ -131,9 +133,11 @@ def test_logits_of_a_continued_row_equal_a_fresh_pass(tiny):
     prompt = (61, 100, 101, 102)
     (first,) = serve(sampler, request(prompt, key="turn 1"))
     observed = (*prompt, *first.token_ids, 110, 111, 112)
-    read = sampler.prefilled_tokens
+    read = sampler.stats().prefilled_tokens
     logits, second = logits_of(tiny, sampler, request(observed, key="turn 2"))
-    assert sampler.prefilled_tokens - read == 4  # the turn's last token was drawn, never read
+    assert (
+        sampler.stats().prefilled_tokens - read == 4
+    )  # the turn's last token was drawn, never read
     fresh = fresh_logits(tiny, [*observed, *second.token_ids])
     expected = fresh[len(observed) - 1 : -1]
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-10)
@@ -161,11 +165,11 @@ def test_a_branch_after_an_update_never_reads_a_stale_cache(scored):
     if scored:
         trainer.token_stats([root], branched=True)
     branch = tree.fork(BranchPoint(root, 4))
-    read = sampler.prefilled_tokens
+    read = sampler.stats().prefilled_tokens
     logits, _ = logits_of(
         loaded, sampler, request(prompt, prefill=branch.prefill.token_ids, key="branch")
     )
-    assert sampler.prefilled_tokens - read == (1 if scored else len(shared))
+    assert sampler.stats().prefilled_tokens - read == (1 if scored else len(shared))
     torch.testing.assert_close(logits[0], fresh_logits(loaded, shared)[-1], rtol=0, atol=1e-10)
     assert (logits[0] - old).abs().max() > 0.01
 
@@ -179,6 +183,18 @@ def test_what_was_left_in_the_middle_is_begun_again(tiny):
         sampler.submit(one)
     next(sampler.completed())
     assert [c.token_ids for c in serve(sampler, *requests)] == expected
+
+
+def test_stats_are_of_what_it_read_and_of_its_own_memory():
+    """Three tokens read; a copy in bfloat16, and keys and values of 3 layers in blocks of 128."""
+    loaded = load_model("tiny")
+    for dtype, bytes_each in ((None, 4), (torch.bfloat16, 2)):
+        sampler = sampler_of(loaded, rows=1, dtype=dtype)
+        serve(sampler, request([61, 100, 101]))
+        stats = sampler.stats()
+        assert stats.prefilled_tokens == 3
+        assert (stats.weight_bytes > 0) == (dtype is not None)
+        assert stats.cache_bytes == 3 * 2 * 128 * 128 * bytes_each
 
 
 def test_temperature_zero_is_greedy(tiny):
@@ -278,13 +294,13 @@ def test_rows_that_join_read_so_much_at_a_time(tiny):
 def test_what_is_known_needs_no_room_in_a_pass(tiny, monkeypatch):
     """Three prompts of three tokens, at most six: two passes; then known, one with three rows."""
     sampler, joined = sampler_of(tiny, pass_tokens=6), []
-    read = sampler._reader.last_states
+    read = sampler._runner.forward
 
     def counted(unread, known, before):
         joined.append(len(unread) - before)
         return read(unread, known, before)
 
-    monkeypatch.setattr(sampler._reader, "last_states", counted)
+    monkeypatch.setattr(sampler._runner, "forward", counted)
     three = [request([61, 62 + n, 70], max_tokens=2, key=str(n)) for n in range(3)]
     together = serve(sampler_of(tiny), *three)
     assert [c.token_ids for c in serve(sampler, *three)] == [c.token_ids for c in together]
@@ -298,18 +314,18 @@ def test_what_is_known_is_served_before_it_makes_room(tiny):
     sampler = sampler_of(tiny, rows=2)
     prompts = [(61, *range(100 + 20 * n, 110 + 20 * n)) for n in range(4)]
     serve(sampler, request(prompts[0], max_tokens=1, key="shape"))
-    store = sampler._lines
-    store._most_bytes = 3 * store._most_bytes // store._most_lines(128)
+    store = sampler._cache
+    store._max_bytes = 3 * store._max_bytes // store._max_slots(128)
     sampler.sync()
     serve(sampler, *(request(ids, max_tokens=1, key="first") for ids in prompts))
-    read = sampler.prefilled_tokens
+    read = sampler.stats().prefilled_tokens
     serve(sampler, *(request((*ids, 99), max_tokens=1, key="second") for ids in prompts))
-    assert sampler.prefilled_tokens - read == 3 * 1 + (10 + 1)  # of the lost one all but 61
+    assert sampler.stats().prefilled_tokens - read == 3 * 1 + (10 + 1)  # of the lost one all but 61
 
 
 @given(st.lists(st.integers(1, 300), max_size=40), st.integers(0, 5))
 def test_rows_stand_in_rectangles_that_are_at_least_half_full(lengths, first):
-    parts = list(rectangles(lengths, first))
+    parts = list(split_rectangles(lengths, first))
     rows = [row for part in parts for row in range(part.start, part.stop)]
     assert rows == list(range(first, first + len(lengths)))
     for part in parts:
@@ -319,7 +335,7 @@ def test_rows_stand_in_rectangles_that_are_at_least_half_full(lengths, first):
 
 def test_alike_rows_stand_in_one_rectangle():
     lengths = [12, 14, 9, 300, 310, 11, 12]
-    assert list(rectangles(lengths, 4)) == [slice(4, 7), slice(7, 11)]
+    assert list(split_rectangles(lengths, 4)) == [slice(4, 7), slice(7, 11)]
 
 
 def test_every_request_has_its_own_limit(tiny):

@@ -20,11 +20,17 @@ from learners.errors import RunStopped, UsageError
 from learners.policy import lora
 from learners.policy.loading import load_model, save_model, tiny_tokenizer
 from learners.sampling import opening
-from learners.sampling.opening import open_sampler, turns
-from learners.sampling.sampler import Request, TurnEnd
+from learners.sampling.opening import open_sampler, resolve_turns
+from learners.sampling.sampler import Request, SamplerStats, StopCriteria
 from learners.sampling.transformers_sampler import TransformersSampler
-from learners.sampling.vllm_sampler import Piece, VllmSampler, entropy_of, seed, weights_of
-from learners.sampling.vllm_server import ENDS, Settings, VllmServer, _answer
+from learners.sampling.vllm_sampler import (
+    Piece,
+    VllmSampler,
+    derive_seed,
+    entropy_lower_bound,
+    export_weights,
+)
+from learners.sampling.vllm_server import MAX_FAILURES, Settings, VllmServer, _answer
 
 TAGS = ("</echo>",)
 TURN = "<think> 🦊 is a fox </think><echo> 🦊</echo>"
@@ -80,7 +86,7 @@ class ScriptedEngine:
 def scripted(tokenizer, text=SCRIPT, **options):
     script = [61, *tokenizer.encode(text, add_special_tokens=False)]
     engine = ScriptedEngine(script, **options)
-    end = TurnEnd(tokenizer, TAGS, frozenset({tokenizer.eos_token_id}))
+    end = StopCriteria(tokenizer, TAGS, frozenset({tokenizer.eos_token_id}))
     return engine, VllmSampler(engine, end, lambda: "newest")
 
 
@@ -129,8 +135,10 @@ def test_every_request_has_a_seed_of_its_own(tokenizer):
     engine, sampler = scripted(tokenizer)
     serve(sampler, request(most=1, key="a"), request(most=1, key="b", temperature=0.0))
     end = [tokenizer.eos_token_id]
-    assert engine.added == [(1, seed("a", 0), 1.0, end), (1, seed("b", 0), 0.0, end)]
-    seeds = {seed(key, at) for key in ("0/0/a/0", "1/0/a/0", "0/0/a/0/3/0") for at in range(9)}
+    assert engine.added == [(1, derive_seed("a", 0), 1.0, end), (1, derive_seed("b", 0), 0.0, end)]
+    seeds = {
+        derive_seed(key, at) for key in ("0/0/a/0", "1/0/a/0", "0/0/a/0/3/0") for at in range(9)
+    }
     assert len(seeds) == 27
     assert all(0 <= number < 2**63 for number in seeds)
 
@@ -199,25 +207,34 @@ def test_a_request_that_cannot_be_served_is_refused_at_once(tokenizer, prefix, r
         sampler.submit(Request(prefix, (), room, "k", 0))
 
 
+def test_it_takes_no_keys_and_counts_nothing_of_its_own(tokenizer):
+    """The ledger of such a run has no prefilled tokens, and scoring is not made to record keys."""
+    _, sampler = scripted(tokenizer)
+    settings = Settings("nowhere", "float32", 8, 1, TAGS, (0,))
+    for one in (sampler, VllmServer(settings, lambda _: None)):
+        assert one.keep is None
+        assert one.stats() == SamplerStats(prefilled_tokens=None, weight_bytes=0, cache_bytes=0)
+
+
 def test_an_entropy_of_the_likeliest_by_hand():
     """Halves: ln 2. A half, a quarter and a rest of a quarter: 1.5 ln 2. None known: 0."""
     half, quarter = math.log(0.5), math.log(0.25)
-    assert entropy_of([half, half, -math.inf]) == pytest.approx(math.log(2))
-    assert entropy_of([half, quarter]) == pytest.approx(1.5 * math.log(2))
-    assert entropy_of([0.0]) == 0.0
+    assert entropy_lower_bound([half, half, -math.inf]) == pytest.approx(math.log(2))
+    assert entropy_lower_bound([half, quarter]) == pytest.approx(1.5 * math.log(2))
+    assert entropy_lower_bound([0.0]) == 0.0
     four = [quarter] * 4
-    assert entropy_of(four[:2]) < entropy_of(four) == pytest.approx(math.log(4))
+    assert entropy_lower_bound(four[:2]) < entropy_lower_bound(four) == pytest.approx(math.log(4))
 
 
 def test_the_weights_of_an_adapted_policy_are_merged():
     loaded = load_model("tiny")
-    plain = {name: value.clone() for name, value in weights_of(loaded.model)}
+    plain = {name: value.clone() for name, value in export_weights(loaded.model)}
     lora.add_adapters(loaded.model, 2, None, 0)
     with torch.no_grad():
         for name, parameter in loaded.model.named_parameters():
             if ".lora_B." in name:
                 parameter.fill_(1.0)
-    merged = dict(weights_of(loaded.model))
+    merged = dict(export_weights(loaded.model))
     assert plain.keys() <= merged.keys()
     assert not any("lora" in name or "base_layer" in name for name in merged)
     moved = {name for name in plain if not torch.equal(plain[name], merged[name])}
@@ -228,7 +245,7 @@ def test_the_weights_of_an_adapted_policy_are_merged():
 def test_what_an_adapted_policy_is_saved_as_has_whole_weights_and_nothing_else(tmp_path):
     loaded = load_model("tiny")
     lora.add_adapters(loaded.model, 2, None, 0)
-    opening._save(loaded, tmp_path)
+    opening._save_merged(loaded, tmp_path)
     assert [path.name for path in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
 
 
@@ -242,11 +259,15 @@ def test_without_vllm_the_message_says_how_to_get_it(monkeypatch, name):
 
 def test_turns_overlap_where_bit_exact_reruns_are_not_promised_anyway(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert turns(RunConfig()) == "lockstep"
-    assert turns(RunConfig.of(sampler="vllm")) == turns(RunConfig.of(turns="overlap")) == "overlap"
-    assert turns(RunConfig.of(sampler="vllm", turns="lockstep")) == "lockstep"
+    assert resolve_turns(RunConfig()) == "lockstep"
+    assert (
+        resolve_turns(RunConfig.of(sampler="vllm"))
+        == resolve_turns(RunConfig.of(turns="overlap"))
+        == "overlap"
+    )
+    assert resolve_turns(RunConfig.of(sampler="vllm", turns="lockstep")) == "lockstep"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert turns(RunConfig()) == "overlap"
+    assert resolve_turns(RunConfig()) == "overlap"
 
 
 @pytest.fixture
@@ -302,7 +323,7 @@ def test_a_process_that_always_ends_stops_the_run_with_its_last_words(server_of)
     server, lives = server_of(load_model("tiny"), "dies")
     with pytest.raises(RunStopped, match=r"ended 3 times.*\n(.*\n)*no memory left\n.*resumes"):
         serve(server, *three())
-    assert lives.read_text() == "x" * ENDS
+    assert lives.read_text() == "x" * MAX_FAILURES
 
 
 @pytest.mark.slow
@@ -361,7 +382,7 @@ def test_the_process_says_that_it_rests_once_its_engine_sleeps(tokenizer):
     with ours, theirs, ours.makefile() as heard:
         sampler.submit(request(most=1))
         woken.put("submit")
-        assert "said" in json.loads(heard.readline())
+        assert "completed" in json.loads(heard.readline())
         woken.put("rest")
         assert json.loads(heard.readline()) == {"rested": True}
     assert engine.log == ["add", "step", "sleep"]
