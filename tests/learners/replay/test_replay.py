@@ -1,4 +1,4 @@
-"""Replays compute from files what a run computed, and under other settings what it would."""
+"""Replays compute from files what a run computed, or would compute under other settings."""
 
 import json
 from dataclasses import replace

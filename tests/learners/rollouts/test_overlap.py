@@ -24,7 +24,7 @@ from tests.learner_fakes import Parrot, ScriptedSampler
 from tools import ToolUnavailable
 
 LONG_S = 60.0
-"""What a test waits for before it says that something never happened."""
+"""Seconds after which a test fails because something did not happen."""
 TASKS = toy_load("train")
 
 
@@ -34,13 +34,13 @@ def tokenizer():
 
 
 class JoiningSampler(ScriptedSampler):
-    """Says the next turn of a path, first come, first served; whoever joins meanwhile is served."""
+    """Says the next turn of a path, first come, first served; requests may join meanwhile."""
 
     def __init__(self, tokenizer, turns):
         super().__init__(tokenizer, turns)
         self.said = []
         self.then = {}
-        """What to do once so many turns were asked for."""
+        """Number of turns requested -> what to do then."""
 
     def completed(self):
         while self._waiting:
@@ -96,7 +96,7 @@ def grown(rollouts, tasks=TASKS[:1], roots=1):
     return trees
 
 
-def test_a_slow_tool_holds_nobody_but_its_own_trajectory(tokenizer):
+def test_a_slow_tool_blocks_only_its_own_trajectory(tokenizer):
     """Root 0's first call answers only once root 1 answers: in lockstep it never would."""
     tool = WaitingTool("slow", open_after=99)
     said = {
@@ -130,7 +130,7 @@ def test_a_hung_tool_costs_its_tree_and_no_other(tokenizer):
 
 @pytest.mark.parametrize("after_turn", [None, lambda trees: None])
 @pytest.mark.parametrize("turns", ["lockstep", "overlap"])
-def test_what_was_sampled_for_a_tree_that_is_given_up_is_counted(tokenizer, turns, after_turn):
+def test_the_tokens_of_an_abandoned_tree_are_counted(tokenizer, turns, after_turn):
     """One thread: root 0's tool has failed before root 1's turn is looked at."""
     said = {"a/0": [call("search", "bad")], "a/1": [call("search", "fox")]}
     spoken = [said[path][0] for path in sorted(said)]
@@ -303,7 +303,7 @@ def test_a_fault_that_is_no_tools_ends_the_rollout(tokenizer):
         rollouts.run(grown(rollouts, roots=6), "0")
 
 
-def test_a_sampler_that_loses_a_request_is_told_on(tokenizer):
+def test_a_sampler_that_loses_a_request_fails_an_assertion(tokenizer):
     rollouts = overlapping(tokenizer, {"a/0": [answer("2")]})
     rollouts.sampler.submit = lambda request: None
     with pytest.raises(AssertionError, match="lost requests"):

@@ -75,7 +75,7 @@ def test_a_recount_finds_one_token_too_many(taught, tmp_path):
 
 
 def play(tokenizer, tool, turns, limit=60):
-    """One root that says these turns; its tree and what was spent."""
+    """Play one root that says these turns; return its tree and the ledger."""
     ledger = Ledger()
     rollouts = Rollouts(
         toy_env(tool),
@@ -91,7 +91,7 @@ def play(tokenizer, tool, turns, limit=60):
     return tree, ledger
 
 
-def test_what_a_fault_of_a_tool_discards_is_counted_by_both(tokenizer, tmp_path):
+def test_tokens_that_a_tool_fault_discards_are_counted_by_both(tokenizer, tmp_path):
     tree, ledger = play(tokenizer, FlakyTool(9), ["<search> x</search>"])
     assert tree.unavailable == "the plug is out"
     write_rollouts(tmp_path, 0, [tree], tokenizer)
@@ -115,7 +115,7 @@ def test_a_call_whose_result_finds_no_room_is_counted_by_both(tokenizer, tmp_pat
     assert find_differences(ledger.take(), [row]) == {}
 
 
-def test_a_file_says_who_wrote_what_and_what_it_was_worth(taught, tmp_path):
+def test_a_file_holds_tokens_turns_and_credit_of_every_trajectory(taught, tmp_path):
     session, iteration = session_of(taught, "appo paper")
     run_iteration(session, iteration)
     run = session.run

@@ -1,4 +1,4 @@
-"""What a judge is asked is counted to the last request, whoever asks, and paid once."""
+"""Every request to a judge is counted, from any thread, and every verdict is paid once."""
 
 import json
 import threading
@@ -29,7 +29,7 @@ FAULTS = {"broken": (500, b"{}"), "no completion": (200, b"[]")}
 
 
 class Court(ThreadingHTTPServer):
-    """A judge behind HTTP that counts its requests; fails as often as it is told to, first."""
+    """A judge behind HTTP that counts its requests; first it fails with its list of faults."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -39,7 +39,7 @@ class Court(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Says correct where the candidate names the Elda; no verdict where it says hush."""
+    """Says correct if the candidate names the Elda; gives no verdict if it says hush."""
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -79,7 +79,7 @@ def counted(ledger):
 
 
 def unjudged(answer_text, task):
-    """A score that only a judge could give, but for the word empty."""
+    """A score that only a judge could decide, except for the word empty."""
     if answer_text == "empty":
         return Score(0.0, "empty", answer_text)
     return Score(0.0, "not judged", answer_text, False)
@@ -109,7 +109,7 @@ def test_calls_cached_verdicts_and_faults_add_up_to_the_requests(court):
     assert ledger.spending.totals() == {"judge_calls": 5, "judge_cached": 2, "judge_faults": 2}
 
 
-def test_a_verdict_that_never_came_is_no_call_but_its_requests_are_told(court):
+def test_a_verdict_that_never_came_is_no_call_but_its_requests_are_counted(court):
     ledger = Ledger()
     court.faults = ["broken"] * 3
     with pytest.raises(JudgeUnavailable):
@@ -137,7 +137,7 @@ def test_threads_that_ask_at_once_are_counted_exactly(court):
     assert court.requests == 40 - 16 + 10
 
 
-def test_a_run_stops_before_a_verdict_that_is_too_dear(court):
+def test_a_run_stops_before_a_verdict_that_its_budget_does_not_cover(court):
     ledger = Ledger(Spending(Budget(cost=0.25, prices=(("judge", 0.1),))))
     judge = CountedJudge(court.endpoint, ledger)
     judge.verdict(TASK, "Elda")
@@ -216,8 +216,8 @@ def graded(folder):
     return [json.loads(line) for line in lines]
 
 
-def test_what_an_evaluation_asked_is_in_its_results_over_all_its_processes(court, taught, tmp_path):
-    """Graded by the judge, then from what it said: nothing is sent twice."""
+def test_results_count_the_requests_of_all_processes_of_an_evaluation(court, taught, tmp_path):
+    """Graded by the judge, then from its stored verdicts: no request is sent twice."""
     rows = tmp_path / "rows/benchmarks/webwalker"
     rows.mkdir(parents=True)
     asked = [{"question": f"Which gate? {i}", "answer": f"The old gate {i}"} for i in range(3)]

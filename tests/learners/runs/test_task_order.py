@@ -1,4 +1,4 @@
-"""Which tasks are served when: epochs, weights of a mixture, levels of a curriculum."""
+"""The tasks of an iteration: epochs, weights of a mixture, levels of a curriculum."""
 
 from collections import Counter
 
@@ -61,7 +61,7 @@ def test_within_a_mixture_each_environment_goes_through_its_own_epochs():
         assert len(set(own[epoch * 6 : epoch * 6 + 6])) == 6
 
 
-def test_what_a_mixture_serves_depends_on_the_iteration_alone():
+def test_the_tasks_of_a_mixture_depend_on_the_iteration_alone():
     config = mixture()
     assert ids(select_tasks(config, MIXED, 7)) == ids(select_tasks(config, MIXED, 7))
     assert ids(select_tasks(config, MIXED, 7)) != ids(select_tasks(config, MIXED, 8))
