@@ -34,12 +34,12 @@ import torch
 
 from learners import appo
 from learners.config import Evaluation
-from learners.console import Narrator, explained, parse_options
+from learners.console import Console, parse_options, report_errors
 from learners.errors import UsageError
 from learners.intervals import Interval, percentile_interval, resample
 from learners.policy import Policy, TokenStats
 from learners.rl import branching, clipped_policy_loss, group_normalised, own_mask, sequence_mean
-from learners.runs import Run, Session, open_session, training_env
+from learners.runs import Run, Session, make_training_env, open_session
 from learners.tree import BranchPoint, RolloutTree, Row, Trajectory, usable
 
 METHOD = "learners.branching_variance"
@@ -63,7 +63,7 @@ class Config(appo.Config):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, measure and report."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    with explained(METHOD, arguments):
+    with report_errors(METHOD, arguments):
         config = parse_options(METHOD, Config.at("laptop"), arguments, __doc__)
         roots = measure(config)
         report(roots, config.options(), Path(config.training.out) if config.training.out else None)
@@ -78,7 +78,7 @@ def measure(config: Config) -> list[Root]:
     if config.quick:
         config = replace(config, tasks=6, initial_rollouts=2, points=4, repeats=3)
     config = config.override(prompts=2 * config.tasks)
-    env = training_env(config)
+    env = make_training_env(config)
     try:
         session = open_session(config, env, Path(config.training.out or "."), None)
         return measure_session(session, config)
@@ -279,7 +279,7 @@ def report(roots: Sequence[Root], config: Mapping[str, Any], folder: Path | None
                 )
             ),
         )
-    Narrator().say(table)
+    Console().say(table)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         rows = [root._asdict() | {"points": [p._asdict() for p in root.points]} for root in roots]

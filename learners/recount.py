@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from learners.console import explained
+from learners.console import report_errors
 from learners.rollouts import list_iterations, read_rows
 from learners.run_folder import read_metrics
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m learners.recount",
         description="Count a run's tokens and calls again from its rollout files.",
     )
-    with explained("learners.recount", arguments):
+    with report_errors("learners.recount", arguments):
         differing = print_comparison(folder)
     sys.exit(1 if differing else 0)
 

@@ -25,7 +25,7 @@ from learners.compare import (
     read_spec,
     read_summary,
 )
-from learners.console import explained
+from learners.console import report_errors
 
 METHOD = "scripts.results_page"
 
@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog=f"python -m {METHOD}", description=__doc__)
     parser.add_argument("target", nargs="?", type=Path, help="file; none: the standard output")
     arguments = sys.argv[1:] if arguments is None else arguments
-    with explained(METHOD, arguments):
+    with report_errors(METHOD, arguments):
         results, target = Path(RESULTS), parser.parse_args(arguments).target
         if target is None:
             sys.stdout.write(build_page(results, RESULTS))

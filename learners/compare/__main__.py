@@ -23,7 +23,7 @@ from learners.compare.jobs import make_start, run_all, store_tasks
 from learners.compare.report import build_report, reward_histories
 from learners.compare.summary import Tasks
 from learners.compare.tables import format_report
-from learners.console import Narrator, explained, parse_options
+from learners.console import Console, parse_options, report_errors
 from learners.run_folder import write_text
 
 METHOD = "learners.compare"
@@ -35,10 +35,10 @@ WIDTH = 150
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and compare; exits with 2 if a trial failed."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    with explained(METHOD, arguments):
+    with report_errors(METHOD, arguments):
         default = default_config(arguments)
     config = parse_options(METHOD, default, arguments, __doc__)
-    with explained(METHOD, arguments, "comparison"):
+    with report_errors(METHOD, arguments, "comparison"):
         config.validate()
         failures = compare(config)
     if failures:
@@ -54,19 +54,19 @@ def compare(config: Config) -> dict[str, str]:
     Raises:
         The errors that `main` explains; what was done until then stays.
     """
-    narrator = Narrator()
+    console = Console()
     if config.dry_run:
-        narrator.say(estimate(config, narrator))
+        console.say(estimate(config, console))
         return {}
     tasks = store_tasks(config)
-    failures = {} if config.report_only else run_missing(config, tasks, narrator)
+    failures = {} if config.report_only else run_missing(config, tasks, console)
     for title, reason in failures.items():
-        narrator.say(f"\n{title} failed: {reason}")
-    write_report(config, tasks, narrator)
+        console.say(f"\n{title} failed: {reason}")
+    write_report(config, tasks, console)
     return failures
 
 
-def run_missing(config: Config, tasks: Tasks, narrator: Narrator) -> dict[str, str]:
+def run_missing(config: Config, tasks: Tasks, console: Console) -> dict[str, str]:
     """Run the trials that have no summary: the start and the tuning first, then the seeds.
 
     Returns:
@@ -75,12 +75,12 @@ def run_missing(config: Config, tasks: Tasks, narrator: Narrator) -> dict[str, s
     first = [*plan.start_trials(config), *plan.tuning_trials(config)]
     every = [*first, *plan.final_trials(config, chosen_rates(config) or {})]
     if not all(trial.summary.exists() for trial in every):
-        make_start(start_command(config), config, plan.runs_folder(config), narrator.say)
-    failures = run_all(first, tasks, config.jobs, narrator.say)
+        make_start(start_command(config), config, plan.runs_folder(config), console.say)
+    failures = run_all(first, tasks, config.jobs, console.say)
     rates = chosen_rates(config)
     if rates is not None:
         final = plan.final_trials(config, rates)
-        failures |= run_all(final, tasks, config.jobs, narrator.say)
+        failures |= run_all(final, tasks, config.jobs, console.say)
     return failures
 
 
@@ -93,21 +93,20 @@ def start_command(config: Config) -> tuple[str, ...]:
     return (sys.executable, "-m", "learners.sft", *arguments)
 
 
-def write_report(config: Config, tasks: Tasks, narrator: Narrator) -> None:
+def write_report(config: Config, tasks: Tasks, console: Console) -> None:
     """Write report.md, report.json and the figures next to the summaries; print the tables."""
     folder = Path(config.results) / config.name
     data = collect(config, tasks)
     if data is None:
-        narrator.say("No seed has been run by a method and by the start: nothing to report yet.")
+        console.say("No seed has been run by a method and by the start: nothing to report yet.")
         return
     report = build_report(data)
     draw_all(report, reward_histories(data), folder)
     write_text(folder / "report.json", json.dumps(report.to_json(), indent=1) + "\n")
     write_text(folder / "report.md", format_report(report, figures="."))
-    if not narrator.console.is_terminal:
-        narrator.console.width = WIDTH
-    narrator.console.print(Markdown(format_report(report)))
-    narrator.say(f"files: {folder}/report.md, report.json, *.png, *.svg, a summary per run")
+    console.set_plain_width(WIDTH)
+    console.say(Markdown(format_report(report)))
+    console.say(f"files: {folder}/report.md, report.json, *.png, *.svg, a summary per run")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from learners.compare.config import Config, parse_budget, parse_methods
 from learners.compare.jobs import LOG_TAIL, TrialFailed, check_run, start_exists
 from learners.compare.plan import Trial
 from learners.compare.summary import read_summary, sum_costs
-from learners.console import Narrator
+from learners.console import Console
 from learners.ledger import JUDGE
 from learners.run_folder import read_metrics
 
@@ -24,7 +24,7 @@ Timing = Mapping[str, float]
 """Costs of a run by unit, and under `episode` the mean tokens sampled in one episode."""
 
 
-def estimate(config: Config, narrator: Narrator) -> str:
+def estimate(config: Config, console: Console) -> str:
     """Describe what has not been run, how long it takes and what it costs.
 
     Evaluations are assumed to be as slow as training, which includes updates; they are faster.
@@ -52,7 +52,7 @@ def estimate(config: Config, narrator: Narrator) -> str:
         )
     if not timings:
         source = f"one iteration of {final[0].method.label}"
-        with narrator.status(f"timing {source}"):
+        with console.status(f"timing {source}"):
             timings = [time_iteration(final[0])]
     seconds = sum(t["seconds"] for t in timings)
     training = len(runs) * budget.amount * seconds / sum(t[budget.unit] for t in timings)

@@ -19,7 +19,13 @@ from learners.compare.plan import Trial, evaluation_folder
 from learners.errors import UsageError
 from learners.ledger import SPENT, StopUnit, spent, spent_on_judging
 from learners.metrics import PEAK
-from learners.run_folder import here, newest_model, read_metrics, spent_on_evaluations, write_text
+from learners.run_folder import (
+    describe_machine,
+    evaluation_costs,
+    newest_model,
+    read_metrics,
+    write_text,
+)
 
 VERSION = 1
 
@@ -196,7 +202,7 @@ def weights_digest(trial: Trial) -> str:
 
 def provenance(jobs: int) -> Provenance:
     """Return what runs on this machine are made with."""
-    now = here()
+    now = describe_machine()
     return {
         "commit": now["commit"],
         "processor": now["processor"],
@@ -207,7 +213,7 @@ def provenance(jobs: int) -> Provenance:
 
 def judge_usage(trial: Trial) -> Counter[str]:
     """Count calls, faults and costs of the judge in a trial's validations and evaluations."""
-    usages = [spent_on_judging(spent_on_evaluations(trial.folder))] if trial.train else []
+    usages = [spent_on_judging(evaluation_costs(trial.folder))] if trial.train else []
     for split in ("test", "validation"):
         path = evaluation_folder(trial.folder, split) / "results.json"
         judge = json.loads(path.read_text())["judge"] if path.exists() else None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks import TaskList, sample_tasks
 from envs import ToolEnv
-from learners.console import Narrator, explained, parse_options
+from learners.console import Console, parse_options, report_errors
 from learners.evaluate.config import Config, make_environment, open_folder
 from learners.evaluate.episodes import Episode, EpisodeFile, Job, missing_jobs
 from learners.evaluate.grading import Verdict, grade_all, summarise
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and evaluate."""
     arguments = sys.argv[1:] if arguments is None else arguments
     config = parse_options(METHOD, Config(), arguments, __doc__)
-    with explained(METHOD, arguments, "evaluation"):
+    with report_errors(METHOD, arguments, "evaluation"):
         evaluate(config)
 
 
@@ -59,7 +59,7 @@ def evaluate(config: Config) -> Results:
     from learners.evaluate.backends import open_backend  # loads torch, which --help does without
 
     folder = Path(config.out or f"runs/evaluate-{Path(config.model).name}")
-    narrator = Narrator()
+    console = Console()
     with open_folder(folder, config) as config:
         environments = [make_environment(name, config) for name in config.environments]
         backend = None if config.regrade else open_backend(config)
@@ -67,7 +67,7 @@ def evaluate(config: Config) -> Results:
         done: dict[str, EnvironmentResults] = {}
         for env in environments:
             name = f"appo/{env.benchmark.name}-v0"
-            done[name] = evaluate_environment(env, backend, config, folder, narrator, ledger)
+            done[name] = evaluate_environment(env, backend, config, folder, console, ledger)
             info = stored_backend(folder) if backend is None else None
             left_out = frozenset[str]() if backend is None else backend.left_out
             results = Results(
@@ -77,10 +77,9 @@ def evaluate(config: Config) -> Results:
                 environments=done,
             )
             write_text(folder / RESULTS_FILE, json.dumps(results.to_json(), indent=1))
-    if not narrator.console.is_terminal:
-        narrator.console.width = WIDTH
-    narrator.say(results_table(results))
-    narrator.say(f"files: {folder}/{RESULTS_FILE}, *.episodes.jsonl, *.graded.jsonl")
+    console.set_plain_width(WIDTH)
+    console.say(results_table(results))
+    console.say(f"files: {folder}/{RESULTS_FILE}, *.episodes.jsonl, *.graded.jsonl")
     return results
 
 
@@ -89,7 +88,7 @@ def evaluate_environment(
     backend: Backend | None,
     config: Config,
     folder: Path,
-    narrator: Narrator,
+    console: Console,
     ledger: Ledger,
 ) -> EnvironmentResults:
     """Play what is missing of one environment, and grade it.
@@ -99,10 +98,10 @@ def evaluate_environment(
         backend: None: grade only.
         config: of the evaluation.
         folder: of episodes and verdicts.
-        narrator: shows progress.
+        console: shows progress.
         ledger: counts what the judge is asked.
     """
-    from learners.runs import judged  # loads torch, which --help does without
+    from learners.runs import add_judge  # loads torch, which --help does without
 
     benchmark, tasks = env.benchmark, sample_tasks(env.tasks, config.tasks)
     restricted = frozenset(task.id for task in tasks if task.restricted)
@@ -110,13 +109,13 @@ def evaluate_environment(
     jobs = [Job(task, sample) for sample in range(config.samples) for task in tasks]
     max_tokens = config.max_response_tokens or benchmark.max_response_tokens
     if backend is not None:
-        play_missing(env, backend, jobs, max_tokens, file, narrator)
+        play_missing(env, backend, jobs, max_tokens, file, console)
     played = file.read()
     keys = [(job.task.id, job.sample) for job in jobs]
     episodes = [played[key] for key in keys if key in played]
     by_id = {task.id: task for task in tasks}
-    with narrator.status(f"grading {benchmark.name}"):
-        verdicts = grade_all(judged(benchmark, config.judge, folder, ledger), by_id, episodes)
+    with console.status(f"grading {benchmark.name}"):
+        verdicts = grade_all(add_judge(benchmark, config.judge, folder, ledger), by_id, episodes)
     write_verdicts(folder / f"{benchmark.name}.graded.jsonl", verdicts)
     return EnvironmentResults(
         split=config.split,
@@ -138,11 +137,11 @@ def play_missing(
     jobs: Sequence[Job],
     max_tokens: int,
     file: EpisodeFile,
-    narrator: Narrator,
+    console: Console,
 ) -> None:
     """Play the jobs that have no episode in the file yet, and close the environment."""
     todo = missing_jobs(jobs, file.read())
-    with narrator.bar(env.benchmark.name, len(jobs), len(jobs) - len(todo)) as advance:
+    with console.bar(env.benchmark.name, len(jobs), len(jobs) - len(todo)) as advance:
 
         def store(episode: Episode) -> None:
             file.append(episode)

@@ -123,7 +123,9 @@ class LocalBackend:
         sampler = TransformersSampler(model, tokenizer, env.stop_tags, rows=self.rows)
         rollouts = Rollouts(env, sampler, tokenizer, max_tokens, self.temperature, self.seed)
         questions = {job.task.id: job.task.question for job in jobs}
-        prompts = {t: len(rollouts.prompt(env.instructions, q)) for t, q in questions.items()}
+        prompts = {
+            t: len(rollouts.encode_question(env.instructions, q)) for t, q in questions.items()
+        }
         lengths = [prompts[job.task.id] + max_tokens for job in jobs]
         for group in group_by_length(jobs, lengths, self.rows):
             sampler = TransformersSampler(

@@ -22,7 +22,7 @@ from envs import ToolEnv
 from learners.errors import EndpointUnavailable
 from learners.evaluate.config import EndpointProtocol
 from learners.evaluate.episodes import Episode, Job, to_episode
-from learners.rollouts import RESERVED_TOKENS, UNAVAILABLE, tool_threads
+from learners.rollouts import RESERVED_TOKENS, UNAVAILABLE, step_with_retries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -247,7 +247,7 @@ class EndpointBackend:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def _play(self, env: ToolEnv, job: Job, max_tokens: int) -> Episode:
-        question, info = env.reset(options={"task": job.task.id})
+        question, info = env.reset(options={"task": job.task})
         messages = [
             {"role": "system", "content": info["instructions"]},
             {"role": "user", "content": question},
@@ -271,7 +271,7 @@ class EndpointBackend:
             if _is_cut_off(reply, env.stop_tags):
                 env.truncate("length", text)
                 return to_episode(job, env.snapshot(), tokens)
-            outcome = tool_threads.step(env, text, pause_s=self.pause_s, patience_s=self.patience_s)
+            outcome = step_with_retries(env, text, pause_s=self.pause_s, timeout_s=self.patience_s)
             if isinstance(outcome, UNAVAILABLE):
                 return Episode(job.task.id, job.sample, tokens=tokens, error=str(outcome))
             observation, _, terminated, truncated, _ = outcome

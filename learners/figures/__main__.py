@@ -29,7 +29,7 @@ from learners.compare import (
     read_report,
     reward_kind,
 )
-from learners.console import Narrator, explained
+from learners.console import Console, report_errors
 from learners.errors import UsageError
 from learners.plotting import COLOURS, Axes, draw_figure, style
 from learners.run_folder import read_metrics
@@ -150,7 +150,7 @@ def rewards(
     for label, group in groups.items():
         last = [[r for r in history.of_kind(kind) if r is not None][-10:] for history in group]
         means = ", ".join(f"{sum(x) / len(x):+.3f}" for x in last if x)
-        Narrator().say(f"{label}: mean reward of each run's last ten iterations {means}")
+        Console().say(f"{label}: mean reward of each run's last ten iterations {means}")
     print_files(draw_rewards(Path(out), groups, kind))
 
 
@@ -170,7 +170,7 @@ def pass_at_k(
     if unknown or not methods:
         raise UsageError(f"{path} has no method {', '.join(unknown)}; it has {', '.join(reports)}")
     pass_at = {label: reports[label].pass_at for label in methods}
-    Narrator().say(pass_at_table(pass_at))
+    Console().say(pass_at_table(pass_at))
     print_files(draw_pass_at_k(Path(out), pass_at, "pass@k"))
 
 
@@ -179,14 +179,14 @@ def write_table(out: str, title: str, names: Sequence[str], rows: Sequence[Seque
     table = Table(*names, title=title)
     for row in rows:
         table.add_row(*row)
-    Narrator().say(table)
+    Console().say(table)
     cells = [[cell.replace("|", r"\|") for cell in row] for row in rows]
     Path(f"{out}.md").write_text(f"{title}.\n\n{format_table(names, cells)}\n", "utf-8")
 
 
 def print_files(files: Sequence[Path]) -> None:
     """Print the paths of a figure."""
-    Narrator().say(f"files: {', '.join(map(str, files))}")
+    Console().say(f"files: {', '.join(map(str, files))}")
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -200,7 +200,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and draw."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    with explained(METHOD, arguments):
+    with report_errors(METHOD, arguments):
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS, args=list(arguments), prog=f"python -m {METHOD}", description=__doc__
         )

@@ -173,7 +173,7 @@ def head_logprobs(
         targets: (n,) ids.
         temperature: divides the logits.
         chunk: number of tokens whose logits exist at the same time.
-        max_saved: maximum number of values over the vocabulary that are saved for the backward pass.
+        max_saved: maximum number of values over the vocabulary saved for the backward pass.
 
     Returns:
         (n,) nats.

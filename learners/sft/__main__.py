@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from learners.console import explained, parse_options
+from learners.console import parse_options, report_errors
 from learners.sft.config import Config
 
 
@@ -16,7 +16,7 @@ def main() -> None:
     """Parse the command line and train."""
     arguments = sys.argv[1:]
     config = parse_options("learners.sft", Config.at("laptop"), arguments, __doc__)
-    with explained("learners.sft", arguments, "cold start"):
+    with report_errors("learners.sft", arguments, "cold start"):
         from learners.sft.training import cold_start  # loads torch, which --help does not need
 
         cold_start(config)

@@ -19,12 +19,12 @@ import torch
 
 from benchmarks import question_key
 from envs import ToolEnv
-from learners.console import Narrator
+from learners.console import Console
 from learners.errors import UsageError
 from learners.intervals import wilson
 from learners.policy import Policy, Work, save_model
 from learners.run_folder import lock_folder, open_folder, write_text
-from learners.runs import Session, evaluate_once, open_session, save_checkpoint, training_env
+from learners.runs import Session, evaluate_once, make_training_env, open_session, save_checkpoint
 from learners.sft.config import Config
 from learners.sft.early_stopping import EarlyStopping
 from learners.sft.transcripts import TrainingSet, play, read_transcripts
@@ -47,7 +47,7 @@ def cold_start(config: Config) -> Path:
         UsageError: the benchmark has no demonstrations.
     """
     config = config.resolve()
-    env = training_env(config)
+    env = make_training_env(config)
     if env.benchmark.demonstrations is None and config.transcripts is None:
         raise UsageError(
             f"--env {config.environment.env}: this benchmark has no demonstrations to start from; "
@@ -66,16 +66,16 @@ def _run(config: Config, env: ToolEnv, folder: Path) -> Path:
     """Train and evaluate in a locked folder; what a previous run finished is not repeated."""
     newest = open_folder(folder, "learners.sft", config)
     session = open_session(config, env, folder, newest)
-    narrator = Narrator()
+    console = Console()
     if not config.new_weights:
-        evaluate_once(session, "before", narrator)
+        evaluate_once(session, "before", console)
     if not (folder / "model").exists():
-        fine_tune(session, collect_trajectories(session, config, env, narrator), config, narrator)
+        fine_tune(session, collect_trajectories(session, config, env, console), config, console)
         partial = folder / "partial-model"
         save_model(session.policy.loaded, partial)
         partial.rename(folder / "model")
     session.rollouts.sampler.sync()
-    evaluate_once(session, "after", narrator)
+    evaluate_once(session, "after", console)
     result = (
         json.loads((folder / "evaluation-after.json").read_text())
         if config.evaluation.eval_tasks
@@ -83,12 +83,12 @@ def _run(config: Config, env: ToolEnv, folder: Path) -> Path:
     )
     summary = summarize(result)
     write_text(folder / "summary.json", json.dumps(summary))
-    narrator.say(f"{summary}\nmodel in {folder}: give it to --model")
+    console.say(f"{summary}\nmodel in {folder}: give it to --model")
     return folder
 
 
 def collect_trajectories(
-    session: Session, config: Config, env: ToolEnv, narrator: Narrator
+    session: Session, config: Config, env: ToolEnv, console: Console
 ) -> list[Trajectory]:
     """Collect what is trained on: written transcripts, or the benchmark's demonstrations.
 
@@ -96,12 +96,12 @@ def collect_trajectories(
         UsageError: none of them can be used; the message says why.
     """
     if config.transcripts is not None:
-        test_tasks = session.held_out.tasks if session.held_out else ()
+        test_tasks = session.test_env.tasks if session.test_env else ()
         test_questions = {question_key(task.question) for task in test_tasks}
         training_set = read_transcripts(
             config.transcripts, session.rollouts, test_questions, config.demonstrations
         )
-        narrator.say(
+        console.say(
             f"{len(training_set.trajectories)} transcripts of {config.transcripts}"
             f"{_list_reasons(training_set)}"
         )
@@ -111,10 +111,10 @@ def collect_trajectories(
     task_ids = {task.id for task in env.tasks}  # a level leaves some tasks out
     demonstrations = [d for d in load_demonstrations(env.data_dir) if d.task.id in task_ids]
     demonstrations = demonstrations[: config.demonstrations]
-    narrator.say(f"playing {len(demonstrations)} demonstrations of {name} with real tools")
+    console.say(f"playing {len(demonstrations)} demonstrations of {name} with real tools")
     training_set = play(session.rollouts, demonstrations)
     if training_set.left_out:
-        narrator.say(
+        console.say(
             f"training on {len(training_set.trajectories)} of them{_list_reasons(training_set)}"
         )
     if not training_set.trajectories:
@@ -127,7 +127,7 @@ def _list_reasons(training_set: TrainingSet) -> str:
 
 
 def fine_tune(
-    session: Session, trajectories: Sequence[Trajectory], config: Config, narrator: Narrator
+    session: Session, trajectories: Sequence[Trajectory], config: Config, console: Console
 ) -> None:
     """Make all updates, from the newest checkpoint on, and keep the best weights.
 
@@ -149,7 +149,7 @@ def fine_tune(
     ]
     learning_rate = config.optimisation.learning_rate or 0
     losses: list[float] = []
-    with narrator.bar("fine-tuning", len(batches), policy.updates) as advance:
+    with console.bar("fine-tuning", len(batches), policy.updates) as advance:
         while policy.updates < len(batches) and not early_stopping.should_stop:
             done = policy.updates
             policy.set_learning_rate(learning_rate * schedule(done / len(batches)))

@@ -249,12 +249,14 @@ def encode_transcript(rollouts: Rollouts, transcript: Transcript) -> Trajectory:
     tools = [tool.name for tool in env.tools]
     task = question_id(transcript.question)
     state = EnvState(env.benchmark.name, env.benchmark.revision, "transcripts", task)
-    prompt_ids = rollouts.prompt(env.instructions, transcript.question)
+    prompt_ids = rollouts.encode_question(env.instructions, transcript.question)
     trajectory = Trajectory(prompt_ids, state, path=(0,))
     for text, result in transcript.turns:
         action = _encode_action(rollouts, text)
         room = max_tokens - len(trajectory) - len(action.token_ids)
-        observed = () if result is None else rollouts.observed(observation(result, tools), room)
+        observed = (
+            () if result is None else rollouts.encode_observation(observation(result, tools), room)
+        )
         if observed is None:
             raise Unusable(TOO_LONG)
         trajectory.turns.append(Turn(state, action, observed))

@@ -15,7 +15,7 @@ from typing import Any
 from learners.errors import RolloutFileError
 from learners.metrics import METRICS, find_entry
 from learners.rollouts import list_iterations, read_rows
-from learners.run_folder import read_metrics, spent_on_evaluations
+from learners.run_folder import evaluation_costs, read_metrics
 
 RolloutRow = Mapping[str, Any]
 """A row of a rollout file: one trajectory."""
@@ -66,7 +66,7 @@ def collect_page_data(folder: Path, iterations: Sequence[int], max_bytes: int) -
         "stored": _list_stored(folder),
         "curves": {name: _collect_curve(lines, name) for name in CURVES},
         "totals": _sum_up(lines),
-        "evaluated": {n: round(v, 4) for n, v in spent_on_evaluations(folder).items()},
+        "evaluated": {n: round(v, 4) for n, v in evaluation_costs(folder).items()},
         "meanings": {entry: METRICS[entry] for entry in _list_entries(lines)},
     }
 

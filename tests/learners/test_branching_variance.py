@@ -7,7 +7,7 @@ import torch
 
 from learners import branching_variance
 from learners.branching_variance import Point, Root, best_over_all, per_branch, ratio
-from learners.errors import UsageError
+from learners.errors import CommandError, UsageError
 from learners.policy.policy import Policy
 from tests.learners.test_methods import session_of
 from tests.tree_fakes import branch_off, new_tree
@@ -139,4 +139,4 @@ def test_rewards_that_are_all_equal_are_an_error_that_says_what_to_do(taught, tm
         branching_variance.main(quick(taught, tmp_path, "--reward", "correctness"))
     assert ended.value.code == 2
     assert "earned the same, so no update moves the policy" in capsys.readouterr().err
-    assert issubclass(UsageError, RuntimeError)
+    assert issubclass(UsageError, CommandError)

@@ -37,7 +37,7 @@ from learners.policy.batch import Packs
 from learners.policy.loading import load_model
 from learners.policy.policy import Policy
 from learners.rollouts.rollout import Rollouts
-from learners.runs.session import Session, record, run_iteration
+from learners.runs.session import Session, run_iteration, save_iteration
 from learners.sampling.kv_cache import KVCache, PrefixMatch
 from learners.sampling.opening import open_sampler
 from tests.learner_fakes import teach
@@ -144,7 +144,7 @@ def iterated(one: Session) -> Counter[str]:
     """Seconds and counts of an iteration; what is written after it stands apart."""
     metrics = {"iteration": one.iteration, **run_iteration(one, appo.iteration)}
     with one.ledger.phase("record"):
-        record(one, metrics, last=False)
+        save_iteration(one, metrics, last=False)
     found = Counter({name: metrics.get(f"seconds/{name}", 0.0) for name in PHASES})
     return found + Counter(
         iteration=metrics["seconds/iteration"],

@@ -29,7 +29,7 @@ from learners.policy import lora
 from learners.policy.activations import SavedTensors
 from learners.policy.loading import load_model
 from learners.policy.policy import Policy
-from learners.runs.memory import Resident, held, tensors_in
+from learners.runs.memory import ProcessMeter, iter_tensors, tensor_bytes
 from tests.learner_fakes import likelihood
 from tests.perf.clocks import in_turn, measuring_parser, ratio, seconds_of
 from tests.perf.update import add_tree_arguments, tree_rows
@@ -82,13 +82,13 @@ def measured(way: str, given: argparse.Namespace) -> Measured:
     kept = policy.saved_tensors = SavedTensors()
     update()
     policy.saved_tensors = None
-    meter = Resident()
+    meter = ProcessMeter()
     meter.reset()
     seconds = [seconds_of(update, given.clock) for _ in range(given.updates)]
     return Measured(
         peak=meter.peak(),
         kept=kept.bytes,
-        state=held(tensors_in(policy.optimizer.state_dict())),
+        state=tensor_bytes(iter_tensors(policy.optimizer.state_dict())),
         seconds=statistics.median(seconds),
         tokens=policy.work.computed_tokens,
     )

@@ -321,8 +321,12 @@ def test_the_folder_of_a_run_means_its_newest_checkpoint(tmp_path):
 
 def test_a_training_run_reports_no_accuracy_where_a_judge_is_missing():
     row = {"score": 1.0, "judged": True}
-    assert report._accuracy([(row, row)])[2] == "0.000 [0.000, 0.000]"
-    assert report._accuracy([(row, row | {"judged": False})]) == ["not judged", "not judged", "-"]
+    assert report._format_accuracy([(row, row)])[2] == "0.000 [0.000, 0.000]"
+    assert report._format_accuracy([(row, row | {"judged": False})]) == [
+        "not judged",
+        "not judged",
+        "-",
+    ]
 
 
 def documented_commands():

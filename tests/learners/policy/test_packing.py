@@ -14,7 +14,7 @@ from learners.policy.batch import collate, lay_out, pack_rows, pack_tree
 from learners.policy.loading import load_model
 from learners.policy.policy import Policy
 from learners.rl.losses import clipped_surrogate
-from learners.runs.training import read
+from learners.runs.training import format_compute
 from learners.tree import Completion, Row, Trajectory, Turn
 from tests.learner_fakes import likelihood
 
@@ -344,5 +344,5 @@ def test_smollm2_learns_the_same_from_trees_in_float32():
 def test_the_log_says_how_rows_were_read(trees, expected):
     """400 of 300 + 700 tokens were computed."""
     line = {"ledger/scored_tokens": 300, "ledger/updated_tokens": 700, "update/trees": trees}
-    assert read({**line, "ledger/computed_tokens": 400}) == expected
-    assert read({}) == ""
+    assert format_compute({**line, "ledger/computed_tokens": 400}) == expected
+    assert format_compute({}) == ""

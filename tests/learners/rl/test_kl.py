@@ -16,7 +16,7 @@ from learners.policy.batch import collate
 from learners.policy.loading import load_model
 from learners.policy.policy import Policy
 from learners.policy.reference import FrozenPolicy, make_reference
-from learners.replay.__main__ import replay, rows_of
+from learners.replay.__main__ import replay, update_rows
 from learners.rl.advantages import by_group, leave_one_out
 from learners.rl.kl import penalised, penalty
 from learners.rl.losses import sequence_sum
@@ -235,11 +235,11 @@ def test_a_replay_takes_off_what_the_run_took_off(monkeypatch, taught, tmp_path,
     rows = read_rows(tmp_path, 1)
     free = replay(rows, module.__name__, replace(session.config, kl_reward=0.0))
     again = replay(rows, module.__name__, session.config)
-    new = [row["advantages"] for row in rows_of(rows, again.trees)]
+    new = [row["advantages"] for row in update_rows(rows, again.trees)]
     assert any(new)
     for old, found in zip(rows, new, strict=True):
         assert found == pytest.approx(old["advantages"], abs=1e-5)
-    assert [row["advantages"] for row in rows_of(rows, free.trees)] != new
+    assert [row["advantages"] for row in update_rows(rows, free.trees)] != new
     without = [dict(row) | {"reference_logprobs": None} for row in rows]
     with pytest.raises(RolloutFileError, match="the run had neither --kl nor --kl-reward"):
         replay(without, module.__name__, session.run.config)
