@@ -1,21 +1,21 @@
 """Benchmarks: tasks and how answers to them are scored. Knows nothing of tools, envs or tokens.
 
-benchmark         what a benchmark, a task, a score and a demonstration are
-catalog           where the rows of each set live
+benchmark         the records Benchmark, Task, Score and Demonstration
+catalog           the public data set behind each benchmark
 competition_math  AIME24, AIME25, MATH500, MATH, GSM8K
 multihop_qa       HotpotQA, 2WikiMultihopQA, MuSiQue, Bamboogle
 deep_research     WebWalker, GAIA, HLE, xbench-DeepSearch
 synthetic         SyntheticQA, generated, with demonstrations
 synthetic_words   its vocabulary
-loading           rows to tasks: duplicates, slices, mixtures, overlap with test sets
+loading           turns rows into tasks, splits training rows, removes overlaps with test sets
 sources           reads rows from files or the hub
 pinned_rows       digests of rows that no commit pins
 scoring           the scorers
-text              boxed answers, normalisation, exact match, F1
+text              boxed answers, normalisation, exact match, F1, numerals
 equality          equality of short mathematical answers
 math_pool         a pool of grading processes
 math_worker       the program of a grading process
-judge             a language model as judge
+judge             grades answers with a language model
 arpo              the reward of the published ARPO and APPO code
 metrics           pass@k and calibration error
 """

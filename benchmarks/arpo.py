@@ -1,7 +1,7 @@
 """The reward of the published ARPO and APPO code, to the letter, defects included.
 
-It pays token F1 for mathematics too (-5 equals 5), and 0.1 for merely writing closing tags; what is
-better is in `benchmarks.scoring`. It is here so that numbers can be compared.
+It pays token F1 for mathematics too (-5 equals 5), and 0.1 for merely writing closing tags. It is
+here so that results can be compared; better scorers are in `benchmarks.scoring`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from benchmarks.text import token_f1
 
 
 class ArpoReward(NamedTuple):
-    """What the reference returns for one response."""
+    """The reward of one response, as the reference reports it."""
 
     reward: float
     """-1 for a bad format, else in [0, 1.1]."""
@@ -23,12 +23,15 @@ class ArpoReward(NamedTuple):
 
 
 def arpo_reward(response_text: str, answers: Sequence[str]) -> ArpoReward:
-    """-1 for a bad format, else the best token F1, plus 0.1 if both closing tool tags occur."""
-    fault = _format_fault(response_text)
-    if fault is not None:
-        return ArpoReward(-1.0, f"bad format: {fault}", "", 0.0)
+    """Reward a response: -1 for a bad format, else the best token F1.
+
+    A right answer earns 0.1 more if both closing tool tags occur in the response.
+    """
+    error = _find_format_error(response_text)
+    if error is not None:
+        return ArpoReward(-1.0, f"bad format: {error}", "", 0.0)
     block = response_text.partition("<answer>")[2].partition("</answer>")[0]
-    answer = _reference_box(block)
+    answer = _extract_box(block)
     if answer is None:
         reason = "find box error: argument of type 'NoneType' is not iterable"
         return ArpoReward(-1.0, reason, "", 0.0)
@@ -42,15 +45,15 @@ def arpo_reward(response_text: str, answers: Sequence[str]) -> ArpoReward:
     return ArpoReward(f1, f"correct answer, get f1 score: {f1}", answer, f1)
 
 
-def _format_fault(text: str) -> str | None:
+def _find_format_error(text: str) -> str | None:
     if text.count("<think>") != text.count("</think>") or "<think>" not in text:
         return "<think> or </think> not found"
     if text.count("<answer>") != 1 or text.count("</answer>") != 1:
         return "<answer> or </answer> not found"
     for tool in ("search", "python"):
-        fault = _tool_fault(text, tool)
-        if fault is not None:
-            return fault
+        error = _find_tool_error(text, tool)
+        if error is not None:
+            return error
     start, end = text.index("<answer>"), text.index("</answer>")
     if start > end:
         return "<answer> must be before </answer>"
@@ -59,21 +62,21 @@ def _format_fault(text: str) -> str | None:
     return None
 
 
-def _tool_fault(text: str, tool: str) -> str | None:
+def _find_tool_error(text: str, tool: str) -> str | None:
     position = text.find(f"<{tool}>")
     while position >= 0:
-        marks = (f"</{tool}>", "<result>", "</result>")
-        found = [position, *(text.find(mark, position) for mark in marks)]
-        if -1 in found:
+        tags = (f"</{tool}>", "<result>", "</result>")
+        positions = [position, *(text.find(tag, position) for tag in tags)]
+        if -1 in positions:
             return f"{tool}/result tags are incomplete"
-        if found != sorted(found):
+        if positions != sorted(positions):
             return f"{tool}/result tags are nested in the wrong order"
-        position = text.find(f"<{tool}>", found[-1])
+        position = text.find(f"<{tool}>", positions[-1])
     return None
 
 
-def _reference_box(block: str) -> str | None:
-    """The reference's own extraction, which differs from `last_boxed` in its edge cases."""
+def _extract_box(block: str) -> str | None:
+    """Extract the last box as the reference does, which differs from `last_boxed` in edge cases."""
     if "\\boxed " in block:
         return block.rpartition("\\boxed ")[2].partition("$")[0]
     start, depth = block.rfind("\\boxed"), 0

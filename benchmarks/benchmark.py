@@ -1,4 +1,4 @@
-"""What a benchmark is: named tasks, how an answer is scored, what an episode may use."""
+"""The records that a benchmark is made of: tasks, scores, passages, demonstrations, limits."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 AnswerType = Literal["number", "latex", "span", "choice", "free"]
-
-
 Split = Literal["train", "validation", "test"]
 
 
@@ -21,15 +19,15 @@ class Task:
     """Stable across releases of the data set."""
     question: str
     answers: tuple[str, ...]
-    """Any of them is right; never empty."""
+    """Any of them is correct; never empty."""
     answer_type: AnswerType = "span"
     language: str = "en"
     attachments: tuple[str, ...] = ()
     """Paths of files that the tools may read."""
     restricted: bool = False
-    """True where the set's owners ask that its text is not written out in the clear."""
+    """True if the set's owners ask that its text is not published in the clear."""
     metadata: tuple[tuple[str, str], ...] = ()
-    """(name, value) pairs: level, source, ..."""
+    """(name, value) pairs such as level and source."""
 
 
 class Score(NamedTuple):
@@ -38,15 +36,15 @@ class Score(NamedTuple):
     value: float
     """In [0, 1]."""
     method: str
-    """What decided it: exact, f1, math, judge, ..."""
+    """The test that decided: exact, f1, math, judge, ..."""
     extracted: str
     """The part of the answer that was compared."""
     judged: bool = True
-    """False where only a judge could have decided and there was none."""
+    """False if only a judge could have decided and there was none."""
 
 
 Scorer = Callable[[str, Task], Score]
-"""The text between the answer tags, and its task -> the score. Bounded in time, thread-safe."""
+"""(text between the answer tags, task) -> score. Bounded in time, thread-safe."""
 
 
 class Passage(NamedTuple):
@@ -58,7 +56,7 @@ class Passage(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One turn of a scripted episode: a thought, then one act."""
+    """One turn of a scripted episode: a thought, then one action."""
 
     thought: str
     act: str
@@ -67,24 +65,24 @@ class Step(NamedTuple):
 
 
 class Demonstration(NamedTuple):
-    """A scripted episode for a cold start; playing it through an environment yields the results."""
+    """A scripted episode for a cold start; playing it in an environment adds the tools' results."""
 
     task: Task
     steps: tuple[Step, ...]
 
 
 class Load(Protocol):
-    """Reads the tasks of a split; called once per environment, at its first reset."""
+    """Loads the tasks of a split; called once per environment, at its first reset."""
 
     def __call__(self, split: Split, data_dir: Path | None) -> Sequence[Task]:
-        """Tasks in a fixed order.
+        """Return the tasks in a fixed order.
 
         Args:
             split: train, validation or test.
-            data_dir: a folder laid out as the README says; None reads the public data set.
+            data_dir: a folder in the layout of the README; None reads the public data set.
 
         Raises:
-            benchmarks.DataUnavailable: the rows cannot be had; the message says what to do.
+            benchmarks.DataUnavailable: the rows cannot be read; the message says what to do.
         """
         ...
 
@@ -94,24 +92,24 @@ class Benchmark:
     """A named set of tasks with its scorers and the limits of an episode over it."""
 
     name: str
-    """As in `appo/<name>-v0`."""
+    """The name in `appo/<name>-v0`."""
     load: Load
     score: Scorer
     """The official metric."""
     training_score: Scorer
-    """What training rewards, in [0, 1]; often token F1."""
+    """The reward of training, in [0, 1]; often token F1."""
     train_source: str
-    """Where `load("train")` takes its rows from, in words."""
+    """A description of the rows of `load("train")`."""
     tools: tuple[str, ...] = ("search", "python")
     max_tool_calls: int = 5
     max_response_tokens: int = 4096
     search_results: int = 5
-    """Passages that one search shows."""
+    """Passages that one search returns."""
     revision: str = "0"
-    """Changes when the rows change; part of every stored state."""
+    """Raised when the rows change; part of every stored state."""
     demonstrations: Callable[[Path | None], Sequence[Demonstration]] | None = None
-    """Scripted episodes over training rows, where the benchmark can make them."""
+    """Scripted episodes over training rows, if the benchmark can make them."""
     corpus: Callable[[Split, Path | None], Sequence[Passage]] | None = None
-    """Passages that hold the evidence, where the benchmark brings its own."""
+    """Passages with the evidence, if the benchmark has its own."""
     instructions: str = ""
-    """What the prompt must say for the official scorer to be fair: how to write an answer."""
+    """Rules for writing an answer, for the prompt: the official scorer is unfair without them."""

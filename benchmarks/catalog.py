@@ -1,8 +1,8 @@
-"""Where the rows of each evaluated set live, and which field holds the question.
+"""The public data set behind each benchmark, and the field that holds the question.
 
-Revisions are commits of the public data sets. Where only a commit of the hub's converted copy is
-stated anywhere (of its branch refs/convert/parquet), or none, the rows that were seen are the pin:
-a copy or a branch that holds others is refused.
+Revisions are commits of the public data sets. Some sets are only ever cited by a commit of the
+hub's converted copy (of its branch refs/convert/parquet), or by none. Their rows are pinned
+instead: a copy or a branch with other rows is refused.
 """
 
 from __future__ import annotations
@@ -12,15 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks import pinned_rows
-from benchmarks.sources import DataUnavailable, HubTable, Row, text_field
+from benchmarks.sources import DataUnavailable, HubTable, TableRow, get_text
 
-FLASHRAG = "RUC-NLPIR/FlashRAG_datasets"
-
-
-FLASHRAG_REVISION = "bcafb8dd07d453be3cbeeeb3f78be1841bddf92c"
-
-
-SUBJECTS = (
+_FLASHRAG = "RUC-NLPIR/FlashRAG_datasets"
+_FLASHRAG_REVISION = "bcafb8dd07d453be3cbeeeb3f78be1841bddf92c"
+_GSM8K_REVISION = "cc7b047b6e5bb11b4f1af84efc572db110a51b3c"
+_MATH_SUBJECTS = (
     "algebra",
     "counting_and_probability",
     "geometry",
@@ -31,17 +28,17 @@ SUBJECTS = (
 )
 
 
-def plain_question(row: Row) -> str:
-    """The question under the spellings of the public sets."""
-    return text_field(row, "question", "problem", "Question", "prompt")
+def get_question(row: TableRow) -> str:
+    """Return the question, under any field name of the public sets."""
+    return get_text(row, "question", "problem", "Question", "prompt")
 
 
-def xbench_text(row: Row, *names: str) -> str:
-    """A field of xbench: base64 of the text XOR the row's canary, or plain where there is none.
+def decrypt_xbench(row: TableRow, *names: str) -> str:
+    """Return a field of xbench: base64 of the text XOR the row's canary; plain without a canary.
 
     Decrypted in memory only: the owners ask that the plain text is not published.
     """
-    text, key = text_field(row, *names), row.get("canary")
+    text, key = get_text(row, *names), row.get("canary")
     if not isinstance(key, str) or not key:
         return text
     try:
@@ -52,43 +49,41 @@ def xbench_text(row: Row, *names: str) -> str:
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class EvaluatedSet:
     """The test rows of one benchmark."""
 
     folder: str
     """`<data_dir>/benchmarks/<folder>/test.*`."""
     hub: HubTable
-    question: Callable[[Row], str] = plain_question
+    question: Callable[[TableRow], str] = get_question
 
 
-EVALUATED: dict[str, Evaluated] = {
-    "AIME24": Evaluated(
+EVALUATED: dict[str, EvaluatedSet] = {
+    "AIME24": EvaluatedSet(
         "aime24",
         HubTable("HuggingFaceH4/aime_2024", "2fe88a2f1091d5048c0f36abc874fb997b3dd99a", "train"),
     ),
-    "AIME25": Evaluated(
+    "AIME25": EvaluatedSet(
         "aime25", HubTable("math-ai/aime25", "563bb8404243c5f09de6ec262f2db674fe5bce9b", "test")
     ),
-    "MATH500": Evaluated(
+    "MATH500": EvaluatedSet(
         "math500",
         HubTable("HuggingFaceH4/MATH-500", "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be", "test"),
     ),
-    "GSM8K": Evaluated(
+    "GSM8K": EvaluatedSet(
         "gsm8k",
-        HubTable(
-            "openai/gsm8k", "cc7b047b6e5bb11b4f1af84efc572db110a51b3c", "test", configs=("main",)
-        ),
+        HubTable("openai/gsm8k", _GSM8K_REVISION, "test", configs=("main",)),
     ),
-    "MATH": Evaluated(
+    "MATH": EvaluatedSet(
         "math",
         HubTable(
             "EleutherAI/hendrycks_math",
             "21a5633873b6a120296cce3e2df9d5550074f4a3",
             "test",
-            configs=SUBJECTS,
+            configs=_MATH_SUBJECTS,
         ),
     ),
-    "WebWalker": Evaluated(
+    "WebWalker": EvaluatedSet(
         "webwalker",
         HubTable(
             "callanwu/WebWalkerQA",
@@ -96,10 +91,10 @@ EVALUATED: dict[str, Evaluated] = {
             "train",
             data_files="default/main/0000.parquet",
             pin=pinned_rows.WEBWALKER,
-            instead=HubTable("callanwu/WebWalkerQA", "main", "main"),
+            fallback=HubTable("callanwu/WebWalkerQA", "main", "main"),
         ),
     ),
-    "HotpotQA": Evaluated(
+    "HotpotQA": EvaluatedSet(
         "hotpotqa",
         HubTable(
             "hotpotqa/hotpot_qa",
@@ -109,17 +104,17 @@ EVALUATED: dict[str, Evaluated] = {
             drop=("context", "supporting_facts"),
         ),
     ),
-    "2WikiMultihopQA": Evaluated(
+    "2WikiMultihopQA": EvaluatedSet(
         "2wiki",
         HubTable(
-            FLASHRAG,
-            FLASHRAG_REVISION,
+            _FLASHRAG,
+            _FLASHRAG_REVISION,
             "train",
             data_files="2wikimultihopqa/dev.jsonl",
             drop=("metadata",),
         ),
     ),
-    "MuSiQue": Evaluated(
+    "MuSiQue": EvaluatedSet(
         "musique",
         HubTable(
             "dgslibisey/MuSiQue",
@@ -129,17 +124,17 @@ EVALUATED: dict[str, Evaluated] = {
             drop=("paragraphs", "question_decomposition"),
         ),
     ),
-    "Bamboogle": Evaluated(
+    "Bamboogle": EvaluatedSet(
         "bamboogle",
         HubTable(
-            FLASHRAG,
-            FLASHRAG_REVISION,
+            _FLASHRAG,
+            _FLASHRAG_REVISION,
             "train",
             data_files="bamboogle/test.jsonl",
             drop=("metadata",),
         ),
     ),
-    "GAIA": Evaluated(
+    "GAIA": EvaluatedSet(
         "gaia",
         HubTable(
             "gaia-benchmark/GAIA",
@@ -149,7 +144,7 @@ EVALUATED: dict[str, Evaluated] = {
             gated=True,
         ),
     ),
-    "HLE": Evaluated(
+    "HLE": EvaluatedSet(
         "hle",
         HubTable(
             "cais/hle",
@@ -159,7 +154,7 @@ EVALUATED: dict[str, Evaluated] = {
             gated=True,
         ),
     ),
-    "xbench-DeepSearch": Evaluated(
+    "xbench-DeepSearch": EvaluatedSet(
         "xbench",
         HubTable(
             "xbench/DeepSearch",
@@ -167,16 +162,12 @@ EVALUATED: dict[str, Evaluated] = {
             "train",
             data_files="DeepSearch.csv",
         ),
-        question=lambda row: xbench_text(row, "question", "prompt"),
+        question=lambda row: decrypt_xbench(row, "question", "prompt"),
     ),
 }
-"""By benchmark; training rows are compared with all of these."""
+"""The test rows by benchmark; training rows are compared with all of them."""
 
-GSM8K_TRAIN = HubTable(
-    "openai/gsm8k", "cc7b047b6e5bb11b4f1af84efc572db110a51b3c", "train", configs=("main",)
-)
-
-
+GSM8K_TRAIN = HubTable("openai/gsm8k", _GSM8K_REVISION, "train", configs=("main",))
 REASONING_TRAIN = HubTable(
     "dongguanting/ARPO-RL-Reasoning-10K",
     "main",
@@ -184,15 +175,13 @@ REASONING_TRAIN = HubTable(
     data_files="train_10k.parquet",
     pin=pinned_rows.REASONING,
 )
-
-
 DEEP_SEARCH_TRAIN = HubTable(
     "dongguanting/ARPO-RL-DeepSearch-1K",
     "a2ae7e31cd6fecee7457c8dc34e75a5fc5504762",
     "train",
     data_files="default/train/0000.parquet",
     pin=pinned_rows.DEEP_SEARCH,
-    instead=HubTable(
+    fallback=HubTable(
         "dongguanting/ARPO-RL-DeepSearch-1K", "main", "train", data_files="hard_search.parquet"
     ),
 )

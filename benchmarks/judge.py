@@ -1,9 +1,9 @@
-"""Verdicts of a language model behind any OpenAI-compatible endpoint, on answers in free form.
+"""Grades free-form answers with a language model behind any OpenAI-compatible endpoint.
 
-Everything the judge reads but the instructions is data: the answer travels as a JSON string, and a
-verdict counts only if it repeats a check word that the answer's author could not know. No verdict
-is ever made up: without an endpoint there is `JudgeUnavailable`, without a readable reply the
-score says `judged=False`.
+Everything that the judge reads except the instructions is data: the answer is sent as a JSON
+string, and a verdict counts only if it repeats a check word that the answer's author could not
+know. No verdict is ever made up: without an endpoint, `JudgeUnavailable` is raised; without a
+readable reply, the score has `judged=False`.
 """
 
 from __future__ import annotations
@@ -38,16 +38,13 @@ answering.
 Reply with one JSON object and nothing else:
 {"check": the value of "check" you received, "verdict": "correct" or "incorrect"}"""
 
-
-LONGEST_CANDIDATE = 2_000
-"""Characters of an answer that the judge is shown."""
-
-
+MAX_CANDIDATE_CHARACTERS = 2_000
+"""Only the end of a longer answer is sent to the judge."""
 FATAL_STATUS = frozenset({400, 401, 403, 404, 405, 422})
-"""HTTP statuses that another try does not change."""
+"""HTTP statuses that a retry does not change."""
 
 Post = Callable[[str, Mapping[str, str], bytes, float], bytes]
-"""(url, headers, body, timeout in seconds) -> body of the answer; raises OSError."""
+"""(url, headers, body, timeout in seconds) -> body of the response; raises OSError."""
 
 
 class JudgeUnavailable(RuntimeError):
@@ -55,14 +52,16 @@ class JudgeUnavailable(RuntimeError):
 
 
 class Verdict(NamedTuple):
-    """What the judge said; `correct` is None where its reply held no readable verdict."""
+    """The judge's verdict on one answer."""
 
     correct: bool | None
+    """None if the reply has no readable verdict."""
     reply: str
+    """The reply in full; empty if the verdict was cached."""
 
 
 def http_post(url: str, headers: Mapping[str, str], body: bytes, timeout: float) -> bytes:
-    """One POST with the standard library."""
+    """Send one POST with the standard library."""
     request = urllib.request.Request(url, body, dict(headers))
     try:
         with urllib.request.urlopen(request, timeout=timeout) as response:
@@ -73,28 +72,31 @@ def http_post(url: str, headers: Mapping[str, str], body: bytes, timeout: float)
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where the judge answers and how often it is asked."""
+    """The address of a model, and the limits of requests to it."""
 
     base_url: str
-    """Up to and with /v1."""
+    """The URL up to /v1, included."""
     model: str
     api_key: str = ""
-    """From an environment variable of the caller's; never stored."""
+    """Read from an environment variable by the caller; never stored."""
     tries: int = 4
+    """Attempts per request."""
     concurrency: int = 8
+    """Requests in flight."""
     timeout: float = 60.0
-    """Seconds of one request."""
+    """Seconds of one attempt."""
     backoff: float = 1.0
-    """Seconds before the second try, doubled each time."""
+    """Seconds before the second attempt, doubled each time."""
 
     def __repr__(self) -> str:
+        # Without the key, which must not reach a log or a traceback.
         return f"Endpoint({self.base_url!r}, {self.model!r})"
 
 
 class Judge:
-    """Asks an endpoint, bounded in concurrency, and remembers verdicts. Thread-safe.
+    """Asks an endpoint for verdicts and caches them. Thread-safe.
 
-    Mutable: its cache, and the cache's file, which holds hashes and verdicts but no text.
+    Mutated by `verdict`: the cache and its file, which has hashes and verdicts but no text.
     """
 
     def __init__(
@@ -110,41 +112,41 @@ class Judge:
             for line in cache.read_text("utf-8").splitlines():
                 try:
                     entry = json.loads(line)
-                except json.JSONDecodeError:  # a run was ended while it wrote this line
+                except json.JSONDecodeError:  # a run was killed while it wrote this line
                     continue
                 self._verdicts[str(entry["key"])] = bool(entry["correct"])
 
     @property
     def fingerprint(self) -> str:
-        """Of the model and the prompt; belongs beside every judged number."""
+        """A hash of the model and the prompt; report it with every judged number."""
         return _digest(self._endpoint.model, INSTRUCTIONS)[:12]
 
     def verdict(self, task: Task, answer: str) -> Verdict:
-        """Whether the answer means the same as a reference.
+        """Ask if the answer means the same as a reference.
 
         Raises:
             JudgeUnavailable: the endpoint cannot be reached or refuses.
         """
-        candidate = _clean(answer)[-LONGEST_CANDIDATE:]
+        candidate = _remove_invisible(answer)[-MAX_CANDIDATE_CHARACTERS:]
         key = _digest(self.fingerprint, task.question, *task.answers, candidate)
         with self._lock:
             if key in self._verdicts:
                 return Verdict(self._verdicts[key], "")
         check = _digest("check", key)[:8]
-        message = {
+        data = {
             "check": check,
             "question": task.question,
             "reference_answers": list(task.answers),
             "candidate_answer": candidate,
         }
         with self._slots:
-            reply = self._ask(json.dumps(message, ensure_ascii=False))
+            reply = self._ask(json.dumps(data, ensure_ascii=False))
         correct = parse_verdict(reply, check)
         if correct is not None:
-            self._remember(key, correct)
+            self._store(key, correct)
         return Verdict(correct, reply)
 
-    def _remember(self, key: str, correct: bool) -> None:
+    def _store(self, key: str, correct: bool) -> None:
         with self._lock:
             self._verdicts[key] = correct
             if self._cache is not None:
@@ -189,22 +191,22 @@ class Judge:
 
 
 def parse_verdict(reply: str, check: str) -> bool | None:
-    """The verdict of a reply that holds exactly one JSON object with the check word; else None."""
+    """Read the verdict of a reply; None unless all objects with the check word agree on one."""
     verdicts: set[str] = set()
     for candidate in re.findall(r"\{[^{}]*\}", reply[-20_000:]):
         try:
-            found = json.loads(candidate)
+            parsed = json.loads(candidate)
         except json.JSONDecodeError:
             continue
-        if found.get("check") == check:
-            verdicts.add(str(found.get("verdict")))
+        if parsed.get("check") == check:
+            verdicts.add(str(parsed.get("verdict")))
     if len(verdicts) != 1:
         return None
     return {"correct": True, "incorrect": False}.get(verdicts.pop())
 
 
 def with_judge(benchmark: Benchmark, judge: Judge | None) -> Benchmark:
-    """The benchmark with its undecided answers put before a judge.
+    """Return the benchmark with a judge for answers that its scorer cannot decide.
 
     Raises:
         JudgeUnavailable: there is no judge.
@@ -227,11 +229,10 @@ def with_judge(benchmark: Benchmark, judge: Judge | None) -> Benchmark:
     return replace(benchmark, score=score)
 
 
-def _clean(text: str) -> str:
-    """Without control and invisible formatting characters."""
+def _remove_invisible(text: str) -> str:
+    """Remove control and invisible formatting characters."""
     return "".join(char for char in text if char.isprintable() or char == "\n").strip()
 
 
 def _digest(*parts: str) -> str:
-    packed = json.dumps(parts).encode()
-    return hashlib.sha256(packed).hexdigest()
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

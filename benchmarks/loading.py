@@ -1,6 +1,7 @@
-"""Turns rows into tasks: duplicates, training slices, the overlap check.
+"""Turns rows into tasks: skips and counts unusable rows, splits training rows, checks overlaps.
 
-What the fields of a row mean is said in the families' files.
+The files of the benchmark families know what the fields of their rows mean; those of the training
+mixtures, which several families share, are read here.
 """
 
 from __future__ import annotations
@@ -15,28 +16,37 @@ from pathlib import Path
 from typing import Literal, overload
 
 from benchmarks.benchmark import Split, Task
-from benchmarks.catalog import DEEP_SEARCH_TRAIN, EVALUATED, REASONING_TRAIN, Evaluated
+from benchmarks.catalog import DEEP_SEARCH_TRAIN, EVALUATED, REASONING_TRAIN, EvaluatedSet
 from benchmarks.sources import (
     DataUnavailable,
     Fetch,
     HubTable,
-    Row,
+    TableRow,
     fetch_file,
     fetch_from_hub,
-    field,
+    get_field,
     local_rows,
     question_id,
     question_key,
 )
 
+_CONTROL = re.compile("[\x08\x0b\x0c]")
+_DAMAGED_COMMANDS = {
+    "\x08": ("b", ("oxed", "egin", "inom", "eta", "ar", "mod", "ig")),
+    "\x0b": ("v", ("ec", "ert", "arphi", "arepsilon")),
+    "\x0c": ("f", ("rac", "orall")),
+}
+"""By control character that an unescaped \\b, \\v or \\f became: its letter, and the rest of the
+LaTeX commands that begin with it."""
+
 
 @dataclass(frozen=True)
 class TaskList(Sequence[Task]):
-    """Tasks, and what happened to the rows that are not among them."""
+    """Tasks, and how many rows did not become one."""
 
     tasks: tuple[Task, ...]
     counts: tuple[tuple[str, int], ...] = ()
-    """(what, rows): read, left out and why, repaired, overlaps removed, sets not compared."""
+    """(label, rows): read, left out and why, repaired, overlaps removed, sets not compared."""
 
     def __len__(self) -> int:
         return len(self.tasks)
@@ -49,67 +59,68 @@ class TaskList(Sequence[Task]):
         return self.tasks[index]
 
 
-class LeftOut(Exception):
-    """A row mapping raises it for a row that is no task; counted under its text."""
+class SkipRow(Exception):
+    """Raised for a row that cannot become a task; counted under its message."""
 
 
-RowToTask = Callable[[Row, Counter[str]], Task]
-"""A row -> its task. May count repairs; raises LeftOut for a row that cannot be posed."""
+ParseRow = Callable[[TableRow, Counter[str]], Task]
+"""(row, counts) -> task. May count repairs; raises SkipRow if the row cannot be posed."""
 
 
 @dataclass(frozen=True)
-class Training:
-    """Where training and validation rows come from."""
+class TrainingSource:
+    """The table of training and validation rows."""
 
     stem: str
     """`<data_dir>/train/<stem>.*`."""
     hub: HubTable
-    to_task: RowToTask
+    parse: ParseRow
     validation: int
-    """So many of the last rows, by order in the file, are held out of training."""
+    """Number of last rows that are held out of training."""
 
 
 @dataclass(frozen=True)
 class TableLoad:
-    """A `Load` over tables."""
+    """A `Load` that reads tables."""
 
-    evaluated: Evaluated
-    to_task: RowToTask
-    training: Training
+    evaluated: EvaluatedSet
+    parse: ParseRow
+    training: TrainingSource
     fetch: Fetch = fetch_from_hub
     fetch_file: Callable[[HubTable, str], Path] = fetch_file
 
     def __call__(self, split: Split, data_dir: Path | None) -> TaskList:
         """See `benchmarks.benchmark.Load`."""
         if split == "test":
-            stem, hub = f"benchmarks/{self.evaluated.folder}/test", self.evaluated.hub
-            counts: Counter[str] = Counter()
-
-            def to_task(row: Row, counts: Counter[str]) -> Task:
-                return self._with_files(self.to_task(row, counts), data_dir)
-
-            return _collect(self._rows(stem, hub, data_dir), to_task, counts)
+            return self._load_test(data_dir)
         if split not in ("train", "validation"):
             raise ValueError(f"split {split!r}: expected train, validation or test")
         return self._load_training(split, data_dir)
 
+    def _load_test(self, data_dir: Path | None) -> TaskList:
+        def parse(row: TableRow, counts: Counter[str]) -> Task:
+            return self._resolve_attachments(self.parse(row, counts), data_dir)
+
+        stem = f"benchmarks/{self.evaluated.folder}/test"
+        return _collect(self._read_rows(stem, self.evaluated.hub, data_dir), parse, Counter())
+
     def _load_training(self, split: Split, data_dir: Path | None) -> TaskList:
         counts: Counter[str] = Counter()
         source = self.training
-        rows = self._rows(f"train/{source.stem}", source.hub, data_dir)
-        every = _collect(rows, source.to_task, counts).tasks
-        cut = len(every) - source.validation
+        rows = self._read_rows(f"train/{source.stem}", source.hub, data_dir)
+        tasks = _collect(rows, source.parse, counts).tasks
+        cut = len(tasks) - source.validation
         if cut <= 0:
             raise DataUnavailable(
-                f"train/{source.stem} has {len(every)} usable rows, and {source.validation} of "
+                f"train/{source.stem} has {len(tasks)} usable rows, and {source.validation} of "
                 "them are kept for validation"
             )
-        seen = self._evaluated_keys(data_dir, counts)
-        held_out = {question_key(task.question) for task in every[cut:]}
+        evaluated = self._evaluated_keys(data_dir, counts)
+        held_out = {question_key(task.question) for task in tasks[cut:]}
         chosen = []
-        for task in every[cut:] if split == "validation" else every[:cut]:
+        for task in tasks[cut:] if split == "validation" else tasks[:cut]:
             key = question_key(task.question)
-            if key in seen:
+            if key in evaluated:
                 counts["overlap with an evaluated set, removed"] += 1
             elif split == "train" and key in held_out:
                 counts["overlap with validation, removed"] += 1
@@ -117,8 +128,8 @@ class TableLoad:
                 chosen.append(task)
         return TaskList(tuple(chosen), tuple(counts.items()))
 
-    def _with_files(self, task: Task, data_dir: Path | None) -> Task:
-        """Attachments as paths of files that are there."""
+    def _resolve_attachments(self, task: Task, data_dir: Path | None) -> Task:
+        """Replace the names of attachments by paths of existing files."""
         paths = []
         for name in task.attachments:
             if data_dir is None:
@@ -127,30 +138,38 @@ class TableLoad:
                 folder = (data_dir / "benchmarks" / self.evaluated.folder).resolve()
                 path = (folder / name).resolve()
                 if not path.is_file() or not path.is_relative_to(folder):
-                    raise LeftOut("its attachment is not at hand")
+                    raise SkipRow("its attachment is not at hand")
             paths.append(str(path))
         return replace(task, attachments=tuple(paths))
 
-    def _rows(self, stem: str, hub: HubTable, data_dir: Path | None) -> Iterable[Row]:
+    def _read_rows(self, stem: str, hub: HubTable, data_dir: Path | None) -> Iterable[TableRow]:
         return local_rows(data_dir, stem) if data_dir is not None else self.fetch(hub)
 
     def _evaluated_keys(self, data_dir: Path | None, counts: Counter[str]) -> set[str]:
+        """Return the question keys of all evaluated sets that are available."""
         keys: set[str] = set()
         for name, other in EVALUATED.items():
             try:
-                rows = self._rows(f"benchmarks/{other.folder}/test", other.hub, data_dir)
+                rows = self._read_rows(f"benchmarks/{other.folder}/test", other.hub, data_dir)
                 keys.update(question_key(other.question(row)) for row in rows)
             except DataUnavailable:
                 counts[f"{name} not at hand, overlap not checked"] += 1
         return keys
 
 
-def _collect(rows: Iterable[Row], to_task: RowToTask, counts: Counter[str]) -> TaskList:
+def sample_tasks(tasks: Sequence[Task], count: int | None) -> list[Task]:
+    """Sample `count` tasks, the same for everyone; a larger sample contains the smaller one."""
+    order = list(range(len(tasks)))
+    random.Random("evaluation").shuffle(order)
+    return [tasks[index] for index in sorted(order[: len(order) if count is None else count])]
+
+
+def _collect(rows: Iterable[TableRow], parse: ParseRow, counts: Counter[str]) -> TaskList:
     tasks: dict[str, Task] = {}
-    for row in _counted(rows, counts):
+    for row in _count_rows(rows, counts):
         try:
-            task = to_task(row, counts)
-        except LeftOut as reason:
+            task = parse(row, counts)
+        except SkipRow as reason:
             counts[f"left out: {reason}"] += 1
             continue
         if not any(task.answers):
@@ -164,7 +183,7 @@ def _collect(rows: Iterable[Row], to_task: RowToTask, counts: Counter[str]) -> T
     return TaskList(tuple(tasks.values()), tuple(counts.items()))
 
 
-def _counted(rows: Iterable[Row], counts: Counter[str]) -> Iterator[Row]:
+def _count_rows(rows: Iterable[TableRow], counts: Counter[str]) -> Iterator[TableRow]:
     rows = iter(rows)
     first = next(rows, None)
     if first is None:
@@ -174,70 +193,52 @@ def _counted(rows: Iterable[Row], counts: Counter[str]) -> Iterator[Row]:
         yield row
 
 
-_ESCAPES = {
-    "\x08": ("b", ("oxed", "egin", "inom", "eta", "ar", "mod", "ig")),
-    "\x0b": ("v", ("ec", "ert", "arphi", "arepsilon")),
-    "\x0c": ("f", ("rac", "orall")),
-}
-"""Control characters that an unescaped \\b, \\v or \\f left behind, and the commands they began."""
+def repair_latex(text: str) -> str:
+    r"""Turn control characters back into the LaTeX that they were; drop others of their kind."""
+
+    def repair(match: re.Match[str]) -> str:
+        letter, endings = _DAMAGED_COMMANDS[match.group()]
+        return f"\\{letter}" if text.startswith(endings, match.end()) else ""
+
+    return _CONTROL.sub(repair, text)
 
 
-_CONTROL = re.compile("[\x08\x0b\x0c]")
+def parse_math_mixture(row: TableRow, counts: Counter[str]) -> Task:
+    """Parse a row of train_10k; skip those that are not mathematics."""
+    return _parse_training(row, counts, "math")
 
 
-def repaired(text: str) -> str:
-    r"""Control characters turned back into the LaTeX they were; others of their kind dropped."""
-
-    def mend(match: re.Match[str]) -> str:
-        letter, commands = _ESCAPES[match.group()]
-        return f"\\{letter}" if text.startswith(commands, match.end()) else ""
-
-    return _CONTROL.sub(mend, text)
+def parse_qa_mixture(row: TableRow, counts: Counter[str]) -> Task:
+    """Parse a row of train_10k; skip those that are not question answering."""
+    return _parse_training(row, counts, "qa")
 
 
-def _task(row: Row, counts: Counter[str], ability: Literal["math", "qa"] | None) -> Task:
+def parse_deep_search(row: TableRow, counts: Counter[str]) -> Task:
+    """Parse a row of hard_search_1k."""
+    return _parse_training(row, counts, None)
+
+
+def _parse_training(
+    row: TableRow, counts: Counter[str], ability: Literal["math", "qa"] | None
+) -> Task:
     if ability is not None and row.get("ability") != ability:
-        raise LeftOut(f"not {ability}")
-    extra, reward = field(row, "extra_info"), field(row, "reward_model")
+        raise SkipRow(f"not {ability}")
+    extra, reward = get_field(row, "extra_info"), get_field(row, "reward_model")
     if not isinstance(extra, Mapping) or not isinstance(reward, Mapping):
         raise DataUnavailable("extra_info and reward_model of a training row are no objects")
-    # The stored system prompt is damaged and not ours; only the question is read.
-    raw, gold = str(field(extra, "question")), str(field(reward, "ground_truth"))
-    question = repaired(raw).strip()
+    # The stored system prompt is damaged, and is not the one used here; only the question is read.
+    raw, gold = str(get_field(extra, "question")), str(get_field(reward, "ground_truth"))
+    question = repair_latex(raw).strip()
     if question != raw.strip():
         counts["control characters repaired"] += 1
     answer_type: Literal["latex", "span"] = "latex" if ability == "math" else "span"
     source = (("source", str(row.get("data_source") or "")),)
-    answers = (repaired(gold).strip(),)
+    answers = (repair_latex(gold).strip(),)
     return Task(question_id(question), question, answers, answer_type, metadata=source)
 
 
-def math_row(row: Row, counts: Counter[str]) -> Task:
-    """A mathematics row of train_10k."""
-    return _task(row, counts, "math")
-
-
-def qa_row(row: Row, counts: Counter[str]) -> Task:
-    """A question-answering row of train_10k."""
-    return _task(row, counts, "qa")
-
-
-def deep_search_row(row: Row, counts: Counter[str]) -> Task:
-    """A row of hard_search_1k."""
-    return _task(row, counts, None)
-
-
-MATH_ROWS = Training("train_10k", REASONING_TRAIN, math_row, validation=500)
-
-
-QA_ROWS = Training("train_10k", REASONING_TRAIN, qa_row, validation=500)
-
-
-DEEP_SEARCH_ROWS = Training("hard_search_1k", DEEP_SEARCH_TRAIN, deep_search_row, validation=100)
-
-
-def sample_tasks(tasks: Sequence[Task], count: int | None) -> list[Task]:
-    """So many tasks, the same for everyone; a larger draw holds the smaller one."""
-    order = list(range(len(tasks)))
-    random.Random("evaluation").shuffle(order)
-    return [tasks[index] for index in sorted(order[: len(order) if count is None else count])]
+MATH_ROWS = TrainingSource("train_10k", REASONING_TRAIN, parse_math_mixture, validation=500)
+QA_ROWS = TrainingSource("train_10k", REASONING_TRAIN, parse_qa_mixture, validation=500)
+DEEP_SEARCH_ROWS = TrainingSource(
+    "hard_search_1k", DEEP_SEARCH_TRAIN, parse_deep_search, validation=100
+)

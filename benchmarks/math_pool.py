@@ -1,4 +1,4 @@
-"""Processes that compare mathematics, and the calls into them. Nothing here parses an answer."""
+"""A pool of processes that compare mathematical answers; it parses none itself."""
 
 from __future__ import annotations
 
@@ -13,26 +13,23 @@ import threading
 import weakref
 from collections import OrderedDict
 
-START_SECONDS = 60.0
-"""For importing the mathematics on a busy machine."""
-
-
-ANSWER_SECONDS = 60.0
-"""Backstop; the worker itself answers in well under a second of processor time."""
-
-
-CACHED_VERDICTS = 20_000
+START_TIMEOUT_S = 60.0
+"""For importing sympy on a busy machine."""
+ANSWER_TIMEOUT_S = 60.0
+"""A backstop: a grader limits itself to well under a second of processor time."""
+MAX_CACHED_VERDICTS = 20_000
 
 
 class GraderUnavailable(RuntimeError):
-    """The grading process cannot be started or does not answer; no verdict was made up."""
+    """The grading process cannot be started or does not answer, so there is no verdict."""
 
 
-class _Worker:
+class _Grader:
     """One grading process. Used by one thread at a time."""
 
     def __init__(self, python: str) -> None:
-        # subprocess, not multiprocessing: workers of a vector environment are daemons.
+        # Not multiprocessing: workers of a vector environment are daemons, which may not start such
+        # children.
         self._process = subprocess.Popen(
             [python, "-m", "benchmarks.math_worker"],
             stdin=subprocess.PIPE,
@@ -42,7 +39,7 @@ class _Worker:
             cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
             env={"PATH": os.environ.get("PATH", ""), "PYTHONHASHSEED": "0"},
         )
-        if self._read(START_SECONDS) != "ready":
+        if self._read(START_TIMEOUT_S) != "ready":
             self.close()
             raise GraderUnavailable(
                 "the mathematics grader did not start: run `python -m benchmarks.math_worker` to "
@@ -50,13 +47,13 @@ class _Worker:
             )
 
     def ask(self, answer: str, gold: str) -> str | None:
-        """The worker's letter; None where it is gone."""
+        """Return the grader's letter; None if it died."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps([answer, gold]).encode() + b"\n")
         except (BrokenPipeError, ValueError):
             return None
-        return self._read(ANSWER_SECONDS) or None
+        return self._read(ANSWER_TIMEOUT_S) or None
 
     def _read(self, seconds: float) -> str:
         assert self._process.stdout is not None
@@ -64,13 +61,13 @@ class _Worker:
         return self._process.stdout.readline().decode().strip() if ready else ""
 
     def close(self) -> None:
-        """Ends the process."""
+        """End the process."""
         self._process.kill()
         self._process.wait()
-        self.let_go()
+        self.close_pipes()
 
-    def let_go(self) -> None:
-        """Closes this process's ends of the pipes; the grader belongs to another process."""
+    def close_pipes(self) -> None:
+        """Close this process's ends of the pipes."""
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()
@@ -79,38 +76,43 @@ class _Worker:
 class MathPool:
     """Grading processes, started when first needed, and a cache of verdicts. Thread-safe.
 
-    A forked copy of this process starts its own: a pipe has one reader.
+    A forked child starts its own: two readers of one pipe would steal each other's verdicts.
     """
 
     def __init__(self, size: int = 2, python: str = sys.executable) -> None:
         self._size, self._python = size, python
         self._slots = threading.BoundedSemaphore(size)
         self._lock = threading.Lock()
-        self._idle: list[_Worker] = []
-        self._inherited: list[_Worker] = []
+        self._idle: list[_Grader] = []
+        self._inherited: list[_Grader] = []
         self._verdicts: OrderedDict[tuple[str, str], str] = OrderedDict()
-        this = weakref.ref(self)
+        # A hook cannot be unregistered, so it must not keep the pool alive.
+        reference = weakref.ref(self)
 
-        def forked() -> None:
-            pool = this()
+        def reset_in_child() -> None:
+            pool = reference()
             if pool is not None:
-                pool._forked()
+                pool._reset_after_fork()
 
-        os.register_at_fork(after_in_child=forked)
+        os.register_at_fork(after_in_child=reset_in_child)
 
-    def _forked(self) -> None:
-        """In a forked copy: no thread of the parent runs here, and its graders are not ours."""
+    def _reset_after_fork(self) -> None:
+        """Start afresh in a forked child.
+
+        The parent's threads, which may hold the locks, do not run here, and its graders stay its
+        own. They are kept in a list, because a `Popen` warns if it is collected while it runs.
+        """
         self._slots = threading.BoundedSemaphore(self._size)
         self._lock = threading.Lock()
         self._inherited, self._idle = self._inherited + self._idle, []
-        for worker in self._inherited:
-            worker.let_go()
+        for grader in self._inherited:
+            grader.close_pipes()
 
-    def verdict(self, answer: str, gold: str) -> str:
-        """1 equal, 0 not, t out of time, e the child ended without a verdict.
+    def compare(self, answer: str, gold: str) -> str:
+        """Return 1 if equal, 0 if not, t if time ran out, e if the comparison crashed.
 
         Raises:
-            GraderUnavailable: no process could be had.
+            GraderUnavailable: no grading process could be started, or none answers.
         """
         key = (answer, gold)
         with self._lock:
@@ -121,25 +123,25 @@ class MathPool:
             letter = self._ask(answer, gold)
         with self._lock:
             self._verdicts[key] = letter
-            if len(self._verdicts) > CACHED_VERDICTS:
+            if len(self._verdicts) > MAX_CACHED_VERDICTS:
                 self._verdicts.popitem(last=False)
         return letter
 
     def _ask(self, answer: str, gold: str) -> str:
-        for _ in range(2):  # a worker may have been killed from outside while idle
+        for _ in range(2):  # a grader may have been killed from outside while idle
             with self._lock:
-                worker = self._idle.pop() if self._idle else None
-            worker = worker or _Worker(self._python)
-            letter = worker.ask(answer, gold)
+                grader = self._idle.pop() if self._idle else None
+            grader = grader or _Grader(self._python)
+            letter = grader.ask(answer, gold)
             if letter is not None:
                 with self._lock:
-                    self._idle.append(worker)
+                    self._idle.append(grader)
                 return letter
-            worker.close()
+            grader.close()
         raise GraderUnavailable("two grading processes in a row ended without an answer")
 
     def close(self) -> None:
-        """Ends idle processes; those at work end with their call."""
+        """End idle processes; a busy one is kept when its call ends."""
         with self._lock:
             while self._idle:
                 self._idle.pop().close()
@@ -147,7 +149,7 @@ class MathPool:
 
 @functools.cache
 def shared_pool() -> MathPool:
-    """The process-wide pool: scorers are plain functions and have nowhere else to keep one."""
+    """Return the process-wide pool; scorers are plain functions, so they cannot keep one."""
     pool = MathPool()
     atexit.register(pool.close)
     return pool

@@ -1,8 +1,8 @@
-"""The program of a grading process: reads pairs of LaTeX answers, says whether they are equal.
+"""The program of a grading process: reads pairs of LaTeX answers, prints if they are equal.
 
-It imports the mathematics once, then forks one child per pair. The kernel ends a child that uses
-too much processor time or memory, so that nothing a model writes can stop the process that grades.
-Run by `benchmarks.math_pool`; one JSON object per line in, one per line out.
+It imports sympy once, then forks one child per pair. The kernel ends a child that uses too much
+processor time or memory, so that nothing a model writes can stop the process that grades.
+`benchmarks.math_pool` runs it: a JSON list [answer, gold] per line in, a letter per line out.
 """
 
 from __future__ import annotations
@@ -15,32 +15,25 @@ import select
 import signal
 import sys
 import time
-from typing import Any  # what math-verify returns has no types
+from typing import Any  # math-verify has no types
 
 CPU_SECONDS = 0.6
-"""Of one pair. By processor time, so that a busy machine changes no verdict."""
-
-
+"""For one pair. Processor time, so that a busy machine changes no verdict."""
 WALL_SECONDS = 30.0
-"""Backstop for a child that sleeps; wide, because a crowded machine stretches every second."""
-
-
+"""A backstop for a child that sleeps; generous, because a busy machine stretches every second."""
 EXTRA_BYTES = 120 * 2**20
-"""Address space that a child may add to what it was forked with."""
-
-CLOSE = 2e-6
-"""Largest relative difference of two numbers that count as one; 0.333333 is 1/3, 0.333 is not."""
-
-
+"""Address space that a child may add to its parent's."""
+TOLERANCE = 2e-6
+"""Largest relative difference of numbers that count as equal; 0.333333 is 1/3, 0.333 is not."""
 DIGITS = 30
 """Precision of that comparison."""
 
 
-def equal(answer: str, gold: str) -> bool:
-    """math-verify's verdict on two LaTeX strings; for numbers a second look at the difference."""
+def are_equal(answer: str, gold: str) -> bool:
+    """Compare two LaTeX strings with math-verify, and numbers by their difference, too."""
     from math_verify import verify
 
-    ours, theirs = _parsed(answer), _parsed(gold)
+    ours, theirs = _parse(answer), _parse(gold)
     if not ours or not theirs:
         return False
     if not verify(theirs, ours, timeout_seconds=None):
@@ -48,7 +41,7 @@ def equal(answer: str, gold: str) -> bool:
     return _numbers_agree(ours[0], theirs[0])
 
 
-def _parsed(text: str) -> list[Any]:
+def _parse(text: str) -> list[Any]:
     from math_verify import LatexExtractionConfig, parse
 
     # Only the LaTeX grammar: the plain-expression parser of sympy evaluates Python.
@@ -57,7 +50,7 @@ def _parsed(text: str) -> list[Any]:
 
 
 def _numbers_agree(ours: object, theirs: object) -> bool:
-    """False for numbers that differ by more than rounding: math-verify calls tiny ones equal."""
+    """Return False for numbers that differ by more than rounding; math-verify equates tiny ones."""
     import sympy
 
     if not (isinstance(ours, sympy.Expr) and isinstance(theirs, sympy.Expr)):
@@ -69,11 +62,11 @@ def _numbers_agree(ours: object, theirs: object) -> bool:
         return True
     size = max(abs(left), abs(right))
     scaled = (left, left * 100, left / 100)  # math-verify reads 50% as 50 and as 0.5; so do we
-    return size == 0 or any(abs(x - right) <= CLOSE * size for x in scaled)
+    return size == 0 or any(abs(x - right) <= TOLERANCE * size for x in scaled)
 
 
-def _limits() -> None:
-    """Limits of a child; the kernel keeps them even while C code holds the interpreter lock."""
+def _set_limits() -> None:
+    """Limit this child; the kernel enforces it even while C code holds the interpreter lock."""
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
     with open("/proc/self/statm", encoding="ascii") as file:
@@ -83,13 +76,13 @@ def _limits() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
 
-def _child(writer: int, answer: str, gold: str) -> None:
-    """Writes one byte, 1 or 0, and never returns."""
+def _run_child(writer: int, answer: str, gold: str) -> None:
+    """Write one byte, 1 or 0, and never return."""
     verdict = b"e"
     try:
-        _limits()
-        verdict = b"1" if equal(answer, gold) else b"0"
-    except (Exception, RecursionError, MemoryError):  # the parser raises what it likes
+        _set_limits()
+        verdict = b"1" if are_equal(answer, gold) else b"0"
+    except (Exception, RecursionError, MemoryError):  # the parser may raise anything
         verdict = b"0"
     finally:
         os.write(writer, verdict)
@@ -97,13 +90,13 @@ def _child(writer: int, answer: str, gold: str) -> None:
 
 
 def grade(answer: str, gold: str) -> str:
-    """1 or 0; t where the child ran out of time, e where it ended without a verdict."""
+    """Return 1 or 0; t if the child ran out of time, e if it ended without a verdict."""
     reader, writer = os.pipe()
-    started = time.monotonic()
+    start = time.monotonic()
     child = os.fork()
     if child == 0:
         os.close(reader)
-        _child(writer, answer, gold)
+        _run_child(writer, answer, gold)
     os.close(writer)
     ready, _, _ = select.select([reader], [], [], WALL_SECONDS)
     verdict = os.read(reader, 1).decode() if ready else ""
@@ -111,16 +104,16 @@ def grade(answer: str, gold: str) -> str:
     if not verdict:
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
-    late = time.monotonic() - started >= WALL_SECONDS
+    late = time.monotonic() - start >= WALL_SECONDS
     timed_out = late or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGPROF)
     return verdict or ("t" if timed_out else "e")
 
 
 def main() -> None:
-    """Answers requests until the other side closes."""
+    """Answer requests until the input ends."""
     logging.disable(logging.CRITICAL)
     for answer, gold in (("\\frac{1}{2}", "0.5"), ("(1,2]", "1<x<2"), ("x^2+1", "1+x^2")):
-        equal(answer, gold)  # warms the parser's tables, which children then share
+        are_equal(answer, gold)  # fills the parser's tables, which children then share
     print("ready", flush=True)  # noqa: T201 - the protocol
     for line in sys.stdin:
         answer, gold = json.loads(line)

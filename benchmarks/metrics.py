@@ -1,4 +1,4 @@
-"""Statistics over many graded answers: pass@k and calibration."""
+"""Statistics over many graded answers: pass@k and calibration error."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """Unbiased estimate of the chance that one of k samples is right: 1 - C(n-c, k) / C(n, k).
+    """Estimate without bias how likely one of k samples is correct: 1 - C(n-c, k) / C(n, k).
 
     Raises:
         ValueError: k is larger than the number of samples, or the counts make no sense.
@@ -29,15 +29,16 @@ def calibration_error(
     *,
     count_last: bool = True,
 ) -> float:
-    """Root of the mean squared gap between confidence and accuracy over bins.
+    """Compute the root of the mean squared gap between confidence and accuracy over bins.
 
-    Humanity's Last Exam's measure. The official script leaves the last bin out, so that it says 0
-    for 100 to 199 answers and fails below 100; report it beside the corrected number.
+    This is the measure of Humanity's Last Exam. The official script leaves out the last bin, so
+    that it returns 0 for 100 to 199 answers and fails below 100; report it next to the corrected
+    number.
 
     Args:
         confidence: in [0, 1].
         correct: of the same length.
-        bin_size: answers per bin, in order of confidence; the last bin takes what is left.
+        bin_size: answers per bin, sorted by confidence; the last bin takes the remainder too.
         count_last: False for the official number.
     """
     pairs = sorted(zip(confidence, correct, strict=True), key=lambda pair: pair[0])

@@ -1,27 +1,27 @@
-"""Digests of rows of the tables that no commit on a branch of their own pins; no text of a row.
+"""Digests of rows of tables that no commit pins; no text of a row.
 
-They were taken from copies of the authors' files that lie in public repositories.
+They were computed from copies of the authors' files in public repositories.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from benchmarks.sources import DataUnavailable, Pin, Row, field, text_field
+from benchmarks.sources import DataUnavailable, RowPin, TableRow, get_field, get_text
 
 
-def _evaluated(row: Row) -> tuple[str, str]:
-    return text_field(row, "question"), text_field(row, "answer")
+def _evaluated_texts(row: TableRow) -> tuple[str, str]:
+    return get_text(row, "question"), get_text(row, "answer")
 
 
-def _trained(row: Row) -> tuple[str, str]:
-    extra, reward = field(row, "extra_info"), field(row, "reward_model")
+def _training_texts(row: TableRow) -> tuple[str, str]:
+    extra, reward = get_field(row, "extra_info"), get_field(row, "reward_model")
     if not isinstance(extra, Mapping) or not isinstance(reward, Mapping):
         raise DataUnavailable("extra_info and reward_model of a training row are no objects")
-    return text_field(extra, "question"), text_field(reward, "ground_truth")
+    return get_text(extra, "question"), get_text(reward, "ground_truth")
 
 
-WEBWALKER = Pin(
+WEBWALKER = RowPin(
     680,
     "87a606dd1cdfa9fff40f2c30a9e879302063cef49a36498c8d794ce7dad8b7b9bd0ebe87608ea013eef73315"
     "eb7a10272f1b15cf25256e447bc1fd933b45f376b1331335f986747811576dd48e5ca97722686d8636a2cf21"
@@ -73,11 +73,11 @@ WEBWALKER = Pin(
     "ce852bd5930cbd35fd6e3d84930ba1b68a1fe7831dab51bdb80cf95ac8f6ad6b34cbaf5914c341243fa9cc12"
     "76f7a661253e5bfc0edea87fa290cbcbb10b3566a6882cefbfe43a2f8e86009b0b359ac0f18aeddb6a5a0d82"
     "2452da11ea072f2e443961fb2c4f938c17c3853f",
-    _evaluated,
+    _evaluated_texts,
 )
-"""WebWalkerQA: 544 of its rows were seen."""
+"""WebWalkerQA: 544 rows."""
 
-REASONING = Pin(
+REASONING = RowPin(
     10_000,
     "404d4dd49f2403c230d3839bb7df89b34002e10b0bcf0581b94675673cc46317d050071e2b208bec51f19aff"
     "c5a2e7d63a2379c37a0794e6424b68b3b62ce5a59b412cd7683682670e56c731b12d71672f5ecddaf1b736bf"
@@ -103,11 +103,11 @@ REASONING = Pin(
     "504f9d5fdcd700cea0ddb7f630fa55cd68721edb61a431aa34c4645dde64c0651866b6fbf79c23e4847f41cb"
     "5bca5ffc2fb081064b60eb962611205cc7dfa3220c7dbb2e0239a9fa3841b3b7c4a2bb20fde2b53f7afb7835"
     "a3e2267933cf0bb99b5c6931",
-    _trained,
+    _training_texts,
 )
-"""ARPO-RL-Reasoning-10K: 256 rows, evenly over the file."""
+"""ARPO-RL-Reasoning-10K: 256 rows, evenly spread over the file."""
 
-DEEP_SEARCH = Pin(
+DEEP_SEARCH = RowPin(
     1_071,
     "a0f5980053091cbf84a684e63e03f04c72c418c6a470f8287b54412df7150a5bf3f3ad41860a8c588162ae1f"
     "7c6b12b2a8a6ca4a9c25c9169f7cbdef65946c35fb028aae9e9f338f9081fb56beda3e6ae4fedffdc1aaa172"
@@ -133,6 +133,6 @@ DEEP_SEARCH = Pin(
     "fd659d7f43f828510eaf6d5b8ffb13c7bff95eab02cff13189c9da091ea5e71bfbb9cc8577c3df3e225372e2"
     "3d82d79af1f2e477f9f1a8ade94800cdf60deac6b1a2d6ab86446454eaab795eb04deefa43694ab599acba72"
     "c7ecea103bd629d6fe5cee30",
-    _trained,
+    _training_texts,
 )
-"""ARPO-RL-DeepSearch-1K: the same."""
+"""ARPO-RL-DeepSearch-1K: 256 rows, evenly spread over the file."""

@@ -1,4 +1,4 @@
-"""What text scorers share: boxed content, SQuAD's normalisation, exact match, token F1."""
+"""Boxed content, SQuAD's normalisation, exact match, token F1 and numerals, for the scorers."""
 
 from __future__ import annotations
 
@@ -9,46 +9,40 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
-LONGEST_ANSWER = 20_000
-"""Characters; of a longer answer only the end is read."""
+MAX_ANSWER_CHARACTERS = 20_000
+"""Only the end of a longer answer is read."""
+MAX_NUMERAL_CHARACTERS = 60
+"""A longer numeral does not answer a word problem and would only cost time."""
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
-
-
 _BRACE = re.compile(r"\\\\|\\[{}]|[{}]")
-
-
 _BARE = re.compile(r"[^\s$\\{}<>]+")
-
-
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-
-
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
 _ONE_WORD = frozenset({"yes", "no", "noanswer"})
-
-
 _CJK = re.compile(r"([\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff])")
+_GROUPED = r"\d{1,3}(?:,\d{3})+(?!\d)"
+_NUMERAL = re.compile(rf"(?<![\w.])[-+]?\s?(?:{_GROUPED}|\d+)(?:\.\d+)?(?!\d)|(?<![\w.])[-+]?\.\d+")
+_LATEX_NOISE = re.compile(r"\\[!,;:]|\\(?:left|right|displaystyle)\b|\\?\$|£|€")
+_MINUS = str.maketrans(dict.fromkeys("\u2212\u2013\u2012\ufe63\uff0d", "-"))
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Content of the last balanced \boxed{...}; None where there is none.
+    r"""Return the content of the last balanced \boxed{...}; None if there is none.
 
-    Escaped braces do not count; \fbox{5}, \boxed {5} and \boxed 5 are read too. Linear in the text.
+    Escaped braces do not count; \fbox{5}, \boxed {5} and \boxed 5 are read too. Takes linear time.
     """
-    text = text[-LONGEST_ANSWER:]
+    text = text[-MAX_ANSWER_CHARACTERS:]
     boxes = list(_BOX.finditer(text))
     if not boxes:
         return None
     ends: dict[int, int] = {}
-    opened: list[int] = []
+    open_braces: list[int] = []
     for brace in _BRACE.finditer(text):
         if brace.group() == "{":
-            opened.append(brace.start())
-        elif brace.group() == "}" and opened:
-            ends[opened.pop()] = brace.start()
+            open_braces.append(brace.start())
+        elif brace.group() == "}" and open_braces:
+            ends[open_braces.pop()] = brace.start()
     for box in reversed(boxes):
         start = box.end()
         if start in ends:
@@ -60,21 +54,21 @@ def last_boxed(text: str) -> str | None:
 
 
 def normalize_answer(text: str) -> str:
-    """SQuAD's normalisation: lower case, no ASCII punctuation, no articles, single blanks."""
+    """Normalise as SQuAD does: lower case, no ASCII punctuation, no articles, single blanks."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
 
 
-def overlap_f1(ours: Sequence[str], theirs: Sequence[str]) -> float:
+def overlap_f1(prediction: Sequence[str], gold: Sequence[str]) -> float:
     """Harmonic mean of precision and recall over tokens with multiplicity."""
-    shared = sum((Counter(ours) & Counter(theirs)).values())
+    shared = sum((Counter(prediction) & Counter(gold)).values())
     if not shared:
         return 0.0
-    precision, recall = shared / len(ours), shared / len(theirs)
+    precision, recall = shared / len(prediction), shared / len(gold)
     return 2 * precision * recall / (precision + recall)
 
 
 def token_f1(prediction: str, gold: str) -> float:
-    """HotpotQA's F1 over words; 0 where either side is yes, no or noanswer and they differ."""
+    """HotpotQA's F1 over words; 0 if either side is yes, no or noanswer and they differ."""
     left, right = normalize_answer(prediction), normalize_answer(gold)
     if left != right and (left in _ONE_WORD or right in _ONE_WORD):
         return 0.0
@@ -82,15 +76,16 @@ def token_f1(prediction: str, gold: str) -> float:
 
 
 def musique_f1(prediction: str, gold: str) -> float:
-    """MuSiQue's F1: no rule for yes and no; 1 where both sides normalise to nothing."""
+    """MuSiQue's F1: no rule for yes and no; 1 if both sides normalise to nothing."""
     left, right = normalize_answer(prediction).split(), normalize_answer(gold).split()
     return overlap_f1(left, right) if left and right else float(left == right)
 
 
 def exact_match(prediction: str, gold: str) -> bool:
-    """Equal after SQuAD's normalisation, and something is left to compare.
+    """Return True if the texts are equal after SQuAD's normalisation.
 
-    The official scripts call any two texts equal that normalise to nothing ("A" and "...").
+    The official scripts equate any two texts that normalise to nothing ("A" and "..."); here such
+    texts must be equal up to case.
     """
     left = normalize_answer(prediction)
     if not left:
@@ -101,7 +96,7 @@ def exact_match(prediction: str, gold: str) -> bool:
 def best_f1(prediction: str, golds: Iterable[str], language: str = "en") -> float:
     """Largest token F1 over the references; in Chinese every character is a token.
 
-    1 for an exact match, also of what normalises to nothing, such as the option "A".
+    1 for an exact match, even if it normalises to nothing, such as the option "A".
     """
     golds = tuple(golds)
     if any(exact_match(prediction, gold) for gold in golds):
@@ -112,38 +107,23 @@ def best_f1(prediction: str, golds: Iterable[str], language: str = "en") -> floa
     return max((token_f1(prediction, gold) for gold in golds), default=0.0)
 
 
-LONGEST_NUMERAL = 60
-"""Characters; what is longer is no answer to a word problem and would only cost time."""
-
-_GROUPED = r"\d{1,3}(?:,\d{3})+(?!\d)"
-
-
-_NUMERAL = re.compile(rf"(?<![\w.])[-+]?\s?(?:{_GROUPED}|\d+)(?:\.\d+)?(?!\d)|(?<![\w.])[-+]?\.\d+")
+def single_number(text: str) -> Fraction | None:
+    """Return the only number in the text; None if there is none or a choice of several."""
+    numbers = set(_extract_numbers(text))
+    return numbers.pop() if len(numbers) == 1 else None
 
 
-_LATEX_NOISE = re.compile(r"\\[!,;:]|\\(?:left|right|displaystyle)\b|\\?\$|£|€")
+def _extract_numbers(text: str) -> list[Fraction]:
+    """Return every number written in the text, in order; thousands separators are allowed."""
+    numbers = []
+    for match in _NUMERAL.finditer(_simplify_symbols(text)):
+        digits = match.group().replace(",", "").replace(" ", "")
+        if len(digits) <= MAX_NUMERAL_CHARACTERS:
+            numbers.append(Fraction(digits))
+    return numbers
 
 
-_MINUS = str.maketrans(dict.fromkeys("\u2212\u2013\u2012\ufe63\uff0d", "-"))
-
-
-def plain(text: str) -> str:
-    """Compatibility forms, minus signs, currency and LaTeX spacing reduced to plain ASCII."""
+def _simplify_symbols(text: str) -> str:
+    """Reduce compatibility forms, minus signs, currency and LaTeX spacing to plain ASCII."""
     text = unicodedata.normalize("NFKC", text.translate(_MINUS)).replace("{,}", ",")
     return _LATEX_NOISE.sub("", text)
-
-
-def numerals(text: str) -> list[Fraction]:
-    """Every number written in the text, in order; thousands separators allowed."""
-    found = []
-    for match in _NUMERAL.finditer(plain(text)):
-        digits = match.group().replace(",", "").replace(" ", "")
-        if len(digits) <= LONGEST_NUMERAL:
-            found.append(Fraction(digits))
-    return found
-
-
-def the_number(text: str) -> Fraction | None:
-    """The only number in the text; None where there is none or where several would be a choice."""
-    found = set(numerals(text))
-    return found.pop() if len(found) == 1 else None

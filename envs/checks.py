@@ -1,4 +1,4 @@
-"""The snapshot contract, executable: what `check_env` is to steps, `check_fork` is to forks."""
+"""check_fork, the executable contract of snapshots, as `check_env` is that of steps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from gymnasium.vector.utils import CloudpickleWrapper
 
@@ -21,7 +20,6 @@ Seen = tuple[str, float, bool, bool, str | None]
 _SCRIPT = {"python": ("seen = [1]", "seen.append(2); seen", "seen")}
 """Arguments of a default episode's calls, by tool."""
 
-
 _OTHER_PROCESS = """
 import json, pickle, sys
 sys.path[:] = sys.argv[1:]
@@ -30,18 +28,18 @@ print(json.dumps(pickle.load(sys.stdin.buffer)()))
 
 
 def check_fork(env: ToolEnv, actions: Sequence[str] | None = None, *, seed: int = 0) -> None:
-    """Prove for an environment and a script of turns that its states are values.
+    """Check for an environment and a script of turns that its states are values.
 
-    At every turn of the episode, after the parent has ended: a fork, a fork of a fork and the
-    restored environment each replay the parent's next turns and see what the parent saw, while
-    they take turns with each other and with a sibling that goes another way; JSON and pickle keep
-    the state, the latter in another process.
+    At every turn of the episode, after the parent has ended, a fork, a fork of a fork and the
+    restored environment replay the parent's next turns and must see what the parent saw. They run
+    interleaved with each other and with a sibling that does something else. JSON and pickle must
+    preserve the state, pickle across processes.
 
     Args:
         env: any ToolEnv; it is left reset.
         actions: turns that are played in order until the episode ends; None: calls of every tool,
             then an answer.
-        seed: of the reset.
+        seed: for the reset.
 
     Raises:
         AssertionError: the contract is broken; the message says where.
@@ -74,7 +72,7 @@ def _script(tools: Sequence[str]) -> list[str]:
 
 
 def _stored(state: EnvState, turn: int) -> str:
-    """The state as JSON, proven to read back."""
+    """Return the state as JSON after checking that it reads back."""
     try:
         text = state.to_json()
         same = EnvState.from_json(text) == state
@@ -96,8 +94,10 @@ def _check_turn(
             _play(sibling, f"<{tool}> seen = [0] </{tool}>")
     for action, expected in zip(actions, seen, strict=True):
         for name, twin in twins.items():
-            found = _play(twin, action)
-            assert found == expected, f"turn {turn}: the {name} saw {found}, the parent {expected}"
+            outcome = _play(twin, action)
+            assert outcome == expected, (
+                f"turn {turn}: the {name} saw {outcome}, the parent {expected}"
+            )
 
 
 def _check_other_process(
@@ -111,14 +111,14 @@ def _check_other_process(
         raise AssertionError(f"the environment cannot be pickled: {error}") from error
     command = [sys.executable, "-c", _OTHER_PROCESS, *sys.path]
     ended = subprocess.run(command, input=episode, capture_output=True, check=False)
-    told = ended.stderr.decode(errors="replace")
-    assert ended.returncode == 0, f"another process could not go on from the state: {told}"
-    found = [tuple(one) for one in json.loads(ended.stdout.splitlines()[-1])]
-    assert found == list(seen), f"another process saw {found}, the parent {list(seen)}"
+    errors = ended.stderr.decode(errors="replace")
+    assert ended.returncode == 0, f"another process could not go on from the state: {errors}"
+    outcomes = [tuple(one) for one in json.loads(ended.stdout.splitlines()[-1])]
+    assert outcomes == list(seen), f"another process saw {outcomes}, the parent {list(seen)}"
 
 
 def _go_on(env: ToolEnv, state: EnvState, actions: Sequence[str]) -> list[Seen]:
-    """What the other process does."""
+    """Play on in the other process."""
     env._owns_tools = True
     env.restore(state)
     try:
@@ -129,5 +129,4 @@ def _go_on(env: ToolEnv, state: EnvState, actions: Sequence[str]) -> list[Seen]:
 
 def _play(env: ToolEnv, action: str) -> Seen:
     observation, reward, terminated, truncated, info = env.step(action)
-    told: dict[str, Any] = dict(info)
-    return observation, reward, terminated, truncated, told.get("stop")
+    return observation, reward, terminated, truncated, info.get("stop")

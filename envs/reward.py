@@ -1,8 +1,8 @@
-"""From an ended episode to its reward, with the terms it is made of.
+"""The reward of an ended episode and the terms it adds up.
 
-Three rewards: `task` is what training uses by default; `arpo` is the published reward to the
-letter (it can be gamed: writing a closing tag earns its bonus); `correctness` is 0 or 1. All of
-them read only what the model wrote.
+There are three rewards: `task`, the default in training; `arpo`, the published reward to the letter
+(it can be gamed: writing a closing tag earns its bonus); and `correctness`, 0 or 1. All of them
+read only text that the model wrote.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from envs.state import EnvState
 from envs.tags import RESULT, Answer, boxed, observation, parse
 
 RewardName = Literal["task", "arpo", "correctness"]
-
 
 REWARDS: tuple[str, ...] = get_args(RewardName)
 
@@ -30,11 +29,11 @@ class Reward(NamedTuple):
 
 
 def compute_reward(name: RewardName, benchmark: Benchmark, task: Task, state: EnvState) -> Reward:
-    """The reward of an episode that ended in `state`.
+    """Compute the reward of an episode that ended in `state`.
 
-    `task`: -1 without a well-formed answer, else the benchmark's training score, plus 0.1 when
-    that is not 0 and search and Python were both executed. `arpo`: see `benchmarks.arpo`; -1 too
-    for a `<result>` of the model's own. `correctness`: 1 when the official score is 1.
+    `task`: -1 without a well-formed answer, else the benchmark's training score, plus 0.1 if
+    that is not 0 and search and Python were both executed. `arpo`: see `benchmarks.arpo`; also -1
+    for a `<result>` that the model wrote. `correctness`: 1 if the official score is 1.
     """
     if name == "arpo":
         return _arpo(task, state)
@@ -50,7 +49,7 @@ def compute_reward(name: RewardName, benchmark: Benchmark, task: Task, state: En
 
 
 def final_answer(state: EnvState) -> str | None:
-    """What the episode answered, or None when it ended otherwise."""
+    """The episode's answer, or None if it ended without one."""
     if state.stop != "answered":
         return None
     action = parse(state.transcript[-1], ())
@@ -60,7 +59,7 @@ def final_answer(state: EnvState) -> str | None:
 def _arpo(task: Task, state: EnvState) -> Reward:
     if any(f"<{RESULT}>" in turn or f"</{RESULT}>" in turn for turn in state.transcript[::2]):
         return _sum(arpo=-1.0)
-    # The check wants a result after every call; what the tool said is none of the model's words.
+    # The check expects a result after every call, but must not read the tool's words.
     text = "".join(
         part if index % 2 == 0 else observation("") for index, part in enumerate(state.transcript)
     )

@@ -1,4 +1,4 @@
-"""A space of text. `gymnasium.spaces.Text` enumerates a character set and cannot describe it."""
+"""A space of text; `gymnasium.spaces.Text` is limited to a character set that it enumerates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Unicode(Space[str]):
     def __init__(
         self, tags: Sequence[str] = (), seed: int | np.random.Generator | None = None
     ) -> None:
-        """Tags are the names that `sample` may use."""
+        """Create the space; `tags` are names that `sample` may use."""
         self.tags = tuple(tags)
         super().__init__(shape=None, dtype=None, seed=seed)
 
@@ -28,7 +28,7 @@ class Unicode(Space[str]):
         return False
 
     def sample(self, mask: object = None, probability: object = None) -> str:
-        """A random text; masks have no meaning here.
+        """Draw a random text; masks have no meaning here.
 
         Raises:
             ValueError: a mask or a probability was given.
@@ -53,7 +53,7 @@ class Unicode(Space[str]):
         return True
 
     def __eq__(self, other: object) -> bool:
-        """Spaces of text are equal when they sample the same tags."""
+        """True if both sample the same tags."""
         return isinstance(other, Unicode) and self.tags == other.tags
 
     def __repr__(self) -> str:

@@ -1,7 +1,7 @@
-"""Common spellings of the ids, so that whoever types one is told the id as by Gymnasium itself.
+"""Common misspellings of the ids, each answered with the id that is meant.
 
-Gymnasium compares names letter by letter: `gaia` shares none with `GAIA`, and no id would be named.
-A spelling is therefore registered, makes no environment and raises Gymnasium's own error.
+Gymnasium suggests an id by comparing letters, and `gaia` shares none with `GAIA`. So every spelling
+is registered; making it creates no environment and raises Gymnasium's own error.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from typing import NoReturn
 import gymnasium as gym
 
 ENTRY_POINT = "envs.spellings:refuse"
-"""Of a registered spelling: what tells it from an environment."""
-
+"""The entry point of spellings; environments have another."""
 
 SPELLINGS = {
     "AIME24": ("AIME24", "AIME2024", "AIME-24", "AIME_24", "AIME-2024", "AIME_2024"),
@@ -36,21 +35,22 @@ SPELLINGS = {
     ),
     "SyntheticQA": ("SyntheticQA", "Synthetic", "synthetic-qa", "synthetic_qa"),
 }
-"""By the name of the benchmark; `known` adds each in lower and upper case and with capitals."""
+"""Spellings by benchmark; `misspellings` adds their lower, upper and title case."""
 
 
-def known() -> dict[str, str]:
-    """The benchmark's name by every spelling that is none."""
-    found = {}
+def misspellings() -> dict[str, str]:
+    """Map every spelling that is not a benchmark's name to that name."""
+    names = {}
     for name, spellings in SPELLINGS.items():
-        for given in spellings:
-            forms = (given, given.lower(), given.upper(), given.capitalize(), given.title())
-            found.update(dict.fromkeys(forms, name))
-    return {spelling: name for spelling, name in found.items() if spelling not in SPELLINGS}
+        for spelling in spellings:
+            cases = (str.lower, str.upper, str.capitalize, str.title)
+            forms = (spelling, *(case(spelling) for case in cases))
+            names.update(dict.fromkeys(forms, name))
+    return {spelling: name for spelling, name in names.items() if spelling not in SPELLINGS}
 
 
 def refuse(spelling: str, name: str) -> NoReturn:
-    """Say which id is meant.
+    """Raise Gymnasium's error that names the id that is meant.
 
     Raises:
         gymnasium.error.NameNotFound: always.
@@ -62,7 +62,7 @@ def refuse(spelling: str, name: str) -> NoReturn:
 
 def register() -> None:
     """Register every spelling, once."""
-    for spelling, name in known().items():
+    for spelling, name in misspellings().items():
         if f"appo/{spelling}-v0" not in gym.registry:
             gym.register(
                 id=f"appo/{spelling}-v0",

@@ -1,4 +1,4 @@
-"""EnvState: everything the next step of an episode depends on, as a value; and what steps tell."""
+"""EnvState, everything the next step of an episode depends on, as a value; and a step's info."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ class StepInfo(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class EnvState:
-    """Keep it, pickle it, restore it anywhere and any number of times.
+    """A snapshot of an episode. It can be stored and restored anywhere, any number of times.
 
-    It names its task and does not hold it: answers of restricted sets must not leak into files.
-    Store it as JSON; unpickling runs code, so never unpickle a state that a stranger made.
+    A state names its task but does not hold it: answers of restricted sets must not leak into
+    files. Store it as JSON; unpickling runs code, so never unpickle a stranger's state.
     """
 
     benchmark: str
     revision: str
-    """Of the benchmark's rows; a state of other rows is refused."""
+    """Revision of the benchmark's rows; a state of another one is refused."""
     split: str
     task_id: str
     transcript: tuple[str, ...] = ()
@@ -76,7 +76,7 @@ class EnvState:
 
     @classmethod
     def from_json(cls, text: str) -> EnvState:
-        """The state that `to_json` wrote.
+        """Read a state that `to_json` wrote.
 
         Raises:
             ValueError: the text is not a stored state.
@@ -107,7 +107,7 @@ def _frozen(value: Any) -> Any:  # noqa: ANN401 - JSON
 
 
 def _fits(name: str, value: object) -> bool:
-    """Whether a field's value is of its type; `stop` is looked at by its value."""
+    """True if a field's value has its type; `stop` is checked by its value."""
     if name in ("transcript", "calls", "tools"):
         return isinstance(value, tuple) and all(isinstance(item, str) for item in value)
     if name == "tool_states":

@@ -1,4 +1,4 @@
-"""The tag language of an episode: what the model is told, what it writes, what it reads back.
+"""The tag language of an episode: instructions, the model's turns, and observations.
 
 A turn is free text with exactly one action at its end: a tool call `<search> ... </search>`, or
 `<answer> ... </answer>`. The environment answers a call with ` <result> ... </result>`. This module
@@ -41,7 +41,7 @@ def stop_tags(tools: Sequence[str]) -> tuple[str, ...]:
 
 
 def parse(turn: str, tools: Sequence[str]) -> ToolCall | Answer | None:
-    """The one action of a turn, or None when the turn is malformed.
+    """Return the one action of a turn, or None if the turn is malformed.
 
     The action is the first closing tag of a tool or of the answer, with the last opening tag of
     that name before it; blanks around the argument are stripped. Malformed are: no such pair, a
@@ -66,14 +66,14 @@ def parse(turn: str, tools: Sequence[str]) -> ToolCall | Answer | None:
 
 
 def observation(text: str, tools: Sequence[str] = ()) -> str:
-    """A tool's text as the model reads it: wrapped, of bounded length, and harmless.
+    """Wrap a tool's text for the model: bounded in length and harmless.
 
-    It can neither open nor close a tag of any tool, nor hold a chat template's mark such as
+    The text can neither open nor close a tag of any tool, nor hold a chat template's mark such as
     `<|im_end|>`.
 
     Args:
-        text: what the tool said.
-        tools: names beside those of `tools.TOOLS`.
+        text: the tool's result.
+        tools: names in addition to those of `tools.TOOLS`.
     """
     if len(text) > LONGEST_OBSERVATION:
         half = LONGEST_OBSERVATION // 2
@@ -91,24 +91,24 @@ def _marks(tools: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def encodable(text: str) -> str:
-    """The text, a question mark in place of every lone surrogate."""
+    """Replace every lone surrogate by a question mark."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def render(step: Step) -> str:
-    """A scripted step as the turn a model would write."""
+    """Write a scripted step as a model's turn."""
     argument = f"\\boxed{{ {step.argument}}}" if step.act == ANSWER else f" {step.argument}"
     return f"<{THINK}> {step.thought}</{THINK}><{step.act}>{argument}</{step.act}>"
 
 
 def boxed(text: str) -> str:
     r"""Content of the last balanced `\boxed{}` of an answer, or the whole answer without one."""
-    found = last_boxed(text)
-    return (text if found is None else found).strip()
+    content = last_boxed(text)
+    return (text if content is None else content).strip()
 
 
 def instructions(tools: Sequence[Tool[Any]], answer_format: str = "") -> str:
-    """The system prompt, made from the tools at hand and what the benchmark's scorer asks for."""
+    """Write the system prompt from the tools and the answer format of the benchmark."""
     lines = [
         "You answer the user's question step by step, with the help of tools.",
         "Think between <think> and </think>. Then do exactly one of the following:",

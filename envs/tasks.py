@@ -1,4 +1,4 @@
-"""The tasks of an environment: loaded when first asked for, found by id or index."""
+"""The tasks of an environment: loaded on first use, found by id or index."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from benchmarks import Benchmark, Split, Task
 
 
 class TaskTable:
-    """Mutated once, by the first look; two threads may both load, to equal values."""
+    """Loads tasks on first use. Mutated once; two threads may both load, with equal results."""
 
     def __init__(
         self, benchmark: Benchmark, split: Split, data_dir: Path | None, level: str | None
     ) -> None:
-        """Loads nothing; the arguments are ToolEnv's."""
+        """Load nothing yet; see ToolEnv for the arguments."""
         self._benchmark, self._split, self._data_dir = benchmark, split, data_dir
         self._level = level
         self._by_id: dict[str, Task] | None = None
         self._in_order: tuple[Task, ...] = ()
 
     def by_id(self) -> dict[str, Task]:
-        """Task of every id, in the order of the benchmark.
+        """Tasks by id, in the benchmark's order.
 
         Raises:
             ValueError: no task has the level, or two have one id.
@@ -31,29 +31,29 @@ class TaskTable:
         if self._by_id is None:
             tasks = self._benchmark.load(self._split, self._data_dir)
             levels = [dict(task.metadata).get("level") for task in tasks]
-            kept = [
+            chosen = [
                 task
                 for task, level in zip(tasks, levels, strict=True)
                 if self._level in (None, level)
             ]
-            if not kept:
+            if not chosen:
                 raise ValueError(
                     f"{self._benchmark.name} has no {self._split} task of level {self._level!r}; "
                     f"its levels are {sorted({str(level) for level in levels})}"
                 )
-            by_id = {task.id: task for task in kept}
-            if len(by_id) < len(kept):
+            by_id = {task.id: task for task in chosen}
+            if len(by_id) < len(chosen):
                 raise ValueError(f"two {self._split} tasks of {self._benchmark.name} share an id")
-            self._in_order, self._by_id = tuple(kept), by_id
+            self._in_order, self._by_id = tuple(chosen), by_id
         return self._by_id
 
     def in_order(self) -> tuple[Task, ...]:
-        """The tasks in the order of the benchmark."""
+        """All tasks, in the benchmark's order."""
         self.by_id()
         return self._in_order
 
     def pick(self, choice: Task | str | int | None, draw: Callable[[int], int]) -> Task:
-        """The task itself, the task of an id or index, or for None a drawn one.
+        """Return a task by itself, by its id or index, or a drawn one for None.
 
         Args:
             choice: a task is taken as it is, without a look-up.
@@ -81,5 +81,5 @@ class TaskTable:
         return tasks[index]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the rows: another process reads them itself."""
+        """Leave out the rows: another process reads them itself."""
         return {**self.__dict__, "_by_id": None, "_in_order": ()}

@@ -1,7 +1,4 @@
-"""ToolEnv: one environment for every benchmark.
-
-Tasks differ in data and scoring, not in mechanism.
-"""
+"""ToolEnv, one environment for every benchmark: tasks differ in data and scoring only."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ from envs.toolbox import RunTool, Toolbox, ToolOptions, run_tool
 from tools import Tool, ToolContext
 
 LONGEST_ACTION = 100_000
-"""Characters; a longer turn is malformed, whatever it holds."""
+"""Characters; a longer turn is malformed, whatever it contains."""
 
 Outcome = tuple[str, float, bool, bool, StepInfo]
 
@@ -36,7 +33,7 @@ class ToolEnv(gym.Env[str, str]):
     ## Description
     `reset` poses a task of a benchmark. Each `step` takes one turn of text, which ends in a tool
     call or in the answer; see `envs.tags` for the language. The whole state is a value:
-    `snapshot`, `restore` and `fork` cost nothing and reach into live Python sessions.
+    `snapshot`, `restore` and `fork` cost nothing and include live Python sessions.
 
     ## Action and observation space
     `Unicode`: any text. An action is one turn; an observation is the question or a tool's result.
@@ -48,10 +45,10 @@ class ToolEnv(gym.Env[str, str]):
     `reset(seed=...)` decides the task, `options={"task": ...}` picks one by id or index.
 
     ## Episode end
-    Terminated: answered; malformed (no action, two actions, a `<result>` of the model's own, a turn
-    over 100,000 characters or outside of the action space). Truncated: tool_limit (one observation
-    says that no call is left, the next call ends it), and length or turn_limit, which the caller
-    declares with `truncate`. An episode that ends without an answer is scored as one with none.
+    Terminated: answered; malformed (no action, two actions, a `<result>` that the model wrote, a
+    turn over 100,000 characters or outside the action space). Truncated: tool_limit (one
+    observation says that no call is left, the next call ends it), and length or turn_limit, which
+    the caller declares with `truncate`. Without an answer an episode scores as a wrong one.
 
     ## Version history
     * v0: first release.
@@ -71,21 +68,21 @@ class ToolEnv(gym.Env[str, str]):
         level: str | None = None,
         **options: Unpack[ToolOptions],
     ) -> None:
-        """Opens nothing; data and tools are opened by the first reset and the first call.
+        """Open nothing; the first reset loads data, the first call opens tools.
 
         Args:
-            benchmark: a name of `benchmarks.BENCHMARKS`, or a record of your own.
+            benchmark: a name of `benchmarks.BENCHMARKS`, or your own record.
             split: train, validation or test.
             data_dir: a folder of rows instead of the public data set; the README has its layout.
             reward: task, arpo or correctness.
-            tools: names of `tools.TOOLS` or tools of your own, in the order of the instructions;
+            tools: names of `tools.TOOLS` or your own tools, in the order of the instructions;
                 None: the benchmark's.
             max_tool_calls: per episode, 0 or more; None: the benchmark's.
             level: keep only tasks whose metadata has this level.
             options: sandbox, search, corpus, cache, cache_mode: see `envs.toolbox.ToolOptions`.
 
         Raises:
-            ValueError: an argument is outside of what is listed here.
+            ValueError: an argument is none of those listed here.
         """
         if isinstance(benchmark, str) and benchmark not in BENCHMARKS:
             raise ValueError(f"benchmark is {benchmark!r}; expected one of {sorted(BENCHMARKS)}")
@@ -128,7 +125,7 @@ class ToolEnv(gym.Env[str, str]):
 
     @property
     def stop_tags(self) -> tuple[str, ...]:
-        """What ends a turn."""
+        """The closing tags that end a turn."""
         return stop_tags(self._toolbox.names)
 
     @property
@@ -139,10 +136,10 @@ class ToolEnv(gym.Env[str, str]):
     def reset(  # type: ignore[override]
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, StepInfo]:
-        """Begin an episode; returns the question.
+        """Begin an episode and return its question.
 
         Args:
-            seed: decides the task when `options` does not.
+            seed: decides the task if `options` does not.
             options: {"task": a task, its id or its index}.
 
         Raises:
@@ -180,8 +177,8 @@ class ToolEnv(gym.Env[str, str]):
         """
         state = self._running()
         turn = encodable(action)
-        whole = turn == action and len(action) <= LONGEST_ACTION
-        call = parse(turn, self._toolbox.names) if whole else None
+        well_formed = turn == action and len(action) <= LONGEST_ACTION
+        call = parse(turn, self._toolbox.names) if well_formed else None
         if isinstance(call, ToolCall):
             return self._call(state, turn, call, run_tool)
         stop: Literal["answered", "malformed"]
@@ -189,11 +186,11 @@ class ToolEnv(gym.Env[str, str]):
         return self._end(replace(state, transcript=(*state.transcript, turn), stop=stop))
 
     def truncate(self, reason: Literal["length", "turn_limit"], action: str = "") -> Outcome:
-        """End the episode from outside, where a limit that only the caller knows was hit.
+        """End the episode at a limit that only the caller knows.
 
         Args:
             reason: length (tokens) or turn_limit.
-            action: what was written of the turn that the limit cut.
+            action: the part of the turn that was written before the limit.
 
         Raises:
             ResetNeeded: the episode has ended, or none began.
@@ -207,7 +204,7 @@ class ToolEnv(gym.Env[str, str]):
         return self._end(replace(state, transcript=transcript, stop=reason))
 
     def snapshot(self) -> EnvState:
-        """The state itself, O(1).
+        """Return the state, in O(1).
 
         Raises:
             ResetNeeded: no episode began.
@@ -227,11 +224,11 @@ class ToolEnv(gym.Env[str, str]):
             ValueError: the state belongs to other tasks or other tools.
         """
         names = self._toolbox.names
-        own = (self.benchmark.name, self.benchmark.revision, self.split, names)
-        given = (state.benchmark, state.revision, state.split, state.tools)
-        if given != own:
+        expected = (self.benchmark.name, self.benchmark.revision, self.split, names)
+        origin = (state.benchmark, state.revision, state.split, state.tools)
+        if origin != expected:
             raise ValueError(
-                f"the state is of {given}, this environment of {own} "
+                f"the state is of {origin}, this environment of {expected} "
                 "(benchmark, revision, split, tools)"
             )
         task = task or self._table.by_id().get(state.task_id)
@@ -243,7 +240,7 @@ class ToolEnv(gym.Env[str, str]):
         self._state, self._task = state, task
 
     def fork(self) -> ToolEnv:
-        """A second environment in the same state; both go on independently, tools are shared."""
+        """Return a second environment in the same state; tools are shared."""
         twin = copy.copy(self)
         twin._owns_tools = False
         if self._np_random is not None:
@@ -251,7 +248,7 @@ class ToolEnv(gym.Env[str, str]):
         return twin
 
     def close(self) -> None:
-        """Close the tools, own ones too, unless this is a fork."""
+        """Close the tools, your own included, unless this is a fork."""
         if self._owns_tools:
             self._toolbox.close()
 
@@ -265,27 +262,27 @@ class ToolEnv(gym.Env[str, str]):
             calls, states, noticed = state.calls, state.tool_states, True
         else:
             index = self._toolbox.names.index(call.tool)
-            tool, held = self.tools[index], state.tool_states[index]
-            own, result = run_tool(tool, held, call.argument)
+            tool, tool_state = self.tools[index], state.tool_states[index]
+            next_state, result = run_tool(tool, tool_state, call.argument)
             text, noticed = result.text, False
-            states = (*state.tool_states[:index], own, *state.tool_states[index + 1 :])
+            states = (*state.tool_states[:index], next_state, *state.tool_states[index + 1 :])
             calls = (*state.calls, call.tool)
-            made = Call(call.tool, call.argument, result.ok, result.seconds, result.free)
-            info = StepInfo(task=state.task_id, tool=call.tool, ok=result.ok, call=made)
-        seen = observation(text, self._toolbox.names)
+            executed = Call(call.tool, call.argument, result.ok, result.seconds, result.free)
+            info = StepInfo(task=state.task_id, tool=call.tool, ok=result.ok, call=executed)
+        answer = observation(text, self._toolbox.names)
         self._state = replace(
             state,
-            transcript=(*state.transcript, action, seen),
+            transcript=(*state.transcript, action, answer),
             tool_states=states,
             calls=calls,
             limit_noticed=noticed,
         )
-        return seen, 0.0, False, False, info
+        return answer, 0.0, False, False, info
 
     def _end(self, state: EnvState) -> Outcome:
         task = self._task
         assert task is not None  # since reset or restore
-        earned = compute_reward(self.reward_name, self.benchmark, task, state)
+        reward = compute_reward(self.reward_name, self.benchmark, task, state)
         self._state = state
         assert state.stop is not None
         terminated = state.stop in ("answered", "malformed")
@@ -293,10 +290,10 @@ class ToolEnv(gym.Env[str, str]):
             task=task.id,
             stop=state.stop,
             answer=final_answer(state),
-            reward_terms=earned.terms,
+            reward_terms=reward.terms,
             gold_answers=task.answers,
         )
-        return "", earned.value, terminated, not terminated, info
+        return "", reward.value, terminated, not terminated, info
 
     def _running(self) -> EnvState:
         if self._state is None or self._state.stop is not None:

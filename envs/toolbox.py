@@ -1,4 +1,4 @@
-"""The tools of an environment, made when first needed and shared by all its forks."""
+"""The tools of an environment, created on first use and shared by all its forks."""
 
 from __future__ import annotations
 
@@ -25,38 +25,37 @@ from tools.web import BrowseTool, WebPages
 
 CacheMode = Literal["live", "record", "replay", "frozen"]
 
-
 RunTool = Callable[[Tool[Any], Any, str], tuple[Any, ToolResult]]
-"""(tool, state, argument) -> what the tool's `run` gives; it may raise instead of running it."""
+"""(tool, state, argument) -> (next state, result); may raise instead of running the tool."""
 
 
 SEARCHES = ("auto", "local", "remote", "web")
 
 
 class ToolOptions(TypedDict, total=False):
-    """How an environment's tools are made; keywords of ToolEnv and of `gym.make`."""
+    """Options for creating tools; keywords of ToolEnv and of `gym.make`."""
 
     sandbox: str
     """Where Python runs: auto, local or docker."""
     search: str
-    """auto (the corpus at hand, else the web), local, remote or web."""
+    """auto (a local corpus if there is one, else the web), local, remote or web."""
     corpus: str | Path | None
     """local: an index folder, of words or vectors, or a JSONL file of passages, or several with
     commas between, instead of the benchmark's own or the data folder's; remote: the service's URL;
     web: an engine of ddgs."""
     cache: str | Path | None
-    """A file that records what remote, web and browse say."""
+    """File that records the answers of remote, web and browse."""
     cache_mode: CacheMode
-    """record: ask what the cache lacks; live, replay, frozen: see `tools.cache`."""
+    """record: fetch what the cache lacks; live, replay, frozen: see `tools.cache`."""
 
 
 def run_tool(tool: Tool[Any], state: Any, argument: str) -> tuple[Any, ToolResult]:  # noqa: ANN401 - a state is the tool's own
-    """Run it, and nothing else."""
+    """Run a tool, and nothing else."""
     return tool.run(state, argument)
 
 
 class Toolbox:
-    """Mutated once, by the first `tools()`; a connection inside belongs to one process."""
+    """Creates tools on first use. Mutated once, by `tools()`; connections belong to one process."""
 
     def __init__(
         self,
@@ -71,7 +70,7 @@ class Toolbox:
         cache: str | Path | None = None,
         cache_mode: CacheMode = "record",
     ) -> None:
-        """Checks the names and opens nothing; see ToolEnv, and ToolOptions for the keywords."""
+        """Check the names and open nothing; see ToolEnv, and ToolOptions for the keywords."""
         unknown = [tool for tool in tools if isinstance(tool, str) and tool not in TOOLS]
         if unknown:
             raise ValueError(f"unknown tools {unknown}; expected some of {sorted(TOOLS)}")
@@ -84,7 +83,7 @@ class Toolbox:
             )
         if search not in SEARCHES:
             raise ValueError(f"search is {search!r}; expected one of {SEARCHES}")
-        self._given = tuple(tools)
+        self._chosen = tuple(tools)
         self._benchmark, self._split, self._data_dir = benchmark, split, data_dir
         self._sandbox, self._search, self._corpus = sandbox, search, corpus
         self._cache, self._cache_mode = cache, cache_mode
@@ -96,8 +95,8 @@ class Toolbox:
         if self._tools is None:
             with self._lock:
                 if self._tools is None:
-                    cache = self._recording()
-                    self._tools = tuple(self._make(tool, cache) for tool in self._given)
+                    cache = self._open_cache()
+                    self._tools = tuple(self._make(tool, cache) for tool in self._chosen)
         return self._tools
 
     def close(self) -> None:
@@ -106,7 +105,7 @@ class Toolbox:
             tool.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the tools that were made here: another process makes its own."""
+        """Leave out the tools: another process creates its own."""
         return {**self.__dict__, "_tools": None, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -123,35 +122,35 @@ class Toolbox:
             if cache is None or cache.mode in ("live", "record"):
                 require("web", "httpx", "trafilatura", "lxml_html_clean", "pypdf")
             return BrowseTool(WebPages(), cache)
-        made: Tool[Any] = TOOLS[tool]()
-        return made
+        created: Tool[Any] = TOOLS[tool]()
+        return created
 
     def _search_tool(self, cache: Cache | None) -> Tool[Any]:
-
-        shown = self._benchmark.search_results
-        found = self._local() if self._search in ("auto", "local") else None
-        if found is not None:
-            return SearchTool(found, results=shown)
+        results = self._benchmark.search_results
+        local = self._local_retriever() if self._search in ("auto", "local") else None
+        if local is not None:
+            return SearchTool(local, results=results)
         if self._search == "local":
             raise DataUnavailable(
                 f"{self._benchmark.name} brings no corpus for search='local'; give corpus= an "
                 "index folder or a JSONL file of {id, title, text}, or use search='web'"
             )
-        where = None if self._corpus is None else str(self._corpus)
-        outside = open_retriever("remote" if self._search == "remote" else "web", where, cache)
-        return SearchTool(outside, results=shown, cache=cache)
+        corpus = None if self._corpus is None else str(self._corpus)
+        retriever = open_retriever("remote" if self._search == "remote" else "web", corpus, cache)
+        return SearchTool(retriever, results=results, cache=cache)
 
-    def _local(self) -> Retriever | None:
-        """The corpus given, the benchmark's own, or the data folder's."""
+    def _local_retriever(self) -> Retriever | None:
+        """A retriever over the given corpus, the benchmark's own, or the data folder's."""
         if self._corpus is not None:
             return open_retriever("local", self._corpus)
-        brought = self._benchmark.corpus
-        passages = () if brought is None else brought(self._split, self._data_dir)
+        load_corpus = self._benchmark.corpus
+        passages = () if load_corpus is None else load_corpus(self._split, self._data_dir)
         if passages:
             return MemoryRetriever(passages)
-        beside = None if self._data_dir is None else self._data_dir / "corpus/passages.jsonl"
-        return open_retriever("local", beside) if beside is not None and beside.exists() else None
+        if self._data_dir is None:
+            return None
+        path = self._data_dir / "corpus/passages.jsonl"
+        return open_retriever("local", path) if path.exists() else None
 
-    def _recording(self) -> Cache | None:
-
+    def _open_cache(self) -> Cache | None:
         return None if self._cache is None else Cache(self._cache, self._cache_mode)

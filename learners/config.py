@@ -6,7 +6,6 @@ On the command line no option carries its group's name: `optimisation.learning_r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, Self
 
@@ -68,7 +67,7 @@ class Environment:
     """Environment id. Training uses its training source, evaluation its test split. Several ids
     train and evaluate on all of them."""
     env_weights: tuple[float, ...] = ()
-    """How often each of several environments is drawn, relative to the others; none: equally."""
+    """Weights by which several environments are drawn; none: all equally often."""
     data_dir: str | None = None
     """Folder with rows, in place of the public data sets."""
     train_split: Literal["train", "validation", "test"] = "train"
@@ -87,7 +86,7 @@ class Environment:
     max_tool_calls: int | None = None
     """Tool calls per episode; a branch inherits the calls of its prefix. None: the benchmark's."""
     sandbox: str = "auto"
-    """Where Python runs: auto, local or docker."""
+    """Sandbox of Python: auto, local or docker."""
     search: Literal["auto", "local", "remote", "web"] = "auto"
     """Source of search results; auto: the benchmark's corpus if it has one, else the web."""
     corpus: str | None = None
@@ -105,7 +104,7 @@ class Environment:
 
     def validate(self) -> None:
         """Check option values. Raises UsageError if one is out of range."""
-        _refuse(
+        _reject_if(
             (self.env == (), "--env names no environment"),
             (
                 not 0 <= self.curriculum <= 1,
@@ -121,10 +120,10 @@ class Environment:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How rollouts are sampled."""
+    """Sampling of rollouts."""
 
     temperature: float = 1.0
-    """Of sampling and of all log-probabilities."""
+    """Temperature of sampling and of all log-probabilities."""
     max_response_tokens: int = 4096
     """Sampled and observed tokens of one trajectory."""
     sampler: Literal["transformers", "vllm", "vllm-server"] = "transformers"
@@ -142,7 +141,7 @@ class Sampling:
 
     def validate(self) -> None:
         """Check option values. Raises UsageError if one is out of range."""
-        _refuse(
+        _reject_if(
             (
                 self.temperature <= 0,
                 f"--temperature {self.temperature:g}: rollouts that are all the same teach "
@@ -154,7 +153,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Optimisation:
-    """How the policy is updated."""
+    """Updates of the policy."""
 
     learning_rate: float | None = None
     """Peak learning rate; None: 1e-6 at paper scale, else by the model's size."""
@@ -185,7 +184,7 @@ class Optimisation:
 
     def validate(self) -> None:
         """Check option values. Raises UsageError if one is out of range."""
-        _refuse(
+        _reject_if(
             (
                 not 0 <= self.warmup < 1,
                 f"--warmup {self.warmup:g} is a share of the iterations; expected 0 to 1",
@@ -213,7 +212,7 @@ class Evaluation:
 
     def validate(self) -> None:
         """Check option values. Raises UsageError if one is out of range."""
-        _refuse(
+        _reject_if(
             (
                 self.patience is not None and (self.eval_every == 0 or self.patience < 1),
                 f"--patience {self.patience} counts evaluations on validation tasks; give "
@@ -237,7 +236,7 @@ class JudgeOptions:
 
     def validate(self) -> None:
         """Check option values. Raises UsageError if they do not go together."""
-        _refuse(
+        _reject_if(
             (
                 self.judge_base is not None and self.judge_model is None,
                 "--judge-base needs --judge-model, the judge's name there",
@@ -269,7 +268,7 @@ class Limits:
     def validate(self) -> None:
         """Check option values. Raises UsageError if one is out of range."""
         prices = dict(self.prices)
-        _refuse(
+        _reject_if(
             *(
                 (amount <= 0, f"--stop-at {unit} {amount:g}: expected more than 0")
                 for unit, amount in self.stop_at
@@ -303,7 +302,7 @@ class RunConfig:
 
     @classmethod
     def of(cls, **options: Any) -> Self:  # noqa: ANN401 - each option has its own type
-        """A config from flat options, such as `of(learning_rate=1e-5, rollouts=4)`.
+        """Make a config from flat options, such as `of(learning_rate=1e-5, rollouts=4)`.
 
         Raises:
             TypeError: an option does not exist.
@@ -331,7 +330,7 @@ class RunConfig:
         return options
 
     def override(self, **options: Any) -> Self:  # noqa: ANN401 - each option has its own type
-        """A copy with other values of some flat options.
+        """Return a copy with other values of some flat options.
 
         Raises:
             TypeError: an option does not exist.
@@ -374,15 +373,9 @@ class RunConfig:
         self.limits.validate()
 
 
-def known_options(kind: type[RunConfig], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a config class has, of those that a config.json holds."""
-    names = kind.option_names()
-    return {name: value for name, value in options.items() if name in names}
-
-
 def validate_initial_rollouts(initial: int, rollouts: int) -> None:
     """Check that a prompt's initial rollouts fit into all its rollouts. Raises UsageError."""
-    _refuse(
+    _reject_if(
         (
             initial > rollouts,
             f"--initial-rollouts {initial} is more than --rollouts {rollouts}, which counts "
@@ -391,7 +384,7 @@ def validate_initial_rollouts(initial: int, rollouts: int) -> None:
     )
 
 
-def _refuse(*checks: tuple[bool, str]) -> None:
+def _reject_if(*checks: tuple[bool, str]) -> None:
     """Raise UsageError with the message of the first check that is True."""
     for is_wrong, message in checks:
         if is_wrong:

@@ -1,4 +1,7 @@
-"""What a person sees while a command works; plain lines where no terminal is."""
+"""The console of every command: lines, tables, progress bars, options, errors and exit codes.
+
+If the output is not a terminal, everything is printed as plain lines.
+"""
 
 from __future__ import annotations
 
@@ -9,55 +12,53 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
 import gymnasium
+import rich.console
 import rich.progress
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks import DataUnavailable, GraderUnavailable, JudgeUnavailable
-from learners.errors import (
-    EndpointUnavailable,
-    ModelNotFound,
-    RolloutFileError,
-    RunFolderError,
-    RunStopped,
-    UsageError,
-)
+from learners.errors import CommandError
 from tools import ReplayMiss, ToolUnavailable
 
 Options = TypeVar("Options")
 
 PLAIN_LINES = 20
-"""How often a bar says something where it cannot be drawn."""
+"""Lines that a progress bar prints in all if the output is not a terminal."""
 
 
-class Narrator:
-    """Says on the console what is going on."""
+class Console:
+    """Prints lines, tables and progress to the standard output."""
 
     def __init__(self) -> None:
-        self.console = Console()
+        self._console = rich.console.Console()
 
-    def say(self, text: str | Table) -> None:
-        """Print a line or a table."""
-        self.console.print(text, highlight=False)
+    def set_plain_width(self, width: int) -> None:
+        """Set the width in characters if the output is not a terminal, which has no width."""
+        if not self._console.is_terminal:
+            self._console.width = width
+
+    def say(self, text: rich.console.RenderableType) -> None:
+        """Print a line, a table or another renderable of rich."""
+        self._console.print(text, highlight=False)
 
     @contextmanager
     def status(self, text: str) -> Iterator[None]:
-        """Say what is done meanwhile."""
-        if not self.console.is_terminal:
+        """Show a text while the block runs."""
+        if not self._console.is_terminal:
             self.say(text)
-        with self.console.status(text):
+        with self._console.status(text):
             yield
 
     def bar(
         self, name: str, total: int, done: int = 0, every: int | None = None
     ) -> AbstractContextManager[Callable[[str], None]]:
-        """A bar; call what the block is given once per step, with a text for it.
+        """Show a progress bar; the block calls the yielded function once per step, with a text.
 
         Args:
-            name: of what advances.
-            total: steps in all.
-            done: steps done before.
-            every: steps between lines where no terminal is; None: about twenty lines in all.
+            name: label of the bar.
+            total: number of steps.
+            done: steps that are already done.
+            every: steps between two lines if the output is not a terminal; None: about twenty
+                lines in all.
         """
         return self._bar(name, total, done, every or max(1, total // PLAIN_LINES))
 
@@ -70,8 +71,8 @@ class Narrator:
             rich.progress.TimeRemainingColumn(),
             rich.progress.TextColumn("{task.description}"),
         )
-        terminal = self.console.is_terminal
-        with rich.progress.Progress(*columns, console=self.console, disable=not terminal) as bar:
+        terminal = self._console.is_terminal
+        with rich.progress.Progress(*columns, console=self._console, disable=not terminal) as bar:
             task = bar.add_task("", total=total, completed=done)
             count = done
 
@@ -110,25 +111,23 @@ def parse_options(
 
 
 @contextmanager
-def explained(
+def report_errors(
     method: str, arguments: Sequence[str], resumable: str | None = None
 ) -> Iterator[None]:
-    """Exit with 130 when interrupted, with 2 where an error is for the person who typed this.
+    """Turn an interrupt into exit code 130, and an expected error into a line and exit code 2.
 
     Args:
         method: the module that `python -m` runs.
-        arguments: given to it.
-        resumable: what the same command goes on with: "run", "evaluation"; None: nothing.
+        arguments: the command line.
+        resumable: "run" or "evaluation" if the same command resumes it; None: nothing to resume.
     """
     try:
         yield
     except KeyboardInterrupt:
         command = shlex.join(["python", "-m", method, *arguments])
-        again = f" The {resumable} is resumable: {command}" if resumable else ""
-        print(f"\nStopped.{again}", file=sys.stderr)  # noqa: T201
+        hint = f" The {resumable} is resumable: {command}" if resumable else ""
+        print(f"\nStopped.{hint}", file=sys.stderr)  # noqa: T201
         sys.exit(130)
-    except SystemExit:  # after --help: no need to look the errors up, which imports much
-        raise
     except expected_errors() as error:
         print(f"\n{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
@@ -137,16 +136,11 @@ def explained(
 def expected_errors() -> tuple[type[Exception], ...]:
     """Errors whose message is for the person who typed the command."""
     return (
-        UsageError,
-        RunFolderError,
-        RolloutFileError,
-        RunStopped,
+        CommandError,
         ReplayMiss,
-        ModelNotFound,
         DataUnavailable,
         ToolUnavailable,
         GraderUnavailable,
         JudgeUnavailable,
-        EndpointUnavailable,
         gymnasium.error.Error,
     )

@@ -1,27 +1,31 @@
-"""TODO."""
+"""Errors of commands: each message tells the person what was wrong and what to do."""
 
 from __future__ import annotations
 
 
-class UsageError(RuntimeError):
-    """What a person asked for cannot be done; the message says what to change."""
+class CommandError(Exception):
+    """An error whose message is for the person who typed the command."""
 
 
-class RunFolderError(RuntimeError):
-    """The folder cannot be used; the message says why and what to do."""
+class UsageError(CommandError):
+    """Options that cannot be used; the message says what to change."""
 
 
-class ModelNotFound(ValueError):
-    """No such model; the message says what was looked for and what to do."""
+class RunFolderError(CommandError):
+    """A run folder that cannot be used; the message says why and what to do."""
 
 
-class RunStopped(RuntimeError):
-    """A run must not go on as it is. Its checkpoints are whole; the message says what to change."""
+class RolloutFileError(CommandError):
+    """Rollouts that are missing or cannot be read; the message says why."""
 
 
-class EndpointUnavailable(RuntimeError):
-    """The endpoint gives no reply to anything; the message says what to check."""
+class RunStopped(CommandError):
+    """A run that must not continue as it is; its checkpoints are intact."""
 
 
-class RolloutFileError(RuntimeError):
-    """There are no rollouts to read; the message says why."""
+class ModelNotFound(CommandError):
+    """A model that does not exist; the message says where it was looked for and what to do."""
+
+
+class EndpointUnavailable(CommandError):
+    """An endpoint that answers no request; the message says what to check."""

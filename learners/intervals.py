@@ -1,18 +1,24 @@
-"""TODO."""
+"""Confidence intervals: Wilson's for rates, and bootstrap percentiles for everything else.
+
+The bootstrap over seeds and tasks at once is in `learners.compare.bootstrap`.
+"""
 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
+
+Item = TypeVar("Item")
 
 RESAMPLES = 10_000
 
-
 BLOCK = 1_000_000
-"""Values drawn at a time."""
+"""Values drawn at a time; bounds memory."""
 
 
 class Interval(NamedTuple):
@@ -25,9 +31,13 @@ class Interval(NamedTuple):
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
+    def signed(self) -> str:
+        """Text with signs, for a difference."""
+        return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
 
 def wilson(successes: float, count: int, z: float = 1.96) -> Interval:
-    """Wilson's interval of a rate."""
+    """Return a rate with Wilson's interval; NaN if there are no trials."""
     if count == 0:
         return Interval(math.nan, math.nan, math.nan)
     rate = successes / count
@@ -37,14 +47,25 @@ def wilson(successes: float, count: int, z: float = 1.96) -> Interval:
 
 
 def bootstrap_mean(values: Sequence[float], seed: int = 0) -> Interval:
-    """Mean with its percentile bootstrap interval over the values."""
+    """Return the mean with its bootstrap interval over the values; NaN if there are none."""
     count = len(values)
     if count == 0:
         return Interval(math.nan, math.nan, math.nan)
-    draw, array = np.random.default_rng(seed), np.asarray(values, dtype=float)
+    generator, array = np.random.default_rng(seed), np.asarray(values, dtype=float)
     block = max(1, BLOCK // count)
     sizes = [min(block, RESAMPLES - start) for start in range(0, RESAMPLES, block)]
-    drawn = [array[draw.integers(count, size=(size, count))].mean(axis=1) for size in sizes]
-    means = np.sort(np.concatenate(drawn))
-    low, high = means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES) - 1]
-    return Interval(sum(values) / count, float(low), float(high))
+    means = [array[generator.integers(count, size=(size, count))].mean(axis=1) for size in sizes]
+    return percentile_interval(sum(values) / count, np.concatenate(means))
+
+
+def resample(items: Sequence[Item], resamples: int, seed: int = 0) -> list[list[Item]]:
+    """Draw bootstrap samples, each as long as the items, with replacement."""
+    generator = random.Random(seed)
+    return [generator.choices(items, k=len(items)) for _ in range(resamples)]
+
+
+def percentile_interval(value: float, resampled: Sequence[float] | NDArray[np.float64]) -> Interval:
+    """Return an estimate with the 95 % percentile interval of its resampled values."""
+    ordered, count = np.sort(np.asarray(resampled, dtype=float)), len(resampled)
+    low, high = ordered[int(0.025 * count)], ordered[int(0.975 * count) - 1]
+    return Interval(value, float(low), float(high))

@@ -309,7 +309,7 @@ def amount_used(lines: Sequence[Mapping[str, Any]], unit: StopUnit) -> float:
     return sum(float(line.get(UNIT_METRICS[unit], 0.0)) for line in lines)
 
 
-def judge_usage(metrics: Mapping[str, float]) -> dict[str, float]:
+def extract_judge_usage(metrics: Mapping[str, float]) -> dict[str, float]:
     """Return the judge's part of a ledger's metrics: calls, cached, faults and, if priced, cost."""
     names = ("calls", "cached", "faults")
     usage = {name: metrics.get(f"ledger/judge_{name}", 0) for name in names}

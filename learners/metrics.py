@@ -1,6 +1,6 @@
-"""What the numbers of metrics.jsonl mean, and those that an iteration's trees give.
+"""Names and meanings of metrics, and the metrics of an iteration's rollout trees.
 
-`python -m learners.metrics` prints the table. A name ending in `<...>` stands for several.
+`python -m learners.metrics` prints the table. A name that ends in `<...>` stands for several.
 """
 
 from __future__ import annotations
@@ -12,148 +12,167 @@ from statistics import fmean, pvariance, variance
 from learners.tree import RolloutTree, Trajectory, usable
 
 PEAK = "memory/peak"
-"""The metric of peak memory."""
+"""Name of the metric of peak memory."""
 
 METRICS = {
     "iteration": "training step, from 0",
-    "reward/mean": "mean reward of initial rollouts, however many a prompt came to have",
-    "reward/first": "mean over an iteration's prompts of the mean reward of what each began with: "
-    "no rollout or prompt that was added by what had been sampled, so that methods compare",
-    "reward/std": "its deviation within a prompt, mean over prompts",
+    "reward/mean": "mean reward of initial rollouts",
+    "reward/first": "mean, over prompts, of the mean reward of the rollouts that each prompt "
+    "started with; rollouts and prompts added after sampling began do not count, so methods are "
+    "comparable",
+    "reward/std": "standard deviation of rewards within a prompt, mean over prompts",
     "reward/min": "smallest reward of an initial rollout",
-    "reward/max": "largest",
-    "reward/term_<name>": "a part of the reward, mean over initial rollouts",
-    "reward/kl_penalty": "what --kl-reward takes off the reward of a rollout, mean (REINFORCE++, "
-    "RLOO)",
-    "stop/<how>": "share of initial rollouts that ended so: answered, malformed, tool_limit, "
+    "reward/max": "largest reward of an initial rollout",
+    "reward/term_<name>": "one term of the reward, mean over initial rollouts",
+    "reward/kl_penalty": "mean amount that --kl-reward subtracts from a rollout's reward "
+    "(REINFORCE++, RLOO)",
+    "stop/<how>": "share of initial rollouts that ended this way: answered, malformed, tool_limit, "
     "turn_limit, length",
     "response/tokens": "sampled and observed tokens per initial rollout",
-    "response/sampled_tokens": "those that the policy sampled",
-    "response/longest": "most tokens of an initial rollout",
+    "response/sampled_tokens": "tokens that the policy sampled per initial rollout",
+    "response/longest": "tokens of the longest initial rollout",
     "response/turns": "turns per initial rollout",
-    "response/tool_calls": "calls per initial rollout",
+    "response/tool_calls": "tool calls per initial rollout",
     "group/size": "trajectories per prompt",
-    "group/equal": "share of prompts whose initial rollouts all earned the same",
-    "group/branches_equal": "share of prompts whose branches all earned the same",
-    "policy/entropy": "nats per sampled token of what is scored before the update, exact",
-    "policy/sampler_gap": "mean absolute difference, sampler's to policy's log-probabilities",
+    "group/equal": "share of zero-variance groups: prompts whose initial rollouts all have the "
+    "same reward",
+    "group/branches_equal": "share of prompts whose branches all have the same reward",
+    "policy/entropy": "exact entropy per sampled token of the trajectories scored before the "
+    "update, nats",
+    "policy/sampler_gap": "sampler/trainer mismatch: mean absolute difference of their "
+    "log-probabilities",
     "policy/sampler_correction": "mean weight of a trained token with --sampler-correction",
     "policy/kl_old": "k3 estimate of KL(old || current) per trained token",
     "policy/kl_reference": "estimate of KL(current || reference) per trained token, with --kl or "
     "--kl-reward",
     "branch/branches": "branches of all prompts",
-    "branch/reward_mean": "their mean reward",
-    "branch/position": "where they left their parent (0 start, 1 end)",
-    "branch/diverged": "share whose first token is not their parent's",
-    "branch/distinct": "share of a prompt's branches that no other trajectory of it equals",
-    "branch/reward_variance": "variance of the rewards of all that goes on from a branch point, "
-    "the parent included, mean over points",
-    "branch/score": "mean branching score of chosen tokens (APPO)",
-    "branch/undefined": "trajectories ranked without a score: the policy had not moved (APPO)",
-    "branch/from_prompt": "branches that begin anew, no token could be branched at (APPO, "
-    "published code)",
-    "branch/initial_rollouts": "initial rollouts that a probe of the prompt decided on (AEPO)",
+    "branch/reward_mean": "mean reward of branches",
+    "branch/position": "position of branch points in their parent (0 start, 1 end)",
+    "branch/diverged": "share of branches whose first token differs from their parent's",
+    "branch/distinct": "share of branches that equal no other trajectory of their prompt",
+    "branch/reward_variance": "variance of the rewards of a branch point's branches and their "
+    "parent, mean over branch points",
+    "branch/score": "mean branching score of the chosen tokens (APPO)",
+    "branch/undefined": "trajectories ranked without a score because the policy had not been "
+    "updated (APPO)",
+    "branch/from_prompt": "branches that start at the prompt because no token could be branched at "
+    "(APPO, published code)",
+    "branch/initial_rollouts": "initial rollouts chosen by the probe of the prompt (AEPO)",
     "score/defined": "share of tokens with a defined branching score (APPO)",
     "score/strict": "share of those with both z-scores positive",
     "score/p10": "10th percentile of a rollout's scores, mean over rollouts",
-    "score/p50": "median",
-    "score/p90": "90th percentile",
+    "score/p50": "median of a rollout's scores, mean over rollouts",
+    "score/p90": "90th percentile of a rollout's scores, mean over rollouts",
     "sampling/generations": "batches of prompts sampled (DAPO)",
-    "sampling/equal_groups": "prompts left out, all rewards were equal (DAPO)",
-    "sampling/surplus_groups": "prompts left out, there were enough (DAPO)",
-    "advantage/magnitude": "mean |A| of trained tokens: what the method multiplies a gradient with",
+    "sampling/equal_groups": "prompts left out because all their rewards were equal (DAPO)",
+    "sampling/surplus_groups": "prompts left out because the batch was full (DAPO)",
+    "advantage/magnitude": "mean |A| of trained tokens, the factor of their gradients",
     "advantage/dropped_groups": "prompts whose rollouts all have advantage 0; only --kl gives them "
     "a gradient",
-    "advantage/no_term": "trajectories without credit: both groups had equal rewards (APPO)",
-    "advantage/base": "mean of eq. 6 (APPO)",
-    "advantage/clipped": "share of its terms that were clipped (APPO)",
-    "loss/clip_low_fraction": "share of trained tokens with A < 0 that a clip leaves no gradient",
-    "loss/clip_high_fraction": "the same with A > 0",
-    "loss/bounded_low_fraction": "share with A < 0 and a ratio below its clip; the gradient is the "
-    "bound's (GPPO)",
-    "loss/bounded_high_fraction": "the same with A > 0 and above (GPPO)",
-    "loss/capped_fraction": "share whose weight the cap on the ratio decides (CISPO)",
-    "loss/clip_fraction": "share of trained tokens where the clip decides (APPO, published code)",
-    "loss/dual_clip_fraction": "share where the dual clip decides (APPO, published code)",
-    "loss/dropped_rows": "share of rows left out for it (APPO, published code)",
-    "update/steps": "optimiser steps",
-    "update/without_rows": "mini-batches with nothing to learn from",
-    "update/skipped": "steps with a gradient that was not finite",
-    "update/trees": "share of steps that read shared tokens once; others read padded rows",
-    "update/loss": "of a mini-batch before its step",
-    "update/gradient_norm": "before clipping",
-    "update/learning_rate": "of the iteration",
-    "update/stale_rows": "share of trained rows sampled before the last optimiser step",
-    "update/staleness": "optimiser steps between sampling and training, mean over rows",
-    "validation/score": "official score of validation tasks after the iteration, --eval-every",
-    "validation/reward": "their mean reward",
+    "advantage/no_term": "trajectories without an advantage: both of their groups had equal "
+    "rewards (APPO)",
+    "advantage/base": "mean base advantage, eq. 6 (APPO)",
+    "advantage/clipped": "share of clipped terms of the base advantage (APPO)",
+    "loss/clip_low_fraction": "share of trained tokens with A < 0 whose gradient the clip removes",
+    "loss/clip_high_fraction": "share of trained tokens with A > 0 whose gradient the clip removes",
+    "loss/bounded_low_fraction": "share of trained tokens with A < 0 and a ratio below the clip; "
+    "their gradient is bounded, not removed (GPPO)",
+    "loss/bounded_high_fraction": "share of trained tokens with A > 0 and a ratio above the clip "
+    "(GPPO)",
+    "loss/capped_fraction": "share of trained tokens whose ratio is above its cap (CISPO)",
+    "loss/clip_fraction": "share of trained tokens whose loss is the clipped one (APPO, published "
+    "code)",
+    "loss/dual_clip_fraction": "share of trained tokens whose loss is the dual clip's (APPO, "
+    "published code)",
+    "loss/dropped_rows": "share of trajectories left out because the dual clip decides more than "
+    "one of their tokens (APPO, published code)",
+    "update/steps": "optimizer steps",
+    "update/without_rows": "mini-batches without a trajectory to train on",
+    "update/skipped": "steps skipped because a gradient was not finite",
+    "update/trees": "share of steps that computed shared prefixes once; the others computed padded "
+    "rows",
+    "update/loss": "loss of a mini-batch before its step",
+    "update/gradient_norm": "gradient norm before clipping",
+    "update/learning_rate": "learning rate of the iteration",
+    "update/stale_rows": "share of trained trajectories sampled before the last optimizer step",
+    "update/staleness": "optimizer steps between sampling and training, mean over trajectories",
+    "validation/score": "official score of the validation tasks after the iteration, --eval-every",
+    "validation/reward": "mean reward of the validation tasks",
     "tools/unavailable_trees": "trees dropped because a tool's machinery failed",
-    "tools/unavailable_after_<calls>": "share given up of the calls that were made after so many",
+    "tools/unavailable_after_<calls>": "share of tool calls that failed for good, among those made "
+    "after this many calls of their episode",
     "ledger/sampled_tokens": "tokens that the policy sampled",
     "ledger/reused_tokens": "tokens that branches share with their parents",
-    "ledger/prefilled_tokens": "read before sampling could begin, beyond what the sampler had kept",
+    "ledger/prefilled_tokens": "tokens computed before sampling could start, beyond those in the "
+    "sampler's KV cache",
     "ledger/trained_tokens": "tokens that were trained on",
-    "ledger/scored_tokens": "tokens read to score rollouts, prompts included",
-    "ledger/updated_tokens": "tokens read to update, prompts and results included",
-    "ledger/computed_tokens": "read by both in fact: shared ones once, padding included",
-    "ledger/flops": "of the policy's matrix products: 2 a parameter and token forward, 4 backward",
-    "ledger/tool_calls": "calls that were executed",
-    "ledger/tool_calls_<tool>": "of one tool",
-    "ledger/retries": "steps of the environment made again after a fault of the machinery",
-    "ledger/replayed_states": "states of Python rebuilt by replay, their live ones being gone",
-    "ledger/forked_states": "states of Python that a cell was run in, each a fork of a live one",
-    "ledger/inherited_calls": "calls that branches share with their parents",
-    "ledger/free_calls": "calls that a recording answered",
-    "ledger/free_calls_<tool>": "of one tool",
-    "ledger/judge_calls": "verdicts asked of the judge; evaluations have theirs in their own files",
-    "ledger/judge_cached": "those of them that it had given before",
-    "ledger/judge_faults": "requests to it that brought none; it was sent calls - cached + faults",
-    "ledger/cost": "of the calls that were executed and not free, of verdicts not given before, "
-    "with --prices",
-    "ledger/lost_tokens": "sampled by work that was discarded; told in the iteration or evaluation "
-    "after it",
-    "ledger/lost_calls": "the same of calls that were executed",
-    "ledger/lost_judge_calls": "the same of verdicts asked for",
-    "memory/peak": "bytes that this process held at most, on CUDA that were allocated; tools and "
-    "servers have processes of their own",
-    "seconds/<phase>": "wall clock: sample, tools, score, update, iteration",
+    "ledger/scored_tokens": "tokens of scored trajectories, prompts included",
+    "ledger/updated_tokens": "tokens of trained trajectories, prompts and tool results included",
+    "ledger/computed_tokens": "tokens that scoring and updates computed: shared ones once, padding "
+    "included",
+    "ledger/flops": "FLOPs of the policy's matrix products: per parameter and token, 2 forward and "
+    "4 backward",
+    "ledger/tool_calls": "tool calls that were executed",
+    "ledger/tool_calls_<tool>": "tool calls that were executed, of one tool",
+    "ledger/retries": "environment steps retried after a fault of a tool's machinery",
+    "ledger/replayed_states": "Python states rebuilt by replay because no live one was left",
+    "ledger/forked_states": "Python states forked from a live one to run a cell",
+    "ledger/inherited_calls": "tool calls that branches share with their parents",
+    "ledger/free_calls": "tool calls that a recording answered",
+    "ledger/free_calls_<tool>": "tool calls that a recording answered, of one tool",
+    "ledger/judge_calls": "verdicts requested from the judge; evaluations count theirs in their "
+    "own files",
+    "ledger/judge_cached": "requested verdicts that the judge's cache held",
+    "ledger/judge_faults": "requests to the judge that failed; it received judge_calls - "
+    "judge_cached + judge_faults",
+    "ledger/cost": "cost by --prices of executed tool calls that were not free and of verdicts "
+    "that were not cached",
+    "ledger/lost_tokens": "tokens sampled by discarded work, reported by the next iteration or "
+    "evaluation",
+    "ledger/lost_calls": "tool calls executed by discarded work",
+    "ledger/lost_judge_calls": "verdicts requested by discarded work",
+    "memory/peak": "peak memory of this process in bytes, on CUDA the peak allocated; tools and "
+    "servers run in processes of their own",
+    "seconds/<phase>": "wall clock of a phase: sample, tools, score, update, iteration",
 }
-"""Name -> meaning. Every name that a run writes is here."""
+"""Name -> meaning, for every name that a run writes."""
 
 
-def documented(name: str) -> str | None:
-    """The entry of METRICS that a written name falls under, the most specific one."""
+def find_entry(name: str) -> str | None:
+    """Return the most specific entry of METRICS that covers a written name; None without one."""
     if name in METRICS:
         return name
     stems = {entry: entry.partition("<")[0] for entry in METRICS if "<" in entry}
-    fitting = [entry for entry, stem in stems.items() if name.startswith(stem)]
-    return max(fitting, key=lambda entry: len(stems[entry]), default=None)
+    matches = [entry for entry, stem in stems.items() if name.startswith(stem)]
+    return max(matches, key=lambda entry: len(stems[entry]), default=None)
 
 
-def tree_metrics(trees: Sequence[RolloutTree]) -> dict[str, float]:
-    """What the trees of an iteration were like; those without their tools are left out."""
-    kept = usable(trees)
-    roots = [root for tree in kept for root in tree.roots]
-    branches = [branch for tree in kept for branch in tree.branches]
-    found = {"branch/branches": float(len(branches))}
-    found["tools/unavailable_trees"] = float(sum(t.unavailable is not None for t in trees))
+def compute_tree_metrics(trees: Sequence[RolloutTree]) -> dict[str, float]:
+    """Compute the metrics of an iteration's trees; those whose tools failed are only counted."""
+    complete = usable(trees)
+    roots = [root for tree in complete for root in tree.roots]
+    branches = [branch for tree in complete for branch in tree.branches]
+    metrics = {
+        "branch/branches": float(len(branches)),
+        "tools/unavailable_trees": float(sum(tree.unavailable is not None for tree in trees)),
+    }
     if roots:
-        found |= _rollout_metrics(roots) | _group_metrics(kept)
+        metrics |= _compute_rollout_metrics(roots) | _compute_group_metrics(complete)
     first = [
         [root.reward for root in tree.roots[: tree.initial_roots]]
-        for tree in kept
+        for tree in complete
         if tree.initial_roots
     ]
     if first:
-        found["reward/first"] = fmean(map(fmean, first))
+        metrics["reward/first"] = fmean(map(fmean, first))
     if branches:
-        found |= _branch_metrics(kept, branches)
-    return found
+        metrics |= _compute_branch_metrics(complete, branches)
+    return metrics
 
 
-def _rollout_metrics(roots: Sequence[Trajectory]) -> dict[str, float]:
+def _compute_rollout_metrics(roots: Sequence[Trajectory]) -> dict[str, float]:
     rewards = [root.reward for root in roots]
-    found = {
+    metrics = {
         "reward/mean": fmean(rewards),
         "reward/min": min(rewards),
         "reward/max": max(rewards),
@@ -164,35 +183,42 @@ def _rollout_metrics(roots: Sequence[Trajectory]) -> dict[str, float]:
         "response/tool_calls": fmean(len(root.state.calls) for root in roots),
     }
     for name in {name for root in roots for name in root.reward_terms}:
-        found[f"reward/term_{name}"] = fmean(root.reward_terms.get(name, 0.0) for root in roots)
-    ends = {"answered", "malformed", "tool_limit", "length"} | {
+        metrics[f"reward/term_{name}"] = fmean(root.reward_terms.get(name, 0.0) for root in roots)
+    # These four are written even at 0, so that their curves have no gaps.
+    stops = {"answered", "malformed", "tool_limit", "length"} | {
         root.state.stop for root in roots if root.state.stop is not None
     }
-    return found | {f"stop/{e}": fmean(root.state.stop == e for root in roots) for e in ends}
+    for stop in stops:
+        metrics[f"stop/{stop}"] = fmean(root.state.stop == stop for root in roots)
+    return metrics
 
 
-def _group_metrics(trees: Sequence[RolloutTree]) -> dict[str, float]:
-    groups = [[root.reward for root in tree.roots] for tree in trees if tree.roots]
-    found = {
+def _compute_group_metrics(trees: Sequence[RolloutTree]) -> dict[str, float]:
+    root_rewards = [[root.reward for root in tree.roots] for tree in trees if tree.roots]
+    metrics = {
         "group/size": fmean(len(tree.trajectories) for tree in trees),
-        "group/equal": fmean(max(group) == min(group) for group in groups),
-        "reward/std": fmean(pvariance(group) ** 0.5 for group in groups),
+        "group/equal": fmean(max(group) == min(group) for group in root_rewards),
+        "reward/std": fmean(pvariance(group) ** 0.5 for group in root_rewards),
     }
-    others = [[branch.reward for branch in tree.branches] for tree in trees if tree.branches]
-    if others:
-        found["group/branches_equal"] = fmean(max(group) == min(group) for group in others)
-    return found
+    branch_rewards = [
+        [branch.reward for branch in tree.branches] for tree in trees if tree.branches
+    ]
+    if branch_rewards:
+        metrics["group/branches_equal"] = fmean(
+            max(group) == min(group) for group in branch_rewards
+        )
+    return metrics
 
 
-def _branch_metrics(
+def _compute_branch_metrics(
     trees: Sequence[RolloutTree], branches: Sequence[Trajectory]
 ) -> dict[str, float]:
-    places, diverged = [], []
+    positions, diverged = [], []
     rewards: defaultdict[tuple[Trajectory, int], list[float]] = defaultdict(list)
     for branch in branches:
         assert branch.parent is not None
         source, position, _ = branch.parent
-        places.append(position / max(len(source), 1))
+        positions.append(position / max(len(source), 1))
         diverged.append(
             branch.response_ids[position : position + 1]
             != source.response_ids[position : position + 1]
@@ -200,21 +226,21 @@ def _branch_metrics(
         rewards[source, position].append(branch.reward)
     distinct = []
     for tree in trees:
-        said = [one.response_ids for one in tree.trajectories]
-        distinct += [said.count(branch.response_ids) == 1 for branch in tree.branches]
+        responses = [trajectory.response_ids for trajectory in tree.trajectories]
+        distinct += [responses.count(branch.response_ids) == 1 for branch in tree.branches]
     return {
         "branch/reward_mean": fmean(branch.reward for branch in branches),
-        "branch/position": fmean(places),
+        "branch/position": fmean(positions),
         "branch/diverged": fmean(diverged),
         "branch/distinct": fmean(distinct),
         "branch/reward_variance": fmean(
-            variance([source.reward, *earned]) for (source, _), earned in rewards.items()
+            variance([source.reward, *group]) for (source, _), group in rewards.items()
         ),
     }
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the table of metrics."""
     width = max(map(len, METRICS))
     for name, meaning in METRICS.items():
         print(f"{name:<{width}}  {meaning}")  # noqa: T201

@@ -53,7 +53,9 @@ def iteration(tasks: list[Task], run: Run, config: Config) -> None:
     run.sample_and_update(
         tasks,
         roots=config.rollouts,
-        advantages=with_reference(credit, run.trainer.refer, run.recorder.note, config.kl_reward),
+        advantages=with_reference(
+            credit, run.trainer.remember_reference_logprobs, run.recorder.note, config.kl_reward
+        ),
         weights=token_mean,
         loss=partial(policy_loss, config=config),
     )

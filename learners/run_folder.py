@@ -1,4 +1,4 @@
-"""The folder of a run: what lies where, who may write it, and on which machine it was made."""
+"""The folder of a run: its files, its lock, and the machine that wrote it."""
 
 from __future__ import annotations
 
@@ -28,21 +28,23 @@ FREE_TO_CHANGE = {
     "judge_key_variable",
     "max_unavailable",
 }
-"""Fields that a resumed run may change: they do not alter what an iteration computes."""
+"""Options that a resumed run may change: they do not alter what an iteration computes."""
 
+MACHINE_FILE = "machine.json"
+"""The machines that a run was made on, each with its first iteration."""
 
 VALIDATION_FOLDER = "validation"
-"""What each task was worth, a file per validation."""
+"""Results of validations, a file each."""
 
 
 def lock_folder(folder: Path) -> IO[str]:
-    """Make the folder and keep every other process from writing a run into it.
+    """Create the folder and keep every other process from writing a run into it.
 
     Returns:
-        What to close when the run is over; the lock ends with the process, however that ends.
+        The lock; close it when the run is over. It also ends with the process, even if killed.
 
     Raises:
-        RunFolderError: another process writes a run there, or it cannot be written.
+        RunFolderError: another process writes a run there, or the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,73 +70,138 @@ def lock_folder(folder: Path) -> IO[str]:
     return lock
 
 
-def _unwritable(folder: Path, error: OSError) -> RunFolderError:
-    return RunFolderError(
-        f"{folder} cannot be written: {error.strerror}. Give --out a folder that can."
-    )
-
-
 def open_folder(folder: Path, method: str, config: RunConfig) -> int | None:
-    """Prepare a run's folder.
+    """Write config.json into a run's folder, unless the folder holds another run.
 
     Returns:
-        The iteration of the newest checkpoint, None in a new folder.
+        The iteration of the newest checkpoint; None if there is none.
 
     Raises:
-        RunFolderError: it holds a run of another method or config, or cannot be written.
+        RunFolderError: the folder holds a run of another method or config, or cannot be written.
     """
     path = folder / "config.json"
-    wanted = {"method": method, **config.options()}
-    wanted = json.loads(json.dumps(wanted))
+    options = json.loads(json.dumps({"method": method, **config.options()}))
     if path.exists():
-        # A run of an earlier version did what the fields it did not have say by default.
-        defaults = type(config)().options()
-        found = json.loads(json.dumps(defaults)) | json.loads(path.read_text())
+        # A run of an earlier version did what the defaults of the options it lacked say.
+        defaults = json.loads(json.dumps(type(config)().options()))
+        stored = defaults | json.loads(path.read_text())
         free = FREE_TO_CHANGE - {"iterations"} if config.depends_on_length else FREE_TO_CHANGE
-        names = (found.keys() | wanted.keys()) - free
-        other = {n: (found.get(n), wanted.get(n)) for n in names if found.get(n) != wanted.get(n)}
-        # A run that ended before it did anything (no such model, no data) holds nothing to mix up.
-        begun = any(not p.name.startswith((".", "config.json")) for p in folder.iterdir())
-        if other and begun:
-            listed = ", ".join(f"{n} was {a!r}, now {b!r}" for n, (a, b) in sorted(other.items()))
+        changes = [
+            f"{name} was {stored.get(name)!r}, now {options.get(name)!r}"
+            for name in sorted((stored.keys() | options.keys()) - free)
+            if stored.get(name) != options.get(name)
+        ]
+        # A run that failed at the start (no such model, no data) left only its config behind.
+        has_results = any(
+            not file.name.startswith((".", "config.json")) for file in folder.iterdir()
+        )
+        if changes and has_results:
             raise RunFolderError(
-                f"{folder} holds another run: {listed}. Give --out another folder, or the "
-                "arguments of that run to resume it."
+                f"{folder} holds another run: {', '.join(changes)}. Give --out another folder, or "
+                "the arguments of that run to resume it."
             )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(wanted, indent=1))
+        write_text(path, json.dumps(options, indent=1))
     except OSError as error:
         raise _unwritable(folder, error) from error
-    checkpoints = list_checkpoints(folder)
-    return checkpoints[-1] if checkpoints else None
+    return max(list_checkpoints(folder), default=None)
 
 
 def list_checkpoints(folder: Path) -> list[int]:
-    """Iterations with a whole checkpoint, oldest first."""
-    names = [p.name for p in (folder / "checkpoints").glob("*") if p.name.isdigit()]
+    """Iterations that have a complete checkpoint, oldest first."""
+    names = [path.name for path in (folder / "checkpoints").glob("*") if path.name.isdigit()]
     return sorted(int(name) for name in names)
 
 
 def checkpoint_folder(folder: Path, iteration: int) -> Path:
-    """Where the model of a checkpoint lies; `--model` takes it."""
+    """The folder of a checkpoint; `--model` takes it."""
     return folder / "checkpoints" / f"{iteration:06d}"
 
 
 def newest_model(name: str) -> str:
-    """The folder of the newest checkpoint where `name` is a run's folder; else the name itself."""
+    """The folder of the newest checkpoint if `name` is a run's folder; else `name` itself."""
     folder = Path(name)
-    found = list_checkpoints(folder)
-    return str(checkpoint_folder(folder, found[-1])) if found else name
+    checkpoints = list_checkpoints(folder)
+    return str(checkpoint_folder(folder, checkpoints[-1])) if checkpoints else name
 
 
-def spent_on_evaluations(folder: Path) -> Counter[str]:
-    """What the evaluations and validations of a run that are on file cost, named as in metrics."""
-    found: Counter[str] = Counter()
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Read the lines of metrics.jsonl, except a last line that was cut by a kill."""
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1] if line]
+
+
+def evaluation_costs(folder: Path) -> Counter[str]:
+    """The total cost of a run's evaluations and validations, named as in metrics."""
+    costs: Counter[str] = Counter()
     for path in [*folder.glob("evaluation-*.json"), *(folder / VALIDATION_FOLDER).glob("*.json")]:
-        told: dict[str, Any] = json.loads(path.read_text())
-        found.update({n: told[n] for n in told if n.startswith(("ledger/", "seconds/"))})
-    return found
+        result: dict[str, Any] = json.loads(path.read_text())
+        costs.update({n: v for n, v in result.items() if n.startswith(("ledger/", "seconds/"))})
+    return costs
+
+
+def describe_machine() -> dict[str, Any]:
+    """Everything but a run's options that decides the last bits of its numbers."""
+    import torch  # heavy, and loaded already if there is a model
+
+    return {
+        "commit": _read_commit(),
+        "processor": _read_processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def record_machine(folder: Path, iteration: int) -> str | None:
+    """Append this machine to a run's list of machines if it differs from the last one.
+
+    Args:
+        folder: the run's.
+        iteration: the iteration that comes next.
+
+    Returns:
+        A line that says how this machine differs from the last one; None if it does not.
+    """
+    path, machine = folder / MACHINE_FILE, describe_machine()
+    machines: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    last = machines[-1] if machines else machine
+    changes = [
+        f"{name} was {last.get(name)}, now {value}"
+        for name, value in machine.items()
+        if last.get(name) != value
+    ]
+    if changes or not machines:
+        machines.append({"iteration": iteration, **machine})
+        write_text(path, json.dumps(machines, indent=1) + "\n")
+    if not changes:
+        return None
+    return f"{', '.join(changes)}: from here on numbers may differ in their last bits"
+
+
+def _read_processor() -> str:
+    """The model name of this machine's processor."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _read_commit() -> str | None:
+    """The commit of the checkout that contains this module; None if there is no checkout."""
+    try:
+        git = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return git.stdout.strip() or None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -143,15 +210,6 @@ def write_text(path: Path, text: str) -> None:
     partial.write_text(text)
     sync_to_disk(partial)
     partial.rename(path)
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a line cut by a kill is left out."""
-    path = folder / "metrics.jsonl"
-    if not path.exists():
-        return []
-    whole = [line for line in path.read_text().split("\n")[:-1] if line]
-    return [json.loads(line) for line in whole]
 
 
 def sync_to_disk(path: Path) -> None:
@@ -163,73 +221,17 @@ def sync_to_disk(path: Path) -> None:
         os.close(handle)
 
 
-def disk_full(error: Exception) -> bool:
-    """Whether an error means that no byte more can be written here."""
-    text = str(error).lower()
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return (
-        full or "no space left" in text or "file write failed" in text or "file too large" in text
+def is_disk_full(error: Exception) -> bool:
+    """True if an error means that nothing more can be written: disk, quota or file size limit."""
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    text = str(error).lower()  # torch and safetensors raise errors without a number
+    return any(
+        phrase in text for phrase in ("no space left", "file write failed", "file too large")
     )
 
 
-MACHINE_FILE = "machine.json"
-
-
-def here() -> dict[str, Any]:
-    """What decides the last bits of numbers beside a run's settings."""
-    import torch  # heavy, and loaded already where a model is
-
-    return {
-        "commit": commit(),
-        "processor": processor(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-
-
-def noted(folder: Path, iteration: int) -> str | None:
-    """Keep in a run's folder where it goes on; a list of its sittings that differ.
-
-    Args:
-        folder: of the run.
-        iteration: that comes next.
-
-    Returns:
-        What is not as it was when the run was left, for people; None where all is.
-    """
-    path, now = folder / MACHINE_FILE, here()
-    sittings: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
-    last = sittings[-1] if sittings else now
-    other = [
-        f"{name} was {last.get(name)}, now {value}"
-        for name, value in now.items()
-        if last.get(name) != value
-    ]
-    if other or not sittings:
-        write_text(path, json.dumps([*sittings, {"iteration": iteration, **now}], indent=1) + "\n")
-    if not other:
-        return None
-    return f"{', '.join(other)}: from here on numbers may differ in their last bits"
-
-
-def processor() -> str:
-    """The model of this machine's processor."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    named = [line for line in lines if line.startswith("model name")]
-    return named[0].partition(":")[2].strip() if named else platform.machine()
-
-
-def commit() -> str | None:
-    """Of the checkout this module lies in; None where it is none."""
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=30,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
+def _unwritable(folder: Path, error: OSError) -> RunFolderError:
+    return RunFolderError(
+        f"{folder} cannot be written: {error.strerror}. Give --out a folder that can."
+    )

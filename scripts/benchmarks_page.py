@@ -1,6 +1,6 @@
-"""What every environment tells the model and allows it, as a page of Markdown.
+"""Writes docs/benchmarks.md: the prompt, the tools and the limits of every environment.
 
-`python -m scripts.benchmarks_page docs/benchmarks.md` writes it; a test holds it to the code.
+`python -m scripts.benchmarks_page docs/benchmarks.md` makes it; a test compares it with the code.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ which.
 |---|---|---|---|---|---|---|
 """
 
-
 ROWS = """
 ## Rows
 
@@ -47,7 +46,6 @@ The public data set each id reads without `--data-dir`, at this revision.
 |---|---|---|---|
 """
 
-
 PROMPTS = """
 ## System prompts
 
@@ -56,45 +54,45 @@ user's message is the question alone.
 """
 
 
-def page() -> str:
-    """The whole page."""
+def build_page() -> str:
+    """Write the whole page."""
     envs = {name: ToolEnv(name) for name in BENCHMARKS}
     prompts: dict[str, list[str]] = {}
     for name, env in envs.items():
         prompts.setdefault(env.instructions, []).append(name)
-    parts = [HEAD, *(_limits(env) for env in envs.values()), ROWS]
-    parts += [_rows(name) for name in EVALUATED]
+    parts = [HEAD, *(_limits_row(env) for env in envs.values()), ROWS]
+    parts += [_source_row(name) for name in EVALUATED]
     parts.append(PROMPTS)
     for text, names in prompts.items():
         parts.append(f"\n### {', '.join(names)}\n\n```text\n{text}\n```\n")
     return "".join(parts)
 
 
-def _limits(env: ToolEnv) -> str:
+def _limits_row(env: ToolEnv) -> str:
     record = env.benchmark
     metrics = [SCORERS[scorer.__name__] for scorer in (record.score, record.training_score)]
     results = str(record.search_results) if "search" in record.tools else "-"
     limits = [f"{env.max_tool_calls}", f"{record.max_response_tokens:,}", results]
-    return _row([f"appo/{record.name}-v0", *metrics, ", ".join(record.tools), *limits])
+    return _table_row([f"appo/{record.name}-v0", *metrics, ", ".join(record.tools), *limits])
 
 
-def _rows(name: str) -> str:
+def _source_row(name: str) -> str:
     table = EVALUATED[name].hub
     file = "" if table.data_files is None else f", {table.data_files}"
     revision = table.revision if len(table.revision) == 40 else f"{table.revision} (not pinned)"
-    return _row([f"appo/{name}-v0", f"{table.path}{file}", table.split, f"`{revision}`"])
+    return _table_row([f"appo/{name}-v0", f"{table.path}{file}", table.split, f"`{revision}`"])
 
 
-def _row(cells: Sequence[str]) -> str:
+def _table_row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Write the page to the file named, or to the standard output."""
+    """Write the page to a file, or to the standard output."""
     if arguments:
-        Path(arguments[0]).write_text(page(), "utf-8")
+        Path(arguments[0]).write_text(build_page(), "utf-8")
     else:
-        sys.stdout.write(page())
+        sys.stdout.write(build_page())
 
 
 if __name__ == "__main__":

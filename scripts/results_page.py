@@ -1,31 +1,40 @@
-"""docs/results.md: every comparison that has a spec under results/, and what of it was not run.
+"""Writes docs/results.md: every comparison that has a spec under results/, and what was not run.
 
-`python -m scripts.results_page docs/results.md` writes it from the specs and the summaries that
-are there. No number in it is typed by hand.
+`python -m scripts.results_page docs/results.md` makes it from the specs and summaries. No number in
+it is typed by hand.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from learners.compare import TASKS, Config, budget, methods, of_spec, read_summary
-
-RESULTS = "results"
-
-
-DISCUSSION = "discussion.md"
-
-
-TOKENS = "tokens"
-"""Folder of figures of a run, beside the report: `learners.figures tokens` and `words` --out."""
-
+from learners.compare import (
+    TASKS_FILE,
+    Config,
+    build_report,
+    collect,
+    format_report,
+    parse_budget,
+    parse_methods,
+    read_spec,
+    read_summary,
+)
+from learners.console import report_errors
 
 METHOD = "scripts.results_page"
 
+RESULTS = "results"
+
+DISCUSSION = "discussion.md"
+
+TOKENS = "tokens"
+"""Folder of figures next to a report, the --out of `learners.figures tokens` and `words`."""
 
 HEAD = """\
 # Results
@@ -38,7 +47,6 @@ results/. Every comparison is made, and gone on with, by
 A run that has its summary is not run again; `--dry-run` says what is missing and how long it takes,
 `--report-only` writes the report of what there is.
 """
-
 
 NOT_HERE = """\
 ## Not run
@@ -73,77 +81,72 @@ data here; `learners.sft` makes one from the demonstrations there are.
 """
 
 
-def page(results: Path, links: str) -> str:
-    """The whole page.
+def build_page(results: Path, links: str) -> str:
+    """Write the whole page.
 
     Args:
-        results: folder of the specs and of what they found.
-        links: how a reader of the page reaches that folder.
+        results: folder of the specs and of their summaries.
+        links: path of that folder in the links of the page.
 
     Raises:
         UsageError: a spec or a summary cannot be read.
     """
     discussion = results / DISCUSSION
     parts = [HEAD, *([discussion.read_text("utf-8")] if discussion.exists() else [])]
-    parts += [section(of_spec(spec), results, links) for spec in sorted(results.glob("*.toml"))]
-    return "\n".join([*parts, NOT_HERE])
+    specs = sorted(results.glob("*.toml"))
+    sections = [build_section(read_spec(spec), results, links) for spec in specs]
+    return "\n".join([*parts, *sections, NOT_HERE])
 
 
-def section(config: Config, results: Path, links: str) -> str:
-    """One comparison."""
-    import json
-
-    from learners.compare import build_report, collect, markdown
-
+def build_section(config: Config, results: Path, links: str) -> str:
+    """Write the section of a comparison: its report, or what it would run."""
     folder = results / config.name
-    tasks = folder / TASKS
-    here = Config(**{**vars(config), "results": str(results)})
+    tasks = folder / TASKS_FILE
     if tasks.exists():
-        material = collect(here, json.loads(tasks.read_text()))
-        if material is not None:
-            text = markdown(build_report(material), figures=f"{links}/{config.name}", depth=2)
-            return text + tokens(folder / TOKENS, f"{links}/{config.name}/{TOKENS}")
+        data = collect(replace(config, results=str(results)), json.loads(tasks.read_text()))
+        if data is not None:
+            text = format_report(build_report(data), figures=f"{links}/{config.name}", depth=2)
+            return text + build_token_section(folder / TOKENS, f"{links}/{config.name}/{TOKENS}")
     level = "" if config.level is None else f", level {config.level}"
-    labels = "; ".join(method.label for method in methods(config))
+    budget = parse_budget(config)
+    labels = "; ".join(method.label for method in parse_methods(config))
     done = sum(read_summary(path) is not None for path in folder.glob("*-*.json"))
     return (
         f"## {config.name}\n\n**Not run**"
         + (f" but for {done} summaries that compare nothing yet" if done else "")
-        + f": {config.env}{level}, {config.seeds} seeds, each to {budget(config)}: {labels}.\n"
+        + f": {config.env}{level}, {config.seeds} seeds, each to {budget}: {labels}.\n"
     )
 
 
-def tokens(folder: Path, link: str) -> str:
-    """What `learners.figures` tells of the tokens of a run, where that lies beside the report.
+def build_token_section(folder: Path, link: str) -> str:
+    """Write the section of figures about tokens; empty if there are none next to the report.
 
     Args:
-        folder: of the figures and their tables.
-        link: how a reader of the page reaches it.
+        folder: of the figures of `learners.figures` and their tables.
+        link: path of that folder in the links of the page.
     """
     if not folder.is_dir():
         return ""
     parts = ["### Where agents hesitate and decide"]
     for figure in sorted(folder.glob("*.png")):
-        told = figure.with_suffix(".md")
-        parts += [told.read_text("utf-8").rstrip()] if told.exists() else []
+        table = figure.with_suffix(".md")
+        parts += [table.read_text("utf-8").rstrip()] if table.exists() else []
         parts.append(f"![{figure.stem}]({link}/{figure.name})")
     return "\n" + "\n\n".join(parts) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the page to the file named, or to the standard output."""
-    from learners.console import explained
-
+    """Write the page to a file, or to the standard output."""
     parser = argparse.ArgumentParser(prog=f"python -m {METHOD}", description=__doc__)
-    parser.add_argument("target", nargs="?", type=Path, help="the page; none: to the output")
+    parser.add_argument("target", nargs="?", type=Path, help="file; none: the standard output")
     arguments = sys.argv[1:] if arguments is None else arguments
-    with explained(METHOD, arguments):
+    with report_errors(METHOD, arguments):
         results, target = Path(RESULTS), parser.parse_args(arguments).target
         if target is None:
-            sys.stdout.write(page(results, RESULTS))
+            sys.stdout.write(build_page(results, RESULTS))
             return
         links = Path(os.path.relpath(results, target.parent)).as_posix()
-        target.write_text(page(results, links), "utf-8")
+        target.write_text(build_page(results, links), "utf-8")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def pytest_runtest_setup(item):
     """What needs a Docker engine skips where none answers."""
     if item.get_closest_marker("docker"):
         try:
-            docker_engine._client().close()
+            docker_engine._connect().close()
         except ToolUnavailable as error:
             needs.lacking("Docker Engine", str(error), "in CI")
 

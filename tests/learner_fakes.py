@@ -12,6 +12,7 @@ from envs import ToolEnv
 from learners.policy.loading import load_model, save_model
 from learners.policy.policy import Policy
 from learners.rollouts.rollout import Rollouts
+from learners.sampling.sampler import SamplerStats
 from learners.sft.transcripts import play
 from learners.tree import Completion, Row
 from tests.fakes import TOY, EchoTool, SayTool
@@ -96,6 +97,8 @@ class Parrot(torch.nn.Module):
 class RecordingSampler:
     """Keeps what went to a sampler and what came back."""
 
+    keep = None
+
     def __init__(self, sampler):
         self._sampler = sampler
         self.exchanges = []
@@ -108,6 +111,9 @@ class RecordingSampler:
             self.exchanges.append((request, completion))
             yield request, completion
 
+    def stats(self):
+        return SamplerStats()
+
     def sync(self):
         self._sampler.sync()
 
@@ -117,6 +123,8 @@ class RecordingSampler:
 
 class ScriptedSampler:
     """Says, for every path of a trajectory, the next of its turns of text; a turn may be ids."""
+
+    keep = None
 
     def __init__(self, tokenizer, turns):
         self._tokenizer = tokenizer
@@ -140,6 +148,9 @@ class ScriptedSampler:
         stop = "tag" if len(ids) < request.max_tokens else "length"
         ids = tuple(ids[: request.max_tokens])
         return Completion(ids, (-0.5,) * len(ids), (0.25,) * len(ids), stop)
+
+    def stats(self):
+        return SamplerStats()
 
     def sync(self):
         self.syncs += 1

@@ -156,7 +156,7 @@ class Composed:
     def rollout(self, trees, after_turn=None):
         return trees
 
-    def refer(self, trajectories):
+    def remember_reference_logprobs(self, trajectories):
         pass
 
     def draw(self, name):

@@ -1,4 +1,4 @@
-"""A server on 127.0.0.1 that breaks every rule, one behaviour a request."""
+"""A server on 127.0.0.1 that breaks every rule, one behaviour per request."""
 
 import contextlib
 import gzip
@@ -14,49 +14,49 @@ GOOD = json.dumps(
 ).encode()
 
 
-def response(body, status="200 OK", headers=(), length=None):
+def build_response(body, status="200 OK", headers=(), length=None):
     size = len(body) if length is None else length
     lines = [f"HTTP/1.1 {status}", "Content-Type: application/json", f"Content-Length: {size}"]
     return "\r\n".join([*lines, *headers, "", ""]).encode() + body
 
 
-HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
-ONCE = {
-    "ok": response(GOOD),
-    "rate limit": response(b"slow down", "429 Too Many Requests"),
-    "rate limit a minute": response(b"", "429 Too Many Requests", ["Retry-After: 60"]),
-    "error 500": response(b"oops", "500 Internal Server Error"),
-    "error 503 page": response(b"<html>busy</html>", "503 Service Unavailable"),
-    "password": response(b"", "401 Unauthorized"),
-    "truncate": response(GOOD, length=len(GOOD) + 100),
-    "lie short": response(GOOD, length=len(GOOD) // 2),
-    "lie negative": response(GOOD, length=-5),
+RESPONSE_START = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+RESPONSES = {
+    "ok": build_response(GOOD),
+    "rate limit": build_response(b"slow down", "429 Too Many Requests"),
+    "rate limit a minute": build_response(b"", "429 Too Many Requests", ["Retry-After: 60"]),
+    "error 500": build_response(b"oops", "500 Internal Server Error"),
+    "error 503 page": build_response(b"<html>busy</html>", "503 Service Unavailable"),
+    "password": build_response(b"", "401 Unauthorized"),
+    "truncate": build_response(GOOD, length=len(GOOD) + 100),
+    "lie short": build_response(GOOD, length=len(GOOD) // 2),
+    "lie negative": build_response(GOOD, length=-5),
     "garbage": os.urandom(500),
-    "garbage body": response(os.urandom(500)),
-    "html body": response(b"<html>Please sign in</html>"),
-    "wrong schema": response(b'{"result": {"0": "x"}}'),
-    "deep json": response(b"[" * 100_000),
-    "redirect": response(b"", "302 Found", ["Location: http://127.0.0.1:1/"]),
+    "garbage body": build_response(os.urandom(500)),
+    "html body": build_response(b"<html>Please sign in</html>"),
+    "wrong schema": build_response(b'{"result": {"0": "x"}}'),
+    "deep json": build_response(b"[" * 100_000),
+    "redirect": build_response(b"", "302 Found", ["Location: http://127.0.0.1:1/"]),
     "empty": b"",
-    "bad gzip": response(b"\x1f\x8b" + os.urandom(100), headers=["Content-Encoding: gzip"]),
-    "half gzip": response(gzip.compress(GOOD)[:-12], headers=["Content-Encoding: gzip"]),
-    "good gzip": response(gzip.compress(GOOD), headers=["Content-Encoding: gzip"]),
-    "brotli": response(GOOD, headers=["Content-Encoding: br"]),
-    "bomb": response(gzip.compress(b"a" * (1 << 28), 1), headers=["Content-Encoding: gzip"]),
-    "huge claim": HEAD + b"Content-Length: 10737418240\r\n\r\n" + b"a" * 1000,
-    "bad chunk": HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\nabc",
+    "bad gzip": build_response(b"\x1f\x8b" + os.urandom(100), headers=["Content-Encoding: gzip"]),
+    "half gzip": build_response(gzip.compress(GOOD)[:-12], headers=["Content-Encoding: gzip"]),
+    "good gzip": build_response(gzip.compress(GOOD), headers=["Content-Encoding: gzip"]),
+    "brotli": build_response(GOOD, headers=["Content-Encoding: br"]),
+    "bomb": build_response(gzip.compress(b"a" * (1 << 28), 1), headers=["Content-Encoding: gzip"]),
+    "huge claim": RESPONSE_START + b"Content-Length: 10737418240\r\n\r\n" + b"a" * 1000,
+    "bad chunk": RESPONSE_START + b"Transfer-Encoding: chunked\r\n\r\nzz\r\nabc",
 }
 TEN_GB = 10 << 30
-HANGS_S = 300
+HANG_S = 300
 
 
 class MisbehavingServer:
-    """Each request takes the next behaviour of the script, the last one for ever."""
+    """Answers each request with the next behaviour of the script, the last one for ever."""
 
     def __init__(self, *script):
         self.script, self.requests, self.sent = list(script), [], 0
         self.outlasted = []
-        """Hanging, dripping and flooding that nobody broke off."""
+        """Behaviours without end that no client broke off."""
         self.stopping = threading.Event()
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.port = self.socket.getsockname()[1]
@@ -120,45 +120,47 @@ class MisbehavingServer:
         return data and head + b"\r\n\r\n" + body
 
     def _behave(self, connection, behaviour):
-        """Returns whether the connection stays open."""
+        """Answer; return True if the connection stays open."""
         if isinstance(behaviour, bytes):
             connection.sendall(behaviour)
             return True
-        if behaviour in ONCE:
-            connection.sendall(ONCE[behaviour])
+        if behaviour in RESPONSES:
+            connection.sendall(RESPONSES[behaviour])
             return behaviour == "ok"
         if behaviour == "hang":
-            self.stopping.wait(HANGS_S)
-            self._over(behaviour)
+            self.stopping.wait(HANG_S)
+            self._record_end(behaviour)
         elif behaviour == "slow":
             self.stopping.wait(0.2)
-            connection.sendall(ONCE["ok"])
+            connection.sendall(RESPONSES["ok"])
             return True
         elif behaviour == "drip headers":
             self._drip(connection, b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 10_000)
-            self._over(behaviour)
+            self._record_end(behaviour)
         elif behaviour == "drip body":
-            self._drip(connection, HEAD + b"Content-Length: 100000\r\n\r\n" + b"a" * 100_000)
-            self._over(behaviour)
+            self._drip(
+                connection, RESPONSE_START + b"Content-Length: 100000\r\n\r\n" + b"a" * 100_000
+            )
+            self._record_end(behaviour)
         elif behaviour in ("ten gigabytes", "ten gigabytes in chunks"):
             self._flood(connection, chunked=behaviour.endswith("chunks"))
-            self._over(behaviour)
+            self._record_end(behaviour)
         elif behaviour == "reset":
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         elif behaviour == "reset half-way":
-            connection.sendall(ONCE["ok"][:-20])
+            connection.sendall(RESPONSES["ok"][:-20])
             time.sleep(0.05)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         elif behaviour == "die half-way":
-            connection.sendall(ONCE["ok"][:-20])
+            connection.sendall(RESPONSES["ok"][:-20])
             self.stopping.set()
             self._close_listener()
         else:
             raise AssertionError(behaviour)
         return False
 
-    def _over(self, behaviour):
-        """It came to its end before anybody hung up or the server was closed."""
+    def _record_end(self, behaviour):
+        """Record a behaviour that ended by itself: no client hung up, the server was not closed."""
         if not self.stopping.is_set():
             self.outlasted.append(behaviour)
 
@@ -171,7 +173,7 @@ class MisbehavingServer:
     def _flood(self, connection, chunked):
         block = b"a" * (1 << 16)
         head = b"Transfer-Encoding: chunked" if chunked else f"Content-Length: {TEN_GB}".encode()
-        connection.sendall(HEAD + head + b"\r\n\r\n")
+        connection.sendall(RESPONSE_START + head + b"\r\n\r\n")
         while self.sent < TEN_GB and not self.stopping.is_set():
             connection.sendall(b"10000\r\n" + block + b"\r\n" if chunked else block)
             self.sent += len(block)

@@ -1,16 +1,16 @@
-"""Small sites on this machine, and a browse tool that may reach them."""
+"""Small sites on this machine and a browse tool that may reach them."""
 
 import http.server
 import ssl
 import threading
 from contextlib import contextmanager
 
-from tools.web.addresses import Addresses
+from tools.web.addresses import AddressPolicy
 from tools.web.browse import BrowseTool
 from tools.web.pages import WebPages
-from tools.web.rate_limits import Limits
+from tools.web.rate_limits import RequestLimits
 
-CALM = Limits(attempts=2, deadline_s=20.0, first_pause_s=0.01, patience_s=20.0)
+CALM = RequestLimits(max_attempts=2, deadline_s=20.0, backoff_s=0.01, max_wait_s=20.0)
 LOOPBACK = ("127.0.0.0/8",)
 ARTICLE = b"""<html><head><title>Mount Etna</title><script>alert("no script")</script></head>
 <body><nav><a href="/">Home</a></nav><article><h1>Mount Etna</h1>
@@ -23,11 +23,11 @@ ARTICLE = b"""<html><head><title>Mount Etna</title><script>alert("no script")</s
 class Pages(http.server.BaseHTTPRequestHandler):
     """Serves `server.routes`: path -> (status, headers, body)."""
 
-    protocol_version = "HTTP/1.1"  # connections stay open, and must not be mixed up
+    protocol_version = "HTTP/1.1"  # keeps connections open, which must not be mixed up
     timeout = 5
 
     def do_GET(self):
-        self.server.seen.append((self.path, dict(self.headers)))
+        self.server.requests.append((self.path, dict(self.headers)))
         status, headers, body = self.server.routes.get(self.path, (404, {}, b"not here"))
         self.send_response(status)
         for name, value in {"Content-Type": "text/html", **headers}.items():
@@ -41,9 +41,9 @@ class Pages(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def site(routes, host="127.0.0.1", port=0, certificate=None):
+def serve_site(routes, host="127.0.0.1", port=0, certificate=None):
     server = http.server.ThreadingHTTPServer((host, port), Pages)
-    server.daemon_threads, server.routes, server.seen = True, routes, []
+    server.daemon_threads, server.routes, server.requests = True, routes, []
     if certificate:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)
@@ -58,24 +58,25 @@ def site(routes, host="127.0.0.1", port=0, certificate=None):
         thread.join()
 
 
-def base(server):
+def url_of(server):
     return f"http://127.0.0.1:{server.server_address[1]}"
 
 
 @contextmanager
-def browsing(allow=LOOPBACK, cache=None, characters=6000, **options):
+def open_browser(allow=LOOPBACK, cache=None, characters=6000, **options):
     options.setdefault("robots", False)
     options.setdefault("limits", CALM)
-    resolve = options.pop("resolve", None)
-    addresses = Addresses(allow, resolve) if resolve else Addresses(allow)
+    resolver = options.pop("resolver", None)
+    addresses = AddressPolicy(allow, resolver) if resolver else AddressPolicy(allow)
     tool = BrowseTool(WebPages(addresses, **options), cache, characters)
     try:
-        yield lambda url: tool.run(None, url)[1]
+        yield lambda argument: tool.run(None, argument)[1]
     finally:
         tool.close()
 
 
-def refused(browse, url):
+def read_refusal(browse, url):
+    """The text of a result that must be a refusal."""
     result = browse(url)
     assert not result.ok
     return result.text

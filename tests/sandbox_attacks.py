@@ -1,9 +1,9 @@
 # ruff: noqa: E501 - a cell is one string, as it is sent
-"""What hostile cells try. Each prints LEAK or HARM where it succeeds; `says` is what the model is told.
+"""Hostile cells. Each prints LEAK if it succeeds.
 
-Names filled in by the suite: {canary} a host file, {folder} its folder, {others} a host process, the learner, the hub
-and another state's process, {tcp}, {udp} ports and
-{unix}, {abstract} addresses where the host listens, {victim} the work folder of another session, {repository} the project, {secret} what must never be seen.
+The suite fills in: {canary} a host file, {folder} its folder, {others} a host process, the learner, the hub and
+another state's process, {tcp}, {udp} ports and {unix}, {abstract} addresses where the host listens, {victim} the work
+folder of another session, {repository} the project, {secret} a text that no cell may ever see.
 """
 
 from dataclasses import dataclass
@@ -29,12 +29,14 @@ def sys_call(number, *arguments):
 
 @dataclass(frozen=True)
 class Attack:
-    """One cell; `says` must be in its text, and the state goes on only if `kept`."""
+    """One hostile cell, and its expected end."""
 
     name: str
     cell: str
-    says: str = ""
-    kept: bool | None = None
+    message: str = ""
+    """Part of the cell's text."""
+    goes_on: bool | None = None
+    """True if the state after the cell lives on; None: either way."""
 
 
 def refused(name: str, cell: str) -> Attack:

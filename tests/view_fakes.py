@@ -1,6 +1,7 @@
-"""A run for the viewer, written by hand: two iterations, two trees, branches that won and lost."""
+"""Runs for the viewer, written by hand: trees with and without branches, better and worse ones."""
 
 import json
+from dataclasses import replace
 
 import torch
 
@@ -29,7 +30,7 @@ class Words:
 
 
 def write_run(folder, iterations=2, long=0):
-    """A run of APPO with rollouts, metrics and config; `long` tokens more in every answer."""
+    """Write a run of APPO: rollouts, metrics and config; `long` more tokens in every answer."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {"method": "learners.appo", "env": "appo/SyntheticQA-v0", "iterations": 3}
     (folder / "config.json").write_text(json.dumps(config | {"future_clip": 0.2}))
@@ -40,7 +41,10 @@ def write_run(folder, iterations=2, long=0):
 def write_iteration(folder, number, long=0):
     """Add an iteration to a run."""
     words = Words()
-    trees = [made(words, TOY_TASKS[0], moved=True, long=long), made(words, hostile(), moved=False)]
+    trees = [
+        make_tree(words, TOY_TASKS[0], moved=True, long=long),
+        make_tree(words, hostile_task(), moved=False),
+    ]
     write_rollouts(folder, number, trees, words)
     line = {
         "iteration": number,
@@ -57,27 +61,25 @@ def write_iteration(folder, number, long=0):
 TOY_TASKS = toy_load("train")
 
 
-def hostile():
-    from dataclasses import replace
-
+def hostile_task():
     return replace(TOY_TASKS[1], question=HOSTILE)
 
 
-def made(words, task, moved, long=0):
-    """A root that was wrong, a branch of it that was right, and one that changed nothing."""
+def make_tree(words, task, moved, long=0):
+    """Make a wrong root with two branches: one that is right, and one that changed nothing."""
     start = EnvState(TOY.name, TOY.revision, "train", task.id)
     tree = RolloutTree(task, words.encode("ask"), start)
     root = tree.root()
     asks = words.encode("<search>", " Milo", "</search>")
     call = Call("search", "Milo", True, 0.25, False)
-    root.turns.append(Turn(start, said(asks), words.encode(" <result>", HOSTILE), call))
+    root.turns.append(Turn(start, complete(asks), words.encode(" <result>", HOSTILE), call))
     more = tuple(f" word{i}" for i in range(long))
-    root.turns.append(Turn(start, said(words.encode("<answer>", *more, " 4", "</answer>")), ()))
+    root.turns.append(Turn(start, complete(words.encode("<answer>", *more, " 4", "</answer>")), ()))
     finish(root, 0.0)
     for position, text, reward in ((2, "!</search>", 1.0), (6 + long, " 5", 0.0)):
         branch = tree.fork(BranchPoint(root, position, 1.5 if moved else 0.0))
         rest = words.encode(text, "</answer>")
-        branch.turns.append(Turn(start, branch.prefill + said(rest), ()))
+        branch.turns.append(Turn(start, branch.prefill + complete(rest), ()))
         branch.prefill = Completion()
         finish(branch, reward)
     length = len(root)
@@ -93,7 +95,7 @@ def made(words, task, moved, long=0):
 
 
 def write_rollouts_alone(folder, ends=((" 4", 1.0), (" 4", 0.0), (" 5", 0.0), (" 4", 1.0))):
-    """A run of GRPO: a tree whose rollouts part at their second token, and evaluations."""
+    """Write a run of GRPO: a tree whose rollouts diverge at token 1, and an evaluation."""
     folder.mkdir(parents=True)
     config = {"method": "learners.grpo", "env": "appo/SyntheticQA-v0", "iterations": 1}
     (folder / "config.json").write_text(json.dumps(config))
@@ -102,22 +104,25 @@ def write_rollouts_alone(folder, ends=((" 4", 1.0), (" 4", 0.0), (" 5", 0.0), ("
     tree = RolloutTree(task, words.encode("ask"), start)
     for text, reward in ends:
         root = tree.root()
-        root.turns.append(Turn(start, said(words.encode("<answer>", text, "</answer>")), ()))
+        root.turns.append(Turn(start, complete(words.encode("<answer>", text, "</answer>")), ()))
         finish(root, reward)
     write_rollouts(folder, 0, [tree], words)
     line = {"iteration": 0, "ledger/sampled_tokens": 12, "memory/peak": 3 * 2**29}
     (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-    asked = {"tasks": [], "ledger/sampled_tokens": 5, "ledger/judge_calls": 2, "ledger/cost": 0.5}
-    (folder / "evaluation-before.json").write_text(json.dumps(asked))
+    evaluation = {
+        "tasks": [],
+        "ledger/sampled_tokens": 5,
+        "ledger/judge_calls": 2,
+        "ledger/cost": 0.5,
+    }
+    (folder / "evaluation-before.json").write_text(json.dumps(evaluation))
 
 
-def said(ids):
+def complete(ids):
     return Completion(ids, (-0.5,) * len(ids), (0.25,) * len(ids))
 
 
 def finish(trajectory, reward):
-    from dataclasses import replace
-
     trajectory.reward, trajectory.done = reward, True
     trajectory.reward_terms = {"score": reward}
     trajectory.state = replace(trajectory.state, stop="answered")

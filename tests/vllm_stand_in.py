@@ -1,9 +1,9 @@
-"""Stands where the process of `learners.sampling.vllm_server` does, with a sampler of transformers.
+"""Stands in for the process of `learners.sampling.vllm_server`, with the transformers sampler.
 
     python -m tests.vllm_stand_in MODE LIVES SOCKET SETTINGS
 
-LIVES is a file that gets an x at every start and an r at every rest. MODE: lives; dies, at once;
-"dies once", at the second request of its first life; "dies resting".
+LIVES is a file that gets an x at every start and an r at every rest. MODE is lives; dies, at once;
+"dies once", at the second request of its first life; or "dies resting".
 """
 
 import json
@@ -19,33 +19,33 @@ from learners.sampling.transformers_sampler import TransformersSampler
 
 
 def main():
-    mode, lives, handle, given = sys.argv[1:]
-    connection, settings = socket.socket(fileno=int(handle)), json.loads(given)
+    mode, lives, handle, encoded = sys.argv[1:]
+    connection, settings = socket.socket(fileno=int(handle)), json.loads(encoded)
     with Path(lives).open("a") as file:
         file.write("x")
     if mode == "dies":
         sys.exit("no memory left")
     sampler = None
     for line in connection.makefile():
-        order = json.loads(line)
-        if "load" in order or sampler is None:
+        message = json.loads(line)
+        if "load" in message or sampler is None:
             sampler = TransformersSampler(*load_model(settings["folder"]), settings["stop_tags"])
-        if "rest" in order and mode == "dies resting":
+        if "rest" in message and mode == "dies resting":
             sys.exit("no sleep tonight")
-        if "rest" in order:
+        if "rest" in message:
             with Path(lives).open("a") as file:
                 file.write("r")
             connection.sendall(b'{"rested": true}\n')
-        if "submit" not in order:
+        if "submit" not in message:
             continue
-        prefix, prefill, *rest = order["submit"]
+        prefix, prefill, *rest = message["submit"]
         request = Request(tuple(prefix), tuple(prefill), *rest)
         if mode == "dies once" and request.key == "1" and Path(lives).read_text() == "x":
             os.kill(os.getpid(), signal.SIGKILL)
         sampler.submit(request)
-        for of, said in sampler.completed():
-            line = [of.key, of.position, said.token_ids, said.logprobs, said.entropies, said.stop]
-            connection.sendall(json.dumps({"said": line}).encode() + b"\n")
+        for done, c in sampler.completed():
+            result = [done.key, done.position, c.token_ids, c.logprobs, c.entropies, c.stop]
+            connection.sendall(json.dumps({"completed": result}).encode() + b"\n")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Tools that a model may call. Knows nothing of reinforcement learning, tasks or tokens.
+"""Tools that a model may call. They know nothing of reinforcement learning, tasks or tokens.
 
 tool         the Tool protocol: (state, argument) to (state, result)
 python       runs Python cells whose state can be forked
 calculator   arithmetic without code
-cache        records and replays what the network answered
+cache        records and replays answers from the network
 per_process  resources that do not survive a fork
 extras       checks for optional packages
-sandbox      where Python runs
-repl         what runs inside a sandbox
+sandbox      isolated environments for Python
+repl         programs that run inside a sandbox
 search       the search tool and its retrievers
 web          the browse tool, fetching and retries
 
@@ -30,7 +30,7 @@ TOOLS = {
     "browse": BrowseTool,
     "calculator": CalculatorTool,
 }
-"""Every tool's class by its name, which is also its tag."""
+"""Each tool's class by its name, which is also its tag."""
 
 __all__ = [
     "TOOLS",

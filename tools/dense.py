@@ -1,4 +1,4 @@
-"""Command: builds an index of vectors; see `tools.search.dense`."""
+"""Command that builds an index of vectors; see `tools.search.dense`."""
 
 from __future__ import annotations
 

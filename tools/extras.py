@@ -1,4 +1,4 @@
-"""What an optional tool needs beyond the installation, asked for when the tool is made."""
+"""Checks at the construction of an optional tool that its packages are installed."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from importlib.util import find_spec
 
 
 def require(extra: str, *modules: str) -> None:
-    """Nothing if the modules can be imported.
+    """Check that modules can be imported.
 
     Args:
-        extra: of this distribution, which installs them.
+        extra: extra of this distribution that installs them.
         modules: names to import.
 
     Raises:
-        ModuleNotFoundError: one cannot; the message has the command.
+        ModuleNotFoundError: a module is missing; the message has the command that installs it.
     """
     for name in modules:
         if find_spec(name) is None:

@@ -1,4 +1,4 @@
-"""Command: builds an index of passages for BM25; see `tools.search.local_index`."""
+"""Command that builds an index of passages for BM25; see `tools.search.local_index`."""
 
 from __future__ import annotations
 

@@ -13,17 +13,17 @@ R = TypeVar("R")
 class PerProcess(Generic[R]):
     """Opens a resource at the first `get` of every process. Mutated by `get` and `pop`.
 
-    Pickles as its `open` function. What a parent opened is never touched in a child, not even to
-    close it.
+    Pickles as its `open` function. A child never touches its parent's resource, not even to close
+    it.
     """
 
-    def __init__(self, open: Callable[[], R]) -> None:  # noqa: A002 - that is what it does
+    def __init__(self, open: Callable[[], R]) -> None:  # noqa: A002 - the name says what it does
         self._open = open
         self._locks: dict[int, threading.Lock] = {}
         self._resources: dict[int, R] = {}
 
     def get(self) -> R:
-        """The resource of this process."""
+        """Return the resource of this process, opening it if need be."""
         pid = os.getpid()
         resource = self._resources.get(pid)
         if resource is not None:
@@ -34,7 +34,7 @@ class PerProcess(Generic[R]):
             return self._resources[pid]
 
     def pop(self) -> R | None:
-        """Forget this process's resource and hand it over to be closed; None: it was not open."""
+        """Forget this process's resource and return it, to be closed; None if it is not open."""
         return self._resources.pop(os.getpid(), None)
 
     def __reduce__(self) -> tuple[type[PerProcess[R]], tuple[Callable[[], R]]]:

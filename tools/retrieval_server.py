@@ -1,4 +1,4 @@
-"""Command: serves a retriever over HTTP; see `tools.search.server`."""
+"""Command that serves a retriever over HTTP; see `tools.search.server`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""What a tool is to an environment: a function from (state, argument) to (state, result).
+"""The Tool protocol: to an environment, a function from (state, argument) to (state, result).
 
-States are values. Whoever holds a state may run it again, any number of times and in any order:
-that is what makes an episode forkable. A tool may cache live resources, but only as a cache of
-such a value.
+States are values. A state can be run any number of times and in any order, which is what makes an
+episode forkable. A tool may cache live resources, but only as a cache of such a value.
 """
 
 from __future__ import annotations
@@ -17,56 +16,56 @@ S = TypeVar("S", bound=Hashable)
 class ToolUnavailable(RuntimeError):
     """The tool's own machinery failed (sandbox, container, network).
 
-    Never shown to the model and never trained on: the trajectory is retried from its kept state,
+    Never shown to the model and never trained on. The trajectory is retried from its last state,
     then dropped and counted.
     """
 
 
 @dataclass(frozen=True)
 class ToolContext:
-    """What an episode gives its tools when it begins."""
+    """Values that an episode passes to its tools when it begins."""
 
     seed: int = 0
-    """Decides every draw a tool makes on its own, so that a replay is exact."""
+    """Seed of every random choice of a tool, so that a replay is exact."""
     attachments: tuple[str, ...] = ()
-    """Paths of files that belong to the task; tools may read them and never write them."""
+    """Paths of files that belong to the task; tools may read but not write them."""
 
 
 @dataclass(frozen=True)
 class ToolResult:
-    """What one call answered."""
+    """The result of one call."""
 
     text: str
-    """What the model reads, errors that its argument caused included."""
+    """The text for the model, including errors that its argument caused."""
     ok: bool
-    """False when the argument failed: a syntax error, no hit, a limit reached."""
+    """False if the argument failed: a syntax error, no hit, a limit reached."""
     seconds: float
-    """Wall clock of the call."""
+    """Wall-clock time of the call."""
     free: bool = False
-    """True: nothing outside was asked, because a recording answered or there was no question."""
+    """True if the call used no service: a recording answered it, or it asked for nothing."""
 
 
 class Tool(Protocol[S]):
-    """A named, forkable tool: thread-safe, opens nothing before the first `run`.
+    """A named, forkable tool. Thread-safe; it opens nothing before the first `run`.
 
-    The state is made of None, bool, int, float, str and tuples of these, so that it is hashable,
-    can be pickled, and survives a round trip through JSON (lists read back as tuples).
+    A state is made of None, bool, int, float, str and tuples of these, so that it is hashable, can
+    be pickled, and survives a round trip through JSON (lists read back as tuples).
     """
 
     name: str
-    """The tag that calls it: `<python> ... </python>`."""
+    """Name of the tag that calls it: `<python> ... </python>`."""
     description: str
-    """One sentence for the instructions that the model reads."""
+    """One sentence for the model's instructions."""
 
     def initial_state(self, context: ToolContext) -> S:
-        """The state before the first call of an episode."""
+        """Return the state before the first call of an episode."""
         ...
 
     def run(self, state: S, argument: str) -> tuple[S, ToolResult]:
         """Call the tool from `state`; `state` itself stays valid.
 
         Raises:
-            ToolUnavailable: the tool's machinery failed; nothing about `argument` is known.
+            ToolUnavailable: the tool's machinery failed; this says nothing about `argument`.
         """
         ...
 

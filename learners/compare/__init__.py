@@ -2,38 +2,42 @@
 
 __main__   the command
 config     its options and the table of methods
-plan       trials, their commands and folders
+plan       trials, their commands and paths
 jobs       runs trials as child processes
-estimate   predicts time and cost
+estimate   estimates time and cost
 summary    summaries of trials
+collect    summaries that can be compared
 bootstrap  intervals over seeds and tasks
-report     statistics of all summaries
+report     numbers of the report
 tables     the report as Markdown
 figures    the report as figures
 """
 
 from __future__ import annotations
 
-from learners.compare.config import Config, budget, methods, of_spec
-from learners.compare.figures import drawn_pass_at_k, drawn_rewards
-from learners.compare.jobs import TASKS
-from learners.compare.report import build_report, collect, told_rewards
+from learners.compare.collect import collect
+from learners.compare.config import Config, parse_budget, parse_methods, read_spec
+from learners.compare.figures import draw_pass_at_k, draw_rewards
+from learners.compare.jobs import TASKS_FILE
+from learners.compare.report import RewardHistory, build_report, read_report, reward_kind
 from learners.compare.summary import read_summary
-from learners.compare.tables import markdown, pass_at, table
+from learners.compare.tables import format_report, format_table, pass_at_table
 
 __all__ = [
-    "TASKS",
+    "TASKS_FILE",
     "Config",
-    "budget",
+    "RewardHistory",
     "build_report",
     "collect",
-    "drawn_pass_at_k",
-    "drawn_rewards",
-    "markdown",
-    "methods",
-    "of_spec",
-    "pass_at",
+    "draw_pass_at_k",
+    "draw_rewards",
+    "format_report",
+    "format_table",
+    "parse_budget",
+    "parse_methods",
+    "pass_at_table",
+    "read_report",
+    "read_spec",
     "read_summary",
-    "table",
-    "told_rewards",
+    "reward_kind",
 ]

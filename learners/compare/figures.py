@@ -4,134 +4,139 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from learners.compare.report import FIRST_REWARDS, PLACES, THRESHOLDS
-from learners.plotting import COLOURS, Axes, Line, drawn, drawn_lines, many
+from learners.compare.report import (
+    CURVE_POINTS,
+    THRESHOLDS,
+    MethodReport,
+    Report,
+    RewardHistory,
+    RewardKind,
+)
+from learners.intervals import Interval
+from learners.plotting import (
+    COLOURS,
+    Axes,
+    Curve,
+    draw_curves,
+    draw_figure,
+    smooth,
+    use_short_numbers,
+)
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
-
 COSTS = {"flops": "policy FLOPs in training", "tokens": "tokens sampled in training"}
 
-
-REWARDS = {
-    FIRST_REWARDS: "reward of the rollouts prompts begin with\nband: a deviation between seeds",
+REWARD_LABELS: dict[RewardKind, str] = {
+    "first_rewards": "reward of the rollouts prompts begin with\nband: a deviation between seeds",
     "rewards": "reward of initial rollouts\nband: a deviation between seeds",
 }
-"""What is told of a reward curve, by what it is of."""
+"""Labels of the axis of reward curves, by their kind."""
+
+RewardHistories = Mapping[str, Sequence[RewardHistory]]
+"""Rewards of each method's runs, by label."""
 
 
-Rewards = Mapping[str, Sequence[Mapping[str, Any]]]
-"""By method its runs, each with `tokens` and rewards by iteration."""
-
-
-def draw_all(report: Mapping[str, Any], rewards: Rewards, folder: Path) -> list[Path]:
-    """Every figure of a report.
+def draw_all(report: Report, histories: RewardHistories, folder: Path) -> list[Path]:
+    """Draw every figure of a report and return the files.
 
     Args:
-        report: of `learners.compare.report.report`.
-        rewards: see `reward_lines`.
-        folder: where they are written.
-
-    Returns:
-        The files.
+        report: of a comparison.
+        histories: rewards of its runs.
+        folder: of the files.
     """
-    methods, kind = report["methods"], report["rewards"]
-    unit = next(iter(methods.values()))["curve"]["unit"]
-    spent = "tokens" if unit == "flops" else "flops"  # the budget's own unit is the same for all
-    heights = "validation accuracy, 95 % band"
-    drawings = (
-        drawn_lines(folder / "curves", curve_lines(methods), unit, heights, many),
-        drawn_pass_at_k(folder / "pass_at_k", methods, "pass@k of test tasks, 95 % band"),
-        drawn(folder / "cost", lambda a: cost(a, methods, spent), COSTS[spent], "final accuracy"),
-        drawn_lines(
-            folder / "profiles",
-            profile_lines(methods),
-            "accuracy above",
-            "share of runs, 95 % band",
+    methods = report.methods
+    unit = next(iter(methods.values())).curve.unit
+    cost = "tokens" if unit == "flops" else "flops"  # all spent the same of the budget's own unit
+    accuracy = "validation accuracy, 95 % band"
+    share = "share of runs, 95 % band"
+    curves = [
+        _banded_curve(label, method.curve.places, method.curve.heights)
+        for label, method in methods.items()
+    ]
+    profiles = [
+        _banded_curve(label, THRESHOLDS, method.profile) for label, method in methods.items()
+    ]
+    pass_at = {label: method.pass_at for label, method in methods.items()}
+    figures = (
+        draw_curves(folder / "curves", curves, unit, accuracy, use_short_numbers),
+        draw_pass_at_k(folder / "pass_at_k", pass_at, "pass@k of test tasks, 95 % band"),
+        draw_figure(
+            folder / "cost",
+            lambda axes: scatter_costs(axes, methods, cost),
+            COSTS[cost],
+            "final accuracy",
         ),
-        drawn_rewards(folder / "rewards", rewards, kind),
+        draw_curves(folder / "profiles", profiles, "accuracy above", share),
+        draw_rewards(folder / "rewards", histories, report.rewards),
     )
-    return [path for files in drawings for path in files]
+    return [path for files in figures for path in files]
 
 
-def curve_lines(methods: Mapping[str, Any]) -> list[Line]:
-    """Learning curves with their 95 % bands over seeds and tasks."""
-    return [
-        _banded(label, found["curve"]["places"], found["curve"]["heights"])
-        for label, found in methods.items()
+def draw_pass_at_k(
+    target: Path, methods: Mapping[str, Mapping[int, Interval]], y: str
+) -> list[Path]:
+    """Draw pass@k with 95 % intervals, by method and k, and return the files."""
+    ks = list(next(iter(methods.values())))
+    curves = [
+        _banded_curve(label, ks, list(pass_at.values())) for label, pass_at in methods.items()
     ]
 
-
-def drawn_pass_at_k(target: Path, methods: Mapping[str, Any], y: str) -> list[Path]:
-    """pass@k with 95 % intervals."""
-    ks = [int(k) for k in next(iter(methods.values()))["pass_at"]]
-    lines = [_banded(label, ks, [*found["pass_at"].values()]) for label, found in methods.items()]
-
-    def doubling(axes: Axes) -> None:
+    def use_powers_of_two(axes: Axes) -> None:
         axes.set_xscale("log", base=2)
         axes.set_xticks(ks, [str(k) for k in ks])
 
-    return drawn_lines(target, lines, "k", y, doubling)
+    return draw_curves(target, curves, "k", y, use_powers_of_two)
 
 
-def cost(axes: Axes, methods: Mapping[str, Any], unit: str = "flops") -> None:
-    """Final accuracy against what training spent; the area of a point grows with tool calls."""
-    most = max((found["spent"]["calls"] for found in methods.values()), default=0) or 1
-    for index, (label, found) in enumerate(methods.items()):
-        value, low, high = (found["accuracy"][name] for name in ("value", "low", "high"))
-        place, colour = found["spent"][unit], COLOURS[index % len(COLOURS)]
+def scatter_costs(axes: Axes, methods: Mapping[str, MethodReport], unit: str = "flops") -> None:
+    """Plot final accuracy against training cost; the area of a point grows with tool calls."""
+    max_calls = max((method.spent["calls"] for method in methods.values()), default=0) or 1
+    for index, (label, method) in enumerate(methods.items()):
+        value, low, high = method.accuracy
+        cost, colour = method.spent[unit], COLOURS[index % len(COLOURS)]
         spread = [[max(0.0, value - low)], [max(0.0, high - value)]]
-        axes.errorbar([place], [value], yerr=spread, color=colour, linewidth=1, capsize=3)
-        size = 15 + 105 * found["spent"]["calls"] / most
+        axes.errorbar([cost], [value], yerr=spread, color=colour, linewidth=1, capsize=3)
+        size = 15 + 105 * method.spent["calls"] / max_calls
         marker = MARKERS[index % len(MARKERS)]
-        axes.scatter([place], [value], s=size, color=colour, alpha=0.6, marker=marker, label=label)
+        axes.scatter([cost], [value], s=size, color=colour, alpha=0.6, marker=marker, label=label)
     axes.margins(x=0.2)
 
 
-def profile_lines(methods: Mapping[str, Any]) -> list[Line]:
-    """The share of seeds and levels above an accuracy."""
-    return [_banded(label, THRESHOLDS, found["profile"]) for label, found in methods.items()]
+def draw_rewards(target: Path, histories: RewardHistories, kind: RewardKind) -> list[Path]:
+    """Draw smoothed rewards of training and return the files."""
+    curves = reward_curves(histories, kind)
+    return draw_curves(target, curves, "tokens sampled", REWARD_LABELS[kind], use_short_numbers)
 
 
-def drawn_rewards(target: Path, rewards: Rewards, kind: str) -> list[Path]:
-    """Reward curves; `kind` is of REWARDS."""
-    return drawn_lines(target, reward_lines(rewards, kind), "tokens sampled", REWARDS[kind], many)
-
-
-def reward_lines(rewards: Rewards, kind: str) -> list[Line]:
-    """Rewards of training, smoothed; the band is a deviation between seeds each way.
-
-    Args:
-        rewards: by method its runs.
-        kind: which rewards of theirs.
-    """
-    found = []
-    for label, runs in rewards.items():
-        known = [run for run in runs if run[kind]]
-        if not known:
+def reward_curves(histories: RewardHistories, kind: RewardKind) -> list[Curve]:
+    """Average the smoothed rewards of each method's runs; the band is one deviation each way."""
+    curves = []
+    for label, group in histories.items():
+        runs = [run for run in group if run.of_kind(kind)]
+        if not runs:
             continue
-        places = np.linspace(0, min(sum(run["tokens"]) for run in known), PLACES)
-        lines = np.stack([_smooth(run, kind, places) for run in known])
-        middle, spread = lines.mean(axis=0), lines.std(axis=0)
-        band = (middle - spread, middle + spread) if len(known) > 1 else ()
-        found.append(Line(label, places.tolist(), middle.tolist(), *(x.tolist() for x in band)))
-    return found
+        tokens = np.linspace(0, min(sum(run.tokens) for run in runs), CURVE_POINTS)
+        rewards = np.stack([_interpolate_rewards(run, kind, tokens) for run in runs])
+        middle, spread = rewards.mean(axis=0), rewards.std(axis=0)
+        band = (middle - spread, middle + spread) if len(runs) > 1 else ()
+        curves.append(Curve(label, tokens.tolist(), middle.tolist(), *(x.tolist() for x in band)))
+    return curves
 
 
-def _smooth(run: Mapping[str, Any], kind: str, places: Any) -> Any:  # noqa: ANN401 - arrays
-    """A run's rewards at tokens sampled, each the mean of a tenth of the iterations."""
-    rewards = np.array([np.nan if r is None else r for r in run[kind]], dtype=float)
-    known = ~np.isnan(rewards)
-    rewards, at = rewards[known], np.cumsum(run["tokens"])[known]
-    window = max(1, len(rewards) // 10)
-    means = [rewards[max(0, i - window + 1) : i + 1].mean() for i in range(len(rewards))]
-    return np.interp(places, at, means)
+def _interpolate_rewards(
+    run: RewardHistory, kind: RewardKind, tokens: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return a run's smoothed rewards at numbers of tokens sampled."""
+    rewards = np.array([np.nan if r is None else r for r in run.of_kind(kind)], dtype=float)
+    recorded = ~np.isnan(rewards)
+    return np.interp(tokens, np.cumsum(run.tokens)[recorded], smooth(rewards[recorded]))
 
 
-def _banded(label: str, places: Sequence[float], heights: Sequence[Mapping[str, float]]) -> Line:
-    middle, low, high = ([h[name] for h in heights] for name in ("value", "low", "high"))
-    return Line(label, places, middle, low, high)
+def _banded_curve(label: str, x: Sequence[float], intervals: Sequence[Interval]) -> Curve:
+    y, low, high = zip(*intervals, strict=True)
+    return Curve(label, x, y, low, high)

@@ -1,7 +1,8 @@
-"""The summary of a trial: a few KB that hold all a comparison is made of.
+"""The summary of a trial: a JSON file of a few KB with everything that a report needs.
 
-Scores of tasks are in the order of tasks.json beside the summaries. Where they are whole numbers
-below ten they are a string of digits, `-` for a task whose tools were unavailable.
+Scores of tasks are in the order of tasks.json, which is next to the summaries. Scores that are all
+whole numbers below ten are stored as a string of digits, with `-` for a task whose tools were
+unavailable.
 """
 
 from __future__ import annotations
@@ -12,20 +13,24 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypedDict
 
 from learners.compare.plan import Trial, evaluation_folder
 from learners.errors import UsageError
-from learners.ledger import UNIT_METRICS, StopUnit, amount_used, judge_usage
+from learners.ledger import UNIT_METRICS, StopUnit, amount_used, extract_judge_usage
 from learners.metrics import PEAK
-from learners.run_folder import here, newest_model, read_metrics, spent_on_evaluations, write_text
+from learners.run_folder import (
+    describe_machine,
+    evaluation_costs,
+    newest_model,
+    read_metrics,
+    write_text,
+)
 
 VERSION = 1
 
-
 PHASES = ("sample", "tools", "score", "update")
-"""Of an iteration, by wall clock."""
-
+"""Phases of an iteration, which split its wall clock."""
 
 COSTS = {
     "reused": "ledger/reused_tokens",
@@ -36,20 +41,18 @@ COSTS = {
     "retries": "ledger/retries",
     "judge_calls": "ledger/judge_calls",
 }
-"""What is summed up beside the units of a budget; a run that never counted one had none."""
+"""Totals in addition to the units of a budget; 0 if a run never counted one."""
 
-
-MEASURED = {
+OPTIONAL_COSTS = {
     "prefilled": "ledger/prefilled_tokens",
     "computed": "ledger/computed_tokens",
     "forked": "ledger/forked_states",
     "replayed": "ledger/replayed_states",
     **{f"{phase}_seconds": f"seconds/{phase}" for phase in PHASES},
 }
-"""Summed up where a run has them: not every sampler tells what it prefills."""
+"""Totals that are left out if a run has no such metric: not every sampler counts prefills."""
 
-
-ACCOUNTED = (
+NOT_AVERAGED = (
     "ledger/",
     "seconds/",
     "memory/",
@@ -57,39 +60,71 @@ ACCOUNTED = (
     "tools/unavailable_after",
     "iteration",
 )
-"""Metrics whose mean over iterations is no part of a summary."""
+"""Metrics, or their prefixes, whose mean over iterations is not part of a summary."""
+
+Summary = Mapping[str, Any]
+"""Content of a summary file; `summarise` builds it."""
+
+TaskScores = list[float | None]
+"""Scores of tasks; None for a task whose tools were unavailable."""
 
 
-ORIGIN = ("weights", "made")
-"""What a summary tells of where its run came from, which only who ran it knows."""
+class Provenance(TypedDict):
+    """The code, the machine and the load that a trial ran with."""
+
+    commit: str | None
+    processor: str
+    jobs: int
+    """Trials at the same time, which decides what `seconds` mean."""
+    torch: str
 
 
-Scores = list[float | None]
+class SplitTasks(TypedDict):
+    """Evaluated tasks of a split, in the order of all scores."""
+
+    ids: list[str]
+    levels: list[str]
 
 
-def write_summary(trial: Trial, tasks: Mapping[str, Any], jobs: int) -> None:
+Tasks = Mapping[str, SplitTasks]
+"""Evaluated tasks by split, as tasks.json holds them."""
+
+
+def write_summary(trial: Trial, tasks: Tasks, jobs: int) -> None:
     """Write the summary of a trial that is done.
 
     Args:
         trial: its folders are read.
-        tasks: what tasks.json holds.
-        jobs: how many ran at a time; for who reads the seconds.
+        tasks: of the comparison.
+        jobs: trials that ran at the same time.
     """
-    origin = {"weights": weights_digest(trial), "made": made(jobs)}
+    fields = summarise(trial, tasks, jobs)
+    lines = ",\n".join(f" {json.dumps(k)}: {json.dumps(v)}" for k, v in fields.items())
     trial.summary.parent.mkdir(parents=True, exist_ok=True)
-    write_text(trial.summary, as_text(summarised(trial, tasks, origin)))
+    write_text(trial.summary, "{\n" + lines + "\n}\n")
 
 
-def summarised(trial: Trial, tasks: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[str, Any]:
-    """The summary of a trial that is done.
+def read_summary(path: Path) -> dict[str, Any] | None:
+    """Read a summary; None if there is none yet.
 
-    Args:
-        trial: its folders are read.
-        tasks: what tasks.json holds.
-        origin: what no folder tells; see ORIGIN.
+    Raises:
+        UsageError: it is damaged, or of another version.
     """
+    if not path.exists():
+        return None
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise UsageError(f"{path} is damaged: {error}; delete it to run it again") from error
+    if summary["version"] != VERSION:
+        raise UsageError(f"{path} has version {summary['version']}; this reads {VERSION}")
+    return summary
+
+
+def summarise(trial: Trial, tasks: Tasks, jobs: int) -> dict[str, Any]:
+    """Build the summary of a trial that is done; see `write_summary`."""
     lines = read_metrics(trial.folder) if trial.train else []
-    found: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "version": VERSION,
         "role": trial.role,
         "method": trial.method.module,
@@ -98,80 +133,58 @@ def summarised(trial: Trial, tasks: Mapping[str, Any], origin: Mapping[str, Any]
         "rate": trial.rate,
         "digest": trial.digest,
         "run": trial.changed,
-        **{name: origin[name] for name in ORIGIN},
-        "spent": totals(lines),
+        "weights": weights_digest(trial),
+        "made": provenance(jobs),
+        "spent": sum_costs(lines),
     }
     if trial.train:
-        found |= {
-            "rewards": [_rounded(line.get("reward/mean")) for line in lines],
-            "reward_stds": [_rounded(line.get("reward/std")) for line in lines],
-            "first_rewards": [_rounded(line.get("reward/first")) for line in lines],
+        summary |= {
+            "rewards": [_round(line.get("reward/mean")) for line in lines],
+            "reward_stds": [_round(line.get("reward/std")) for line in lines],
+            "first_rewards": [_round(line.get("reward/first")) for line in lines],
             "tokens": [line.get(UNIT_METRICS["tokens"], 0) for line in lines],
-            "curve": _curve(trial.folder, lines, tasks["validation"]["ids"]),
-            "metrics": _means(lines),
+            "curve": _learning_curve(trial.folder, lines, tasks["validation"]["ids"]),
+            "metrics": _average_metrics(lines),
         }
     for split in ("test", "validation"):
         folder = evaluation_folder(trial.folder, split)
         if folder.is_dir():
-            found[split] = _evaluated(folder, tasks[split]["ids"])
-    asked = asked_of_judge(trial)
-    return found | ({"judge": asked} if asked["calls"] or asked["faults"] else {})
+            summary[split] = _summarise_evaluation(folder, tasks[split]["ids"])
+    usage = judge_usage(trial)
+    return summary | ({"judge": usage} if usage["calls"] or usage["faults"] else {})
 
 
-def as_text(summary: Mapping[str, Any]) -> str:
-    """A summary as its file holds it: a line a field."""
-    body = ",\n".join(f" {json.dumps(k)}: {json.dumps(v)}" for k, v in summary.items())
-    return "{\n" + body + "\n}\n"
-
-
-def read_summary(path: Path) -> dict[str, Any] | None:
-    """A summary; None where there is none yet.
-
-    Raises:
-        UsageError: it is damaged, or of another version.
-    """
-    if not path.exists():
-        return None
-    try:
-        found: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
-        raise UsageError(f"{path} is damaged: {error}; delete it to run it again") from error
-    if found["version"] != VERSION:
-        raise UsageError(f"{path} has version {found['version']}; this reads {VERSION}")
-    return found
-
-
-def totals(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """What a run spent in training, by name."""
+def sum_costs(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Add up what a run's iterations cost in training, by name."""
     units: tuple[StopUnit, ...] = tuple(UNIT_METRICS)
-    found: dict[str, float] = {"iterations": len(lines)}
-    found |= {unit: round(amount_used(lines, unit), 2) for unit in units}
+    totals: dict[str, float] = {"iterations": len(lines)}
+    totals |= {unit: round(amount_used(lines, unit), 2) for unit in units}
     for name, metric in COSTS.items():
-        found[name] = round(sum(float(line.get(metric, 0)) for line in lines), 6)
-    for name, metric in MEASURED.items():
+        totals[name] = round(sum(float(line.get(metric, 0)) for line in lines), 6)
+    for name, metric in OPTIONAL_COSTS.items():
         if any(metric in line for line in lines):
-            found[name] = round(sum(float(line.get(metric, 0)) for line in lines), 2)
+            totals[name] = round(sum(float(line.get(metric, 0)) for line in lines), 2)
     if any(PEAK in line for line in lines):
-        found["peak_memory"] = max(float(line.get(PEAK, 0)) for line in lines)
-    return found
+        totals["peak_memory"] = max(float(line.get(PEAK, 0)) for line in lines)
+    return totals
 
 
-def encoded(scores: Sequence[float | None]) -> str | Scores:
-    """Scores in little room; see the module."""
+def encode_scores(scores: Sequence[float | None]) -> str | TaskScores:
+    """Shorten scores for a file; see the module's docstring."""
     if all(s is None or (s == int(s) and 0 <= s <= 9) for s in scores):
         return "".join("-" if s is None else str(int(s)) for s in scores)
     return [None if s is None else round(s, 4) for s in scores]
 
 
-def decoded(scores: str | Scores) -> Scores:
-    """What `encoded` was given."""
+def decode_scores(scores: str | TaskScores) -> TaskScores:
+    """Undo `encode_scores`."""
     if isinstance(scores, str):
         return [None if mark == "-" else float(mark) for mark in scores]
     return scores
 
 
 def weights_digest(trial: Trial) -> str:
-    """Names the weights a trial began with: two runs of one digest began alike."""
+    """Return a digest of the weights that a trial started from."""
     name = (
         trial.changed.get("model")
         or trial.evaluations[0][trial.evaluations[0].index("--model") + 1]
@@ -181,38 +194,56 @@ def weights_digest(trial: Trial) -> str:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         return trial.model
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for file in files:
-        found.update(file.read_bytes())
-    return found.hexdigest()[:12]
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
-def made(jobs: int) -> dict[str, Any]:
-    """By what and where a trial was run."""
-    now = here()
-    kept = {name: now[name] for name in ("commit", "processor")}
-    return {**kept, "jobs": jobs, "torch": now["torch"]}
+def provenance(jobs: int) -> Provenance:
+    """Return what runs on this machine are made with."""
+    now = describe_machine()
+    return {
+        "commit": now["commit"],
+        "processor": now["processor"],
+        "jobs": jobs,
+        "torch": now["torch"],
+    }
 
 
-def _curve(
+def judge_usage(trial: Trial) -> Counter[str]:
+    """Count calls, faults and costs of the judge in a trial's validations and evaluations."""
+    usages = [extract_judge_usage(evaluation_costs(trial.folder))] if trial.train else []
+    for split in ("test", "validation"):
+        path = evaluation_folder(trial.folder, split) / "results.json"
+        judge = json.loads(path.read_text())["judge"] if path.exists() else None
+        usages += [] if judge is None else [judge]
+    total: Counter[str] = Counter()
+    for usage in usages:
+        total.update({name: usage.get(name, 0) for name in ("calls", "cached", "faults", "cost")})
+    return total
+
+
+def _learning_curve(
     folder: Path, lines: Sequence[Mapping[str, Any]], ids: Sequence[str]
 ) -> list[dict[str, Any]]:
+    """Return a point for each evaluation during training: what was spent, and all scores."""
     points = []
     for path in sorted((folder / "validation").glob("*.json")):
         done = int(path.stem)
         if done > len(lines):  # of an iteration that a kill discarded
             continue
         rows = {row["task"]: row["score"] for row in json.loads(path.read_text())["tasks"]}
-        so_far: dict[str, float] = {
+        totals: dict[str, float] = {
             unit: round(amount_used(lines[:done], unit), 2) for unit in UNIT_METRICS
         }
-        scores = encoded([rows.get(task) for task in ids])
-        points.append({"iterations": done, **so_far, "scores": scores})
+        scores = encode_scores([rows.get(task) for task in ids])
+        points.append({"iterations": done, **totals, "scores": scores})
     return points
 
 
-def _evaluated(folder: Path, ids: Sequence[str]) -> dict[str, Any]:
-    """Per task the sum of its scores and how many of its samples are right, and what it took."""
+def _summarise_evaluation(folder: Path, ids: Sequence[str]) -> dict[str, Any]:
+    """Sum the scores and count the right samples of each task; average what episodes took."""
     rows = []
     for path in folder.glob("*.graded.jsonl"):
         rows += [json.loads(line) for line in path.read_text().splitlines()]
@@ -222,9 +253,12 @@ def _evaluated(folder: Path, ids: Sequence[str]) -> dict[str, Any]:
         by_task[row["task"]].append(row)
     samples = max(map(len, by_task.values()), default=0)
 
-    def per_task(worth: Callable[[dict[str, Any]], float]) -> str | Scores:
-        whole = [by_task[task] if len(by_task[task]) == samples else None for task in ids]
-        return encoded([None if group is None else sum(map(worth, group)) for group in whole])
+    def per_task(worth: Callable[[dict[str, Any]], float]) -> str | TaskScores:
+        # A task with fewer samples than the others has no comparable sum.
+        groups = [by_task[task] if len(by_task[task]) == samples else None for task in ids]
+        return encode_scores(
+            [None if group is None else sum(map(worth, group)) for group in groups]
+        )
 
     return {
         "samples": samples,
@@ -232,28 +266,15 @@ def _evaluated(folder: Path, ids: Sequence[str]) -> dict[str, Any]:
         "right": per_task(lambda row: float(row["status"] == "right")),
         "not_judged": sum(row["status"] == "not judged" for row in rows),
         "stop": dict(Counter(row["stop"] for row in played)),
-        "tool_calls": _rounded(fmean(len(row["calls"]) for row in played) if played else None),
-        "tokens": _rounded(fmean(row["tokens"] for row in played) if played else None),
+        "tool_calls": _round(fmean(len(row["calls"]) for row in played) if played else None),
+        "tokens": _round(fmean(row["tokens"] for row in played) if played else None),
     }
 
 
-def asked_of_judge(trial: Trial) -> Counter[str]:
-    """What the validations and the evaluations of a trial asked of the judge, and paid for it."""
-    told = [judge_usage(spent_on_evaluations(trial.folder))] if trial.train else []
-    for split in ("test", "validation"):
-        path = evaluation_folder(trial.folder, split) / "results.json"
-        judge = json.loads(path.read_text())["judge"] if path.exists() else None
-        told += [] if judge is None else [judge]
-    found: Counter[str] = Counter()
-    for one in told:
-        found.update({name: one.get(name, 0) for name in ("calls", "cached", "faults", "cost")})
-    return found
+def _average_metrics(lines: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    names = sorted({name for line in lines for name in line if not name.startswith(NOT_AVERAGED)})
+    return {name: _round(fmean(line[name] for line in lines if name in line)) for name in names}
 
 
-def _means(lines: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    names = sorted({name for line in lines for name in line if not name.startswith(ACCOUNTED)})
-    return {name: _rounded(fmean(line[name] for line in lines if name in line)) for name in names}
-
-
-def _rounded(value: float | None) -> float | None:
+def _round(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.4g}")

@@ -2,10 +2,11 @@
 
 __main__  the command
 config    its options and its folder
-players   model backends: local models and endpoints
-endpoint  a client of OpenAI-compatible endpoints
+backends  model backends: local models and endpoints
+endpoint  client and backend of OpenAI-compatible endpoints
 episodes  stored episodes
-grading   verdicts and summaries
+grading   verdicts and their summary
+results   results.json
 tables    results on a terminal
 """
 

@@ -1,4 +1,4 @@
-"""The fields of an evaluation: what is evaluated, on what, how it is sampled and graded."""
+"""Options of an evaluation, the environments they make, and the folder they are stored in."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ from typing import Any, Literal
 
 import gymnasium as gym
 
+from benchmarks import BENCHMARKS
 from envs import CacheMode, ToolEnv
 from learners.config import JudgeOptions
 from learners.errors import RunFolderError, UsageError
 from learners.evaluate.grading import REQUEST
 from learners.run_folder import write_text
 
+EndpointProtocol = Literal["chat", "completions"]
+
 
 @dataclass(frozen=True)
 class Config:
-    """See `learners.evaluate`."""
+    """Options of `learners.evaluate`."""
 
     model: str = "smollm2"
-    """smollm2, tiny, a folder of a run or a model, a hub id; with --api-base its name there."""
+    """smollm2, tiny, the folder of a run or a model, or a hub id; with --api-base its name at the
+    endpoint."""
     env: tuple[str, ...] = ()
     """Environment ids."""
     all: bool = False
@@ -32,63 +36,68 @@ class Config:
     split: Literal["test", "validation"] = "test"
     """Split to evaluate on."""
     level: str | None = None
-    """Keep only tasks of this difficulty, where the benchmark has levels."""
+    """Keep only tasks of this difficulty, for benchmarks with levels."""
     tasks: int | None = None
-    """Tasks per environment, drawn the same way for every model; None: all of them."""
+    """Tasks per environment, the same for every model; None: all of them."""
     samples: int = 1
-    """Episodes per task; from 2 on pass@k is reported too."""
+    """Episodes per task; with 2 or more, pass@k is reported too."""
     temperature: float = 0.0
-    """Of sampling; 0 is greedy."""
+    """Sampling temperature; 0 is greedy."""
     seed: int = 0
-    """Decides the draws."""
+    """Seed of sampling."""
     confidence: bool = False
     """Ask for a stated confidence, as the authors of HLE do, and report the calibration error."""
     max_response_tokens: int | None = None
     """Sampled and observed tokens of one episode; None: the benchmark's."""
     max_tool_calls: int | None = None
-    """Per episode; None: the benchmark's."""
+    """Tool calls per episode; None: the benchmark's."""
     data_dir: str | None = None
-    """Folder of rows instead of the public data sets."""
+    """Folder of rows, in place of the public data sets."""
     tools: tuple[str, ...] | None = None
     """Tools of the environments; None: the benchmark's."""
     search: str = "auto"
-    """auto (the corpus at hand, else the web), local, remote or web."""
+    """Source of search results: local, remote or web; auto: the benchmark's corpus if it has one,
+    else the web."""
     corpus: str | None = None
-    """An index folder or a file of passages; the URL of a service; an engine of ddgs."""
+    """local: an index folder or a file of passages; remote: the service's URL; web: an engine of
+    ddgs."""
     cache: str | None = None
-    """A file that records what the outside said."""
+    """File that records the answers of remote, web and browse."""
     cache_mode: CacheMode = "record"
-    """record: ask what the cache lacks; live, replay, frozen: see tools/cache.py."""
+    """record: ask for what the cache lacks; live, replay, frozen: see tools/cache.py."""
     sandbox: str = "auto"
-    """Where Python runs: auto, local or docker."""
+    """Sandbox of Python: auto, local or docker."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of a local model's weights."""
+    """Type of a local model's weights."""
     rows: int = 64
-    """Most episodes of a local model in one forward pass."""
+    """Episodes of a local model in one forward pass, at most."""
     threads: int | None = None
     """CPU threads of a local model; None: all cores."""
     api_base: str | None = None
-    """An OpenAI-compatible endpoint, up to and with /v1, that plays instead of a local model."""
+    """URL of an OpenAI-compatible endpoint, up to and with /v1, in place of a local model."""
     api_key_variable: str = "OPENAI_API_KEY"
     """Environment variable that holds the key; the key itself is never stored."""
-    protocol: Literal["chat", "completions"] = "chat"
+    protocol: EndpointProtocol = "chat"
     """chat: turns and results are messages; completions: one message, as in training."""
     tokenizer: str | None = None
-    """For completions: whose chat template writes the prompt; as --model without an endpoint."""
+    """For completions: model whose chat template writes the prompt; a folder, a hub id, smollm2 or
+    tiny."""
     api_concurrency: int = 8
-    """Requests to an endpoint at a time."""
+    """Requests to the endpoint at the same time."""
     api_timeout: float = 600.0
-    """Seconds of one request."""
+    """Timeout of a request, in seconds."""
     judge_base: str | None = None
-    """An OpenAI-compatible endpoint that grades what no rule can; without it: not judged."""
+    """URL of an OpenAI-compatible endpoint that grades answers no rule can grade; None: such
+    answers are not judged."""
     judge_model: str | None = None
-    """The judge's name there."""
+    """The judge's name at the endpoint."""
     judge_key_variable: str = "JUDGE_API_KEY"
     """Environment variable that holds the judge's key."""
     judge_price: float = 0.0
-    """What a verdict costs that the judge had not given before."""
+    """Price of a verdict; repeated verdicts are free."""
     out: str | None = None
-    """Folder of the evaluation; runs/evaluate-<model> by default. Run again to resume."""
+    """Folder of the evaluation; runs/evaluate-<model> by default. Run the same command to
+    resume."""
     regrade: bool = False
     """Grade the stored episodes of --out again, without the model."""
 
@@ -97,16 +106,44 @@ class Config:
         """The options that name a judge."""
         return JudgeOptions(self.judge_base, self.judge_model, self.judge_key_variable)
 
+    @property
+    def environments(self) -> list[str]:
+        """Ids of the environments to evaluate on, each once."""
+        if self.all:
+            return [f"appo/{name}-v0" for name in BENCHMARKS if name != "SyntheticQA"]
+        return list(dict.fromkeys(self.env))
+
+    def validate(self) -> None:
+        """Check option values. Raises UsageError if one is out of range or lacks another."""
+        if self.samples < 1 or (self.tasks is not None and self.tasks < 1):
+            raise UsageError("--tasks and --samples count from 1")
+        if not self.environments:
+            raise UsageError("name environments with --env, or all thirteen benchmarks with --all")
+        self.judge.validate()
+        if not self.regrade:  # which plays nothing
+            self._validate_play()
+
+    def _validate_play(self) -> None:
+        if self.samples > 1 and self.temperature <= 0:
+            raise UsageError(
+                f"--samples {self.samples} of a greedy model are all alike; give --temperature"
+            )
+        is_remote = self.api_base is not None
+        if is_remote and self.protocol == "completions" and self.tokenizer is None:
+            raise UsageError(
+                "--protocol completions needs --tokenizer: the folder or hub id whose chat "
+                "template writes the prompt; --protocol chat needs none"
+            )
+
 
 FREE_TO_CHANGE = frozenset(
     {"env", "all", "tasks", "samples", "rows", "threads", "cache", "cache_mode", "sandbox"}
     | {"api_key_variable", "api_concurrency", "api_timeout", "judge_base", "judge_model"}
     | {"judge_key_variable", "judge_price", "out", "regrade", "data_dir"}
 )
-"""Fields that may change when an evaluation goes on: they alter no episode that was played."""
+"""Options that a resumed evaluation may change: they alter no episode that was played."""
 
-
-OF_GRADING = (
+REGRADE_OPTIONS = (
     "judge_base",
     "judge_model",
     "judge_key_variable",
@@ -114,47 +151,51 @@ OF_GRADING = (
     "out",
     "regrade",
 )
-"""Fields that --regrade takes from the command line; the others are the stored ones."""
+"""Options that --regrade takes from the command line; the others are the stored ones."""
 
-
-WHERE_GIVEN = ("data_dir", "tasks")
-"""Fields that --regrade takes from the command line where given; so are --env and --all."""
+REGRADE_OPTIONS_IF_GIVEN = ("data_dir", "tasks")
+"""Options that --regrade takes from the command line if they are given; --env and --all, too."""
 
 
 def make_environment(name: str, config: Config) -> ToolEnv:
-    """The environment of an id; opens nothing.
+    """Make the environment of an id; opens nothing.
 
     Raises:
-        gymnasium.error.Error: no such id; the message names the nearest.
-        UsageError: it is no environment of ours.
+        gymnasium.error.Error: there is no such id; the message names the nearest.
+        UsageError: it is not one of ours.
     """
     if not isinstance(gym.make(name).unwrapped, ToolEnv):
         raise UsageError(f"--env {name} is not one of ours; expected appo/<Benchmark>-v0")
-    options = ("split", "data_dir", "tools", "search", "corpus", "cache", "cache_mode", "sandbox")
-    given = {option: getattr(config, option) for option in (*options, "max_tool_calls", "level")}
-    env = gym.make(name, **given).unwrapped
+    names = ("split", "data_dir", "tools", "search", "corpus", "cache", "cache_mode", "sandbox")
+    options = {option: getattr(config, option) for option in (*names, "max_tool_calls", "level")}
+    env = gym.make(name, **options).unwrapped
     assert isinstance(env, ToolEnv)
     if config.confidence:
-        asked = f"{env.benchmark.instructions}\n\n{REQUEST}".strip()
-        env.benchmark = replace(env.benchmark, instructions=asked)
+        instructions = f"{env.benchmark.instructions}\n\n{REQUEST}".strip()
+        env.benchmark = replace(env.benchmark, instructions=instructions)
     return env
 
 
 @contextmanager
-def opened(folder: Path, config: Config) -> Iterator[Config]:
-    """Work in a folder that no other process works in; the config to work by.
+def open_folder(folder: Path, config: Config) -> Iterator[Config]:
+    """Lock the folder of an evaluation and yield the config to evaluate by.
+
+    That is the given config, or with --regrade the stored one with some options of the given.
 
     Raises:
-        RunFolderError: it is in use, holds another evaluation, or none to grade again.
+        UsageError: the config is not valid; nothing is written.
+        RunFolderError: another process uses the folder, it holds another evaluation, or it holds
+            none to grade again.
     """
     path = folder / "config.json"
     stored = json.loads(path.read_text()) if path.exists() else None
     if config.regrade:
         if stored is None:
             raise RunFolderError(f"{folder} holds no evaluation to grade again; give its --out")
-        config = _regraded(stored, config)
-    elif stored is not None:
-        _check_same(folder, stored, _stored(config))
+        config = _regrade_config(stored, config)
+    config.validate()
+    if not config.regrade and stored is not None:
+        _check_same(folder, stored, _to_json(config))
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         try:
@@ -162,31 +203,31 @@ def opened(folder: Path, config: Config) -> Iterator[Config]:
         except BlockingIOError as error:
             raise RunFolderError(f"another process is evaluating into {folder}") from error
         if not config.regrade:
-            write_text(path, json.dumps(_stored(config), indent=1))
+            write_text(path, json.dumps(_to_json(config), indent=1))
         yield config
 
 
-def _stored(config: Config) -> dict[str, Any]:
-    """The config as JSON gives it back."""
+def _to_json(config: Config) -> dict[str, Any]:
+    """Return the options as they are read from JSON: tuples are lists."""
     return dict(json.loads(json.dumps(asdict(config))))
 
 
-def _regraded(stored: dict[str, Any], config: Config) -> Config:
-    fields: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in stored.items()}
-    given = asdict(config)
-    taken = {name: given[name] for name in OF_GRADING}
-    taken |= {name: given[name] for name in WHERE_GIVEN if given[name] is not None}
+def _regrade_config(stored: dict[str, Any], config: Config) -> Config:
+    overrides = asdict(config)
+    options: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in stored.items()}
+    options |= {name: overrides[name] for name in REGRADE_OPTIONS}
+    options |= {n: overrides[n] for n in REGRADE_OPTIONS_IF_GIVEN if overrides[n] is not None}
     if config.all or config.env:
-        taken |= {"all": config.all, "env": config.env}
-    return replace(Config(**fields), **taken)
+        options |= {"all": config.all, "env": config.env}
+    return Config(**options)
 
 
-def _check_same(folder: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-    names = (stored.keys() | wanted.keys()) - FREE_TO_CHANGE
-    other = [n for n in sorted(names) if stored.get(n) != wanted.get(n)]
+def _check_same(folder: Path, stored: dict[str, Any], given: dict[str, Any]) -> None:
+    names = (stored.keys() | given.keys()) - FREE_TO_CHANGE
+    other = [n for n in sorted(names) if stored.get(n) != given.get(n)]
     if other:
-        listed = ", ".join(f"{n} was {stored.get(n)!r}, now {wanted.get(n)!r}" for n in other)
+        changes = ", ".join(f"{n} was {stored.get(n)!r}, now {given.get(n)!r}" for n in other)
         raise RunFolderError(
-            f"{folder} holds another evaluation: {listed}. Give --out another folder, or the "
-            "arguments of that evaluation to go on with it."
+            f"{folder} holds another evaluation: {changes}. Give --out another folder, or the "
+            "arguments of that evaluation to resume it."
         )

@@ -1,8 +1,8 @@
-"""Episodes that were played, one JSON line each: all that grading needs, so that no model is.
+"""Stored episodes, one JSON line each: all that grading needs, so that it needs no model.
 
-A line is on the disk before the next is played; a line that a kill cut off is passed over. What a
-model wrote about a restricted task is masked, because it may repeat what the set's owners ask not
-to be written in the clear; the mask is no secret, it keeps the text from being found.
+A line is on the disk before the next is written; reading drops a line that a kill cut off. What a
+model wrote about a restricted task is masked, because it may repeat what the owners of the data ask
+not to publish in clear text. The mask is not a secret: it only keeps the text from being indexed.
 """
 
 from __future__ import annotations
@@ -28,32 +28,38 @@ class Job(NamedTuple):
 
     task: Task
     sample: int
-    """Counts the episodes of one task from 0; names their draws."""
+    """Index among the episodes of the task; decides the draws."""
 
 
 @dataclass(frozen=True)
 class Episode:
-    """How one job ended."""
+    """The outcome of a job."""
 
     task: str
     sample: int
     answer: str | None = None
-    """What is graded; None where the episode ended without an answer."""
+    """The final answer; None if the episode ended without one."""
     stop: str = ""
-    """See `envs.state.Stop`; empty where the machinery failed."""
+    """See `envs.state.Stop`; empty after an error."""
     calls: tuple[str, ...] = ()
     """Names of the tools executed."""
     tokens: int = 0
-    """Sampled by the model."""
+    """Tokens that the model sampled."""
     transcript: tuple[str, ...] = ()
     """action, observation, action, ..."""
     error: str | None = None
-    """What of the machinery failed: such an episode is neither right nor wrong, and is played again
-    by the next run."""
+    """Fault of a tool or an endpoint; such an episode is neither right nor wrong, and the next run
+    plays it again."""
 
 
-def ended(job: Job, state: EnvState, tokens: int) -> Episode:
-    """The episode of a job whose environment came to its end."""
+def to_episode(job: Job, state: EnvState, tokens: int) -> Episode:
+    """Make the episode of a job whose environment has ended.
+
+    Args:
+        job: what was played.
+        state: final state of the environment.
+        tokens: sampled by the model.
+    """
     return Episode(
         job.task.id,
         job.sample,
@@ -66,41 +72,66 @@ def ended(job: Job, state: EnvState, tokens: int) -> Episode:
 
 
 class EpisodeFile:
-    """Appended to by `keep`, thread-safe; the later of two lines of one job counts."""
+    """A file of episodes; of two lines of one job the later counts. Thread-safe.
+
+    Mutated by `append`.
+    """
 
     def __init__(self, path: Path, restricted: frozenset[str]) -> None:
-        """Open for appending.
+        """Open the file, and drop a line that was cut off.
 
         Args:
-            path: of the file; made with the first episode.
-            restricted: ids of tasks whose text is masked.
+            path: of the file; created with the first episode.
+            restricted: ids of the tasks whose texts are masked.
         """
         self._path, self._restricted = path, restricted
         self._lock = threading.Lock()
         if path.exists():
-            whole = path.read_bytes()
+            content = path.read_bytes()
             with path.open("r+b") as file:
-                file.truncate(whole.rfind(b"\n") + 1)
+                file.truncate(content.rfind(b"\n") + 1)
 
     def read(self) -> dict[tuple[str, int], Episode]:
-        """Every episode by task and sample, in the order of the file."""
+        """Read all episodes by task and sample, in the order of the file."""
         if not self._path.exists():
             return {}
         lines = self._path.read_text("utf-8").split("\n")[:-1]
-        found = [_episode(json.loads(line)) for line in lines]
-        return {(episode.task, episode.sample): episode for episode in found}
+        episodes = [_from_row(json.loads(line)) for line in lines]
+        return {(episode.task, episode.sample): episode for episode in episodes}
 
-    def keep(self, episode: Episode) -> None:
+    def append(self, episode: Episode) -> None:
         """Write an episode to the disk."""
-        line = json.dumps(_row(episode, episode.task in self._restricted), ensure_ascii=False)
+        row = _to_row(episode, episode.task in self._restricted)
+        line = json.dumps(row, ensure_ascii=False)
         with self._lock, self._path.open("a", encoding="utf-8", errors="replace") as file:
             file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())
 
 
-def _row(episode: Episode, restricted: bool) -> dict[str, Any]:
-    def shown(text: str) -> str:
+def missing_jobs(jobs: Sequence[Job], played: dict[tuple[str, int], Episode]) -> list[Job]:
+    """Return the jobs that have no episode yet, or one that ended with an error."""
+    done = {key for key, episode in played.items() if episode.error is None}
+    return [job for job in jobs if (job.task.id, job.sample) not in done]
+
+
+def mask(text: str, task_id: str) -> str:
+    """XOR a text with a stream made of the task's id, and encode it in base64."""
+    return base64.b64encode(_xor(text.encode("utf-8", "surrogatepass"), task_id)).decode()
+
+
+def unmask(text: str, task_id: str) -> str:
+    """Undo `mask`."""
+    return _xor(base64.b64decode(text), task_id).decode("utf-8", "surrogatepass")
+
+
+def _xor(data: bytes, task_id: str) -> bytes:
+    stream = hashlib.shake_256(task_id.encode()).digest(len(data))
+    return bytes(a ^ b for a, b in zip(data, stream, strict=True))
+
+
+def _to_row(episode: Episode, restricted: bool) -> dict[str, Any]:
+    def write(text: str) -> str:
         return mask(text, episode.task) if restricted else text
 
     return {
@@ -112,12 +143,12 @@ def _row(episode: Episode, restricted: bool) -> dict[str, Any]:
         "tokens": episode.tokens,
         "error": episode.error,
         "masked": restricted,
-        "answer": None if episode.answer is None else shown(episode.answer),
-        "transcript": [shown(text) for text in episode.transcript],
+        "answer": None if episode.answer is None else write(episode.answer),
+        "transcript": [write(text) for text in episode.transcript],
     }
 
 
-def _episode(row: dict[str, Any]) -> Episode:
+def _from_row(row: dict[str, Any]) -> Episode:
     def read(text: str) -> str:
         return unmask(text, row["task"]) if row["masked"] else text
 
@@ -132,24 +163,3 @@ def _episode(row: dict[str, Any]) -> Episode:
         tuple(read(text) for text in row["transcript"]),
         row["error"],
     )
-
-
-def mask(text: str, task_id: str) -> str:
-    """Text XOR a stream made of the task's id, in base64."""
-    return base64.b64encode(_mixed(text.encode("utf-8", "surrogatepass"), task_id)).decode()
-
-
-def unmask(text: str, task_id: str) -> str:
-    """What `mask` hid."""
-    return _mixed(base64.b64decode(text), task_id).decode("utf-8", "surrogatepass")
-
-
-def _mixed(data: bytes, task_id: str) -> bytes:
-    stream = hashlib.shake_256(task_id.encode()).digest(len(data))
-    return bytes(a ^ b for a, b in zip(data, stream, strict=True))
-
-
-def missing(jobs: Sequence[Job], played: dict[tuple[str, int], Episode]) -> list[Job]:
-    """Jobs that have no episode yet, or one that the machinery ended."""
-    done = {key for key, episode in played.items() if episode.error is None}
-    return [job for job in jobs if (job.task.id, job.sample) not in done]

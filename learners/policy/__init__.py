@@ -3,45 +3,56 @@
 policy          Policy, with token statistics and updates
 batch           rows as padded batches or as prefix trees
 loading         loads and saves models and tokenizers
-lora            LoRA adapters
-attention       attention over grouped keys, padded or as a tree
+lora            LoRA adapters, in place
+attention       grouped-query attention over padded rows, trees and ragged batches
 tree_attention  one attention call for all rows of a prefix tree
-logprobs        log-probabilities and entropies without full logits
+logprobs        log-probabilities and entropies in chunks of logits
 optimizers      AdamW and Muon, learning rate schedules
 reference       the frozen policy of KL penalties
-activations     records keys and values, counts what backward passes keep
+activations     records keys and values, counts what is saved for backward passes
 """
 
 from __future__ import annotations
 
 from learners.policy import lora
-from learners.policy.activations import Kept, Recorder
-from learners.policy.attention import Rectangle, Step, takes_trees, windows
-from learners.policy.batch import ROW_COST, Batch, Work, packed
+from learners.policy.activations import KeepPrefix, KVRecorder, SavedTensors
+from learners.policy.attention import (
+    RaggedLayout,
+    Rectangle,
+    attention_windows,
+    forward_tree,
+    supports_trees,
+    unused_mask,
+)
+from learners.policy.batch import ROW_COST, Batch, Work, common_prefix_length, pack_tree
 from learners.policy.loading import LoadedModel, load_model, save_model
 from learners.policy.optimizers import multiplier
 from learners.policy.policy import Policy, PolicyLoss, TokenStats
-from learners.policy.reference import Reference, reference_of
+from learners.policy.reference import Reference, make_reference
 
 __all__ = [
     "ROW_COST",
     "Batch",
-    "Kept",
+    "KVRecorder",
+    "KeepPrefix",
     "LoadedModel",
     "Policy",
     "PolicyLoss",
-    "Recorder",
+    "RaggedLayout",
     "Rectangle",
     "Reference",
-    "Step",
+    "SavedTensors",
     "TokenStats",
     "Work",
+    "attention_windows",
+    "common_prefix_length",
+    "forward_tree",
     "load_model",
     "lora",
+    "make_reference",
     "multiplier",
-    "packed",
-    "reference_of",
+    "pack_tree",
     "save_model",
-    "takes_trees",
-    "windows",
+    "supports_trees",
+    "unused_mask",
 ]

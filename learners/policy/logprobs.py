@@ -1,7 +1,7 @@
-"""Log-probabilities of tokens and entropies, from logits over the vocabulary.
+"""Log-probabilities of tokens and entropies, from hidden states and the output head.
 
-Logits of many tokens never exist all at once, and the gradient is written in as few passes over the
-vocabulary as it takes: autograd's own, of gather and logsumexp, fills and adds tensors as large as
+Logits are computed in chunks of tokens, and the gradient is written by hand, in as few passes over
+the vocabulary as possible: autograd's, of gather and logsumexp, fills and adds tensors as large as
 the logits three times, and logsumexp alone takes several times as long as log_softmax.
 """
 
@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 CHUNK = 512
-"""Tokens whose logits exist at the same time."""
+"""Number of tokens whose logits exist at the same time."""
 
 
-KEPT = 1 << 27
-"""Most numbers over the vocabulary that a pass keeps for its backward pass (512 MiB of float32); of
-tokens beyond it they are computed again."""
+MAX_SAVED = 1 << 27
+"""Maximum number of values over the vocabulary that a pass saves for its backward pass (512 MiB of
+float32); for tokens beyond it they are recomputed."""
 
 
-def of_states(
+def compute_logprobs(
     hidden: Tensor,
     head: torch.nn.Linear,
     targets: Tensor,
@@ -31,34 +31,34 @@ def of_states(
     *,
     entropies: bool,
 ) -> tuple[Tensor, Tensor]:
-    """What the tokens after some states are worth.
+    """Compute the log-probabilities of tokens, and on request the entropies of their choice.
 
     Args:
-        hidden: (n, D).
-        head: (V, D) weights, and a bias or none.
+        hidden: (n, D) states that predict the tokens.
+        head: (V, D) weights, with or without a bias.
         targets: (n,) ids.
-        temperature: that logits are divided by.
-        entropies: whether they are asked for, too; then there is no gradient.
+        temperature: divides the logits.
+        entropies: compute entropies too, and no gradient.
 
     Returns:
-        (n,) log-probabilities and (n,) or no entropies, in nats.
+        (n,) log-probabilities; (n,) entropies, or (0,) if not requested; in nats.
     """
     if not entropies:
-        found = head_logprobs(hidden, head, targets, temperature, CHUNK, KEPT)
-        return found, found.new_empty(0)
+        logprobs = head_logprobs(hidden, head, targets, temperature, CHUNK, MAX_SAVED)
+        return logprobs, logprobs.new_empty(0)
     with torch.no_grad():
-        made = _Vocabulary(hidden, head.weight, head.bias, temperature, CHUNK)
-        logprobs = [targets.new_empty(0, dtype=made.precision)]
-        surprise = list(logprobs)
-        for own in made.parts():
-            whole = made.logprobs(own, keeps=False)
-            logprobs.append(whole.gather(1, targets[own, None])[:, 0])
-            surprise.append(-torch.linalg.vecdot(whole.exp(), whole))
-    return torch.cat(logprobs), torch.cat(surprise)
+        vocabulary = _Vocabulary(hidden, head.weight, head.bias, temperature, CHUNK)
+        chosen = [targets.new_empty(0, dtype=vocabulary.precision)]
+        surprises = list(chosen)
+        for tokens in vocabulary.chunks():
+            every = vocabulary.logprobs(tokens, save=False)
+            chosen.append(every.gather(1, targets[tokens, None])[:, 0])
+            surprises.append(-torch.linalg.vecdot(every.exp(), every))
+    return torch.cat(chosen), torch.cat(surprises)
 
 
 class _HeadLogprobs(torch.autograd.Function):
-    """Logits of `part` tokens at a time; those of the first `parts` are kept for the gradient."""
+    """See `head_logprobs`; saves the first `saved_chunks` chunks for the gradient."""
 
     @staticmethod
     def forward(
@@ -68,39 +68,39 @@ class _HeadLogprobs(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         temperature: float,
-        part: int,
-        parts: int,
+        chunk: int,
+        saved_chunks: int,
     ) -> Tensor:
-        ctx.temperature, ctx.part = temperature, part
-        made = _Vocabulary(hidden, weight, bias, temperature, part)
-        kept: list[Tensor] = []
-        found = [targets.new_empty(0, dtype=made.precision)]
-        for own in made.parts():
-            keeps = len(kept) < parts and any(ctx.needs_input_grad)
-            whole = made.logprobs(own, keeps=keeps)
-            found.append(whole.gather(1, targets[own, None])[:, 0])
-            if keeps:
-                kept.append(whole)
-        ctx.save_for_backward(hidden, weight, bias, targets, *kept)
-        return torch.cat(found)
+        ctx.temperature, ctx.chunk = temperature, chunk
+        vocabulary = _Vocabulary(hidden, weight, bias, temperature, chunk)
+        saved: list[Tensor] = []
+        chosen = [targets.new_empty(0, dtype=vocabulary.precision)]
+        for tokens in vocabulary.chunks():
+            save = len(saved) < saved_chunks and any(ctx.needs_input_grad)
+            every = vocabulary.logprobs(tokens, save=save)
+            chosen.append(every.gather(1, targets[tokens, None])[:, 0])
+            if save:
+                saved.append(every)
+        ctx.save_for_backward(hidden, weight, bias, targets, *saved)
+        return torch.cat(chosen)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        """Of log p(target) by the state: (weight of the target - mean weight under p) / T."""
-        hidden, weight, bias, targets, *kept = ctx.saved_tensors
+        """D log p(target) / d state = (weight of the target - mean weight under p) / T."""
+        hidden, weight, bias, targets, *saved = ctx.saved_tensors
         above = (gradient / ctx.temperature).to(weight.dtype)
         scaled = hidden * above[:, None]
         by_hidden = torch.empty_like(hidden)
         by_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         by_bias = torch.zeros_like(bias) if ctx.needs_input_grad[2] else None
-        made = _Vocabulary(hidden, weight, bias, ctx.temperature, ctx.part)
-        for own in made.parts():
-            p = made.probabilities(own, kept.pop(0) if kept else None)
-            torch.mm(p, weight, out=by_hidden[own])
+        vocabulary = _Vocabulary(hidden, weight, bias, ctx.temperature, ctx.chunk)
+        for tokens in vocabulary.chunks():
+            p = vocabulary.probabilities(tokens, saved.pop(0) if saved else None)
+            torch.mm(p, weight, out=by_hidden[tokens])
             if by_weight is not None:
-                by_weight.addmm_(p.T, scaled[own], alpha=-1)
+                by_weight.addmm_(p.T, scaled[tokens], alpha=-1)
             if by_bias is not None:
-                by_bias.addmv_(p.T, above[own], alpha=-1)
+                by_bias.addmv_(p.T, above[tokens], alpha=-1)
         by_hidden = (weight[targets] - by_hidden).mul_(above[:, None])
         if by_weight is not None:
             by_weight.index_add_(0, targets, scaled)
@@ -110,46 +110,51 @@ class _HeadLogprobs(torch.autograd.Function):
 
 
 class _Vocabulary:
-    """What might follow (n, D) states, a part at a time. Mutates its own room only."""
+    """Distributions over the vocabulary after (n, D) states, a chunk of states at a time.
+
+    Mutates its buffers only. Every call reuses them, so a result is valid until the next call.
+    """
 
     def __init__(
-        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, part: int
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, chunk: int
     ) -> None:
         self._hidden, self._weight, self._bias = hidden, weight, bias
-        self._temperature, self._part = temperature, part
+        self._temperature, self._chunk = temperature, chunk
         self.precision = torch.promote_types(weight.dtype, torch.float32)
-        self._size = (min(part, len(hidden)), len(weight))
+        self._size = (min(chunk, len(hidden)), len(weight))
         self._logits = hidden.new_empty(self._size)
-        self._room: Tensor | None = None
+        self._outputs: Tensor | None = None
 
-    def parts(self) -> Iterator[slice]:
-        """Which tokens stand together."""
-        for start in range(0, len(self._hidden), self._part):
-            yield slice(start, min(start + self._part, len(self._hidden)))
+    def chunks(self) -> Iterator[slice]:
+        """Yield the tokens of each chunk."""
+        for start in range(0, len(self._hidden), self._chunk):
+            yield slice(start, min(start + self._chunk, len(self._hidden)))
 
-    def logprobs(self, own: slice, *, keeps: bool) -> Tensor:
-        """(part, V) of a part's tokens; unless it `keeps` them, the next part overwrites them."""
-        here = torch.mm(self._hidden[own], self._weight.T, out=self._logits[: own.stop - own.start])
+    def logprobs(self, tokens: slice, *, save: bool) -> Tensor:
+        """(chunk, V) log-probabilities; the next call overwrites them unless `save` is set."""
+        logits = torch.mm(
+            self._hidden[tokens], self._weight.T, out=self._logits[: tokens.stop - tokens.start]
+        )
         if self._bias is not None:
-            here += self._bias
+            logits += self._bias
         if self._temperature != 1.0:
-            here /= self._temperature
-        if keeps:
-            return torch.log_softmax(here, 1, dtype=self.precision)
-        found = self._own_room()[: len(here)]
-        torch.log_softmax(here, 1, dtype=self.precision, out=found)
-        return found
+            logits /= self._temperature
+        if save:
+            return torch.log_softmax(logits, 1, dtype=self.precision)
+        output = self._output_buffer()[: len(logits)]
+        torch.log_softmax(logits, 1, dtype=self.precision, out=output)
+        return output
 
-    def probabilities(self, own: slice, logprobs: Tensor | None) -> Tensor:
-        """(part, V) in the weights' type; the next part overwrites them."""
-        whole = self.logprobs(own, keeps=False) if logprobs is None else logprobs
-        found = torch.exp(whole, out=self._own_room()[: len(whole)])
-        return found.to(self._weight.dtype)
+    def probabilities(self, tokens: slice, logprobs: Tensor | None) -> Tensor:
+        """(chunk, V) probabilities in the weights' dtype; the next call overwrites them."""
+        every = self.logprobs(tokens, save=False) if logprobs is None else logprobs
+        output = torch.exp(every, out=self._output_buffer()[: len(every)])
+        return output.to(self._weight.dtype)
 
-    def _own_room(self) -> Tensor:
-        if self._room is None:
-            self._room = self._logits.new_empty(self._size, dtype=self.precision)
-        return self._room
+    def _output_buffer(self) -> Tensor:
+        if self._outputs is None:
+            self._outputs = self._logits.new_empty(self._size, dtype=self.precision)
+        return self._outputs
 
 
 def head_logprobs(
@@ -157,35 +162,35 @@ def head_logprobs(
     head: torch.nn.Linear,
     targets: Tensor,
     temperature: float,
-    part: int,
-    kept: int,
+    chunk: int,
+    max_saved: int,
 ) -> Tensor:
-    """Log-probabilities of many tokens, whose logits never exist all at once.
+    """Compute the log-probabilities of tokens, with a gradient, in chunks.
 
     Args:
-        hidden: (n, D) states that predict them.
-        head: (V, D) weights, and a bias or none.
+        hidden: (n, D) states that predict the tokens.
+        head: (V, D) weights, with or without a bias.
         targets: (n,) ids.
-        temperature: that logits are divided by.
-        part: tokens whose logits exist at the same time.
-        kept: most numbers over the vocabulary that wait for the backward pass.
+        temperature: divides the logits.
+        chunk: number of tokens whose logits exist at the same time.
+        max_saved: maximum number of values over the vocabulary saved for the backward pass.
 
     Returns:
         (n,) nats.
     """
-    found: Tensor = _HeadLogprobs.apply(  # type: ignore[no-untyped-call]
-        *(hidden, head.weight, head.bias, targets, temperature, part),
-        kept // (part * len(head.weight)),
+    logprobs: Tensor = _HeadLogprobs.apply(  # type: ignore[no-untyped-call]
+        *(hidden, head.weight, head.bias, targets, temperature, chunk),
+        max_saved // (chunk * len(head.weight)),
     )
-    return found
+    return logprobs
 
 
 @contextmanager
-def rounded_factors(enabled: bool) -> Iterator[None]:
-    """Let factors of float32 products be rounded, to bfloat16 by AMX and TF32 on a GPU; not sums.
+def reduced_matmul_precision(enabled: bool) -> Iterator[None]:
+    """Round the factors of float32 products, to bfloat16 with AMX or TF32 on a GPU; not the sums.
 
-    For the head of a model in autocast: its weights are rounded like all others, but logits are
-    not; a bfloat16 between 16 and 32 is off by up to 0.06.
+    Meant for the head of a model under autocast: its weights may be rounded like all others, but
+    logits may not. A bfloat16 between 16 and 32 is off by up to 0.06.
     """
     if not enabled:
         yield

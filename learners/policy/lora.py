@@ -1,11 +1,13 @@
-"""LoRA adapters (arXiv 2106.09685) in place: the model keeps its class, only adapters train.
+"""LoRA adapters (arXiv 2106.09685), injected in place: the model keeps its class.
 
-A checkpoint's weights have the adapters added in, so that anything reads them; the adapters lie
-beside them for the run that goes on. Needs the package peft.
+A checkpoint's weights have the adapters merged in, so that any program can load them; the adapters
+are saved next to them, for resuming the run. Needs the package peft.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +28,10 @@ def add_adapters(model: PreTrainedModel, rank: int, alpha: int | None, seed: int
     """Freeze a model and add trainable adapters to its linear layers, but not to its head.
 
     Args:
-        model: mutated; answers as before until the adapters are trained.
+        model: mutated; its outputs do not change until the adapters are trained.
         rank: of every adapter.
-        alpha: adapters count alpha / rank; None: twice the rank.
-        seed: of their first weights.
+        alpha: adapters are scaled by alpha / rank; None: twice the rank.
+        seed: of the adapters' initial weights.
 
     Raises:
         UsageError: peft is not installed.
@@ -53,12 +55,12 @@ def add_adapters(model: PreTrainedModel, rank: int, alpha: int | None, seed: int
 
 
 def has_adapters(model: PreTrainedModel) -> bool:
-    """Whether `add_adapters` was called on a model."""
+    """True if `add_adapters` was called on a model."""
     return any(".lora_A." in name for name, _ in model.named_parameters())
 
 
 def merged_weights(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The model's weights by their own names, with what the adapters add to them."""
+    """Return the model's weights by their original names, with the adapters merged in."""
     state = dict(model.state_dict())
     for name, layer in _layers(model):
         for key in [key for key in state if key.startswith(f"{name}.")]:
@@ -72,17 +74,30 @@ def merged_weights(model: PreTrainedModel) -> dict[str, Tensor]:
 
 def save_adapters(model: PreTrainedModel, folder: Path) -> None:
     """Write the adapters alone."""
-    found = {n: p.detach().contiguous() for n, p in model.named_parameters() if p.requires_grad}
-    save_file(found, folder / FILE)
+    adapters = {n: p.detach().contiguous() for n, p in model.named_parameters() if p.requires_grad}
+    save_file(adapters, folder / FILE)
 
 
 def load_adapters(model: PreTrainedModel, folder: Path) -> None:
-    """Read what `save_adapters` wrote into a model that has adapters."""
+    """Read the file of `save_adapters` into a model that has adapters."""
     saved = load_file(folder / FILE)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 parameter.copy_(saved[name])
+
+
+@contextmanager
+def disable_adapters(model: PreTrainedModel) -> Iterator[None]:
+    """Compute with the frozen weights alone in the block."""
+    layers = [layer for _, layer in _layers(model)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 def _layers(model: PreTrainedModel) -> list[tuple[str, Any]]:

@@ -1,9 +1,9 @@
-"""What turns gradients into steps: AdamW, or Muon for the matrices of the hidden layers.
+"""Optimisers and learning rate schedules: AdamW, or Muon for the matrices of the hidden layers.
 
 Muon [Jordan et al. 2024] orthogonalises the momentum of every hidden matrix, so that no direction
-of a matrix learns faster than another; embeddings, norms and vectors stay with AdamW. The step has
-the size of AdamW's [Liu et al. 2025, arXiv 2502.16982], so one learning rate serves both. New
-weights learn to copy what they read in a fraction of the tokens AdamW takes.
+of a matrix learns faster than another; embeddings, norms and vectors stay with AdamW. Its steps are
+scaled to the size of AdamW's [Liu et al. 2025, arXiv 2502.16982], so one learning rate serves both.
+With Muon, new weights learn to copy from their context in a fraction of the tokens AdamW needs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from learners.config import OptimizerName, Schedule
 
 
 class MuonWithAdamW:
-    """Muon on hidden matrices, AdamW on the rest, behind the face of one torch optimiser."""
+    """Muon on hidden matrices and AdamW on the rest, with the interface of one torch optimiser."""
 
     def __init__(
         self, hidden: list[Parameter], rest: list[Parameter], adamw: dict[str, Any]
@@ -32,25 +32,25 @@ class MuonWithAdamW:
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The groups of both."""
+        """Parameter groups of both optimisers."""
         return [group for part in self._parts for group in part.param_groups]
 
     def step(self) -> None:
-        """Move every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         for part in self._parts:
             part.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients."""
+        """Reset the gradients."""
         for part in self._parts:
             part.zero_grad(set_to_none=set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
-        """Of both, as `load_state_dict` takes it."""
+        """Return the state of both optimisers, for `load_state_dict`."""
         return {"parts": [part.state_dict() for part in self._parts]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from another's state."""
+        """Restore the state of both optimisers."""
         for part, saved in zip(self._parts, state["parts"], strict=True):
             part.load_state_dict(saved)
 
@@ -66,40 +66,40 @@ def make_optimizer(
     betas: tuple[float, float],
     weight_decay: float,
 ) -> Optimizer:
-    """An optimiser of the parameters that require a gradient.
+    """Make an optimiser of the parameters that require a gradient.
 
     Args:
-        name: adamw, or muon.
-        parameters: names and parameters; a matrix is hidden unless its name says that it embeds or
-            projects to the vocabulary.
-        learning_rate: of both parts of muon.
+        name: adamw or muon.
+        parameters: names and parameters. A matrix counts as hidden unless its name shows that it
+            is an embedding or projects to the vocabulary.
+        learning_rate: of both AdamW and Muon.
         betas: of AdamW.
         weight_decay: decoupled, of both.
     """
-    trained = [(called, p) for called, p in parameters if p.requires_grad]
+    trainable = [(key, p) for key, p in parameters if p.requires_grad]
     adamw: dict[str, Any] = {"lr": learning_rate, "betas": betas, "weight_decay": weight_decay}
-    hidden = [p for called, p in trained if name == "muon" and _hidden(called, p)]
+    hidden = [p for key, p in trainable if name == "muon" and _is_hidden_matrix(key, p)]
     if not hidden:
-        return torch.optim.AdamW([p for _, p in trained], fused=True, **adamw)
-    chosen = {id(p) for p in hidden}
-    return MuonWithAdamW(hidden, [p for _, p in trained if id(p) not in chosen], adamw)
+        return torch.optim.AdamW([p for _, p in trainable], fused=True, **adamw)
+    by_muon = {id(p) for p in hidden}
+    return MuonWithAdamW(hidden, [p for _, p in trainable if id(p) not in by_muon], adamw)
 
 
-def _hidden(name: str, parameter: Parameter) -> bool:
+def _is_hidden_matrix(name: str, parameter: Parameter) -> bool:
     return parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
 
 
 def multiplier(schedule: Schedule, warmup: float, iteration: int, iterations: int) -> float:
-    """What the learning rate is multiplied by in an iteration.
+    """Factor of the learning rate in an iteration.
 
     Args:
-        schedule: constant; linear, falls to 0; cosine, falls to 0 along half a cosine.
-        warmup: share of the iterations in which the rate rises in equal steps.
+        schedule: constant; linear, falling to 0; cosine, falling to 0 along half a cosine.
+        warmup: fraction of the iterations in which the rate rises in equal steps.
         iteration: from 0.
         iterations: of the whole run.
 
     Returns:
-        In (0, 1]: the first iteration trains, and so does the last.
+        A number in (0, 1]: neither the first nor the last iteration has a rate of 0.
     """
     rising = round(warmup * iterations)
     if iteration < rising:

@@ -1,9 +1,8 @@
-"""Attention over rows laid out as a tree: every token looks at its path.
+"""Attention over rows laid out as a prefix tree: every token attends to its path from the root.
 
-A row's own tokens stand side by side in the tree, and look at the row's whole path: queries of some
-length, and keys that are longer, aligned at their ends. In 16 bits on an NVIDIA GPU one call of
-FlashAttention takes all rows, by PyTorch's own variable-length attention; elsewhere each row is a
-call of SDPA.
+The tokens that a row adds to the tree are contiguous and attend to the row's whole path: queries
+and longer keys, aligned at their ends. In 16 bits on an NVIDIA GPU one call of FlashAttention, by
+PyTorch's variable-length attention, computes all rows; elsewhere each row is a call of SDPA.
 """
 
 from __future__ import annotations
@@ -19,60 +18,60 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-WIDEST = 192
-"""Most numbers in a head whose gradient FlashAttention computes on every such GPU."""
+MAX_HEAD_SIZE = 192
+"""The largest head size for which FlashAttention computes gradients on every such GPU."""
 
 
 class Bounds(NamedTuple):
-    """Where rows begin and end, as FlashAttention reads it."""
+    """Offsets of rows, in the form that FlashAttention takes."""
 
     queries: Tensor
-    """(rows + 1,) int32, of what rows add to the tree, one after the other."""
+    """(rows + 1,) int32 offsets of the tokens that each row adds to the tree."""
     keys: Tensor
-    """(rows + 1,) int32, of their paths, one after the other."""
-    most_queries: int
-    most_keys: int
+    """(rows + 1,) int32 offsets of the concatenated paths."""
+    max_queries: int
+    max_keys: int
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
-    """Who attends to whom in a tree of U tokens: see `learners.policy.batch`."""
+class TreeLayout:
+    """Which tokens attend to which in a tree of U tokens: see `learners.policy.batch`."""
 
     spans: tuple[tuple[int, int], ...]
-    """Per row that adds tokens to the tree, in the order in which they stand there: how many it
-    adds, and how long its path is, they included."""
+    """For each row that adds tokens to the tree, in tree order: how many tokens it adds, and the
+    length of its path, these tokens included."""
     keys: Tensor
-    """(sum of path lengths,) places of the tokens of every such path."""
+    """(sum of path lengths,) tree indices of the tokens of all these paths, concatenated."""
     _masks: dict[tuple[torch.dtype, int], list[Tensor | None]] = field(default_factory=dict)
     _bounds: list[Bounds] = field(default_factory=list)
 
-    def to(self, device: torch.device | str) -> Layout:
-        """The same on a device."""
-        return Layout(self.spans, self.keys.to(device))
+    def to(self, device: torch.device | str) -> TreeLayout:
+        """Copy to a device."""
+        return TreeLayout(self.spans, self.keys.to(device))
 
     @property
     def shares(self) -> bool:
-        """Whether any rows have tokens in common."""
-        return any(own != length for own, length in self.spans)
+        """True if any rows have tokens in common."""
+        return any(added != length for added, length in self.spans)
 
     def masks(self, like: Tensor, groups: int) -> list[Tensor | None]:
-        """Per row that adds tokens (groups x added, path) 0 where they look, else -inf; kept.
+        """For each row that adds tokens, its (groups x added, path) mask to add; cached.
 
-        None for a row that shares nothing: each token looks at those before it.
+        None for a row that shares nothing: plain causal attention needs no mask.
         """
         if (like.dtype, groups) not in self._masks:
             self._masks[like.dtype, groups] = [
                 None
-                if own == length
-                else like.new_full((own, length), -torch.inf)
-                .triu(length - own + 1)
+                if added == length
+                else like.new_full((added, length), -torch.inf)
+                .triu(length - added + 1)
                 .repeat(groups, 1)
-                for own, length in self.spans
+                for added, length in self.spans
             ]
         return self._masks[like.dtype, groups]
 
     def bounds(self) -> Bounds:
-        """Of the rows, on the device of the keys; kept."""
+        """Bounds of the rows, on the device of the keys; cached."""
         if not self._bounds:
             added, lengths = zip(*self.spans, strict=True)
             ends = (self._ends(added), self._ends(lengths))
@@ -85,7 +84,7 @@ class Layout:
 
 
 def tree_attention(
-    query: Tensor, key: Tensor, value: Tensor, tree: Layout, scaling: float | None
+    query: Tensor, key: Tensor, value: Tensor, tree: TreeLayout, scaling: float | None
 ) -> Tensor:
     """Attention of every token of a tree to its path.
 
@@ -93,37 +92,37 @@ def tree_attention(
         query: (H, U, D).
         key: (K, U, D).
         value: (K, U, D).
-        tree: of the U tokens.
-        scaling: of the products; None: 1 / sqrt(D).
+        tree: layout of the U tokens.
+        scaling: factor of the scores; None: 1 / sqrt(D).
 
     Returns:
         (H, U, D).
     """
-    dtype = precision(query)
-    attend = _all_rows if takes_flash(query, dtype) else _row_by_row
+    dtype = attention_dtype(query)
+    attend = _attend_all_rows if supports_flash(query, dtype) else _attend_row_by_row
     return attend(query.to(dtype), key, value, tree, scaling)
 
 
-def precision(query: Tensor) -> torch.dtype:
-    """What attention is computed in.
+def attention_dtype(query: Tensor) -> torch.dtype:
+    """Return the dtype that attention is computed in: autocast's, or else the queries'.
 
-    In autocast queries and keys come in float32, as rotary embeddings make them, and values do not.
+    Under autocast, rotary embeddings make queries and keys float32, while values have 16 bits.
     """
     kind = query.device.type
-    rounds = torch.is_autocast_enabled(kind) and query.dtype != torch.float64
-    return torch.get_autocast_dtype(kind) if rounds else query.dtype
+    autocast = torch.is_autocast_enabled(kind) and query.dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if autocast else query.dtype
 
 
-def takes_flash(query: Tensor, dtype: torch.dtype) -> bool:
-    """Whether FlashAttention computes queries like these in `dtype`.
+def supports_flash(query: Tensor, dtype: torch.dtype) -> bool:
+    """True if FlashAttention can compute queries like these in `dtype`.
 
-    It wants 16 bits, an NVIDIA GPU from Ampere on, heads of a size that it knows, and a PyTorch
-    that has it; `torch.backends.cuda.enable_flash_sdp(False)` turns it off.
+    It needs 16 bits, an NVIDIA GPU from Ampere on, a supported head size, and a PyTorch that has
+    it; `torch.backends.cuda.enable_flash_sdp(False)` turns it off.
     """
     return (
         query.is_cuda
         and dtype in (torch.bfloat16, torch.float16)
-        and query.shape[-1] <= WIDEST
+        and query.shape[-1] <= MAX_HEAD_SIZE
         and query.shape[-1] % 8 == 0
         and torch.version.cuda is not None
         and torch.backends.cuda.flash_sdp_enabled()  # type: ignore[no-untyped-call]
@@ -135,35 +134,32 @@ def takes_flash(query: Tensor, dtype: torch.dtype) -> bool:
 
 @cache
 def _flash() -> Callable[..., Any] | None:
-    """PyTorch's variable-length attention, if this one's takes what is needed of it."""
+    """Return PyTorch's variable-length attention, or None if it lacks an option used here."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    known = signature(varlen_attn).parameters
-    enough = {"scale", "window_size", "enable_gqa"} <= known.keys()
-    return varlen_attn if enough else None
+    options = signature(varlen_attn).parameters.keys()
+    return varlen_attn if {"scale", "window_size", "enable_gqa"} <= options else None
 
 
-def _of_paths(each: Tensor, tree: Layout, along: int, dtype: torch.dtype) -> Tensor:
-    """Keys or values of all paths, one after the other.
-
-    They are rounded when they are laid out, so that the gradients of shared keys, which come in
-    float32, add up in it; values come rounded.
-    """
-    return (each.index_select(along, tree.keys) if tree.shares else each).to(dtype)
+def _gather_paths(each: Tensor, tree: TreeLayout, dim: int, dtype: torch.dtype) -> Tensor:
+    """Concatenate the keys or values of all paths."""
+    # Rounded after the gather, not before: the gradients of shared float32 keys then add up in
+    # float32. Not by plain indexing: its gradient adds up in an order that threads decide.
+    return (each.index_select(dim, tree.keys) if tree.shares else each).to(dtype)
 
 
-def _all_rows(
-    query: Tensor, key: Tensor, value: Tensor, tree: Layout, scaling: float | None
+def _attend_all_rows(
+    query: Tensor, key: Tensor, value: Tensor, tree: TreeLayout, scaling: float | None
 ) -> Tensor:
-    """One call for all rows, in the queries' type."""
+    """Attend with one call for all rows, in the queries' dtype."""
     flash = _flash()
-    assert flash is not None  # see takes_flash
-    found: Tensor = flash(
+    assert flash is not None  # see supports_flash
+    output: Tensor = flash(
         query.transpose(0, 1).contiguous(),
         *(
-            _of_paths(each.transpose(0, 1), tree, 0, query.dtype).contiguous()
+            _gather_paths(each.transpose(0, 1), tree, 0, query.dtype).contiguous()
             for each in (key, value)
         ),
         *tree.bounds(),
@@ -171,39 +167,39 @@ def _all_rows(
         window_size=(-1, 0),  # causal, queries and keys aligned at their ends
         enable_gqa=True,
     )
-    return found.transpose(0, 1)
+    return output.transpose(0, 1)
 
 
-def _row_by_row(
-    query: Tensor, key: Tensor, value: Tensor, tree: Layout, scaling: float | None
+def _attend_row_by_row(
+    query: Tensor, key: Tensor, value: Tensor, tree: TreeLayout, scaling: float | None
 ) -> Tensor:
-    """A call of SDPA a row, in the queries' type."""
+    """Attend with a call of SDPA for each row, in the queries' dtype."""
     groups = query.shape[0] // key.shape[0]
-    key, value = (_of_paths(each, tree, 1, query.dtype) for each in (key, value))
-    found = []
-    parts = zip(
-        torch.split(query, [own for own, _ in tree.spans], 1),
+    key, value = (_gather_paths(each, tree, 1, query.dtype) for each in (key, value))
+    outputs = []
+    rows = zip(
+        torch.split(query, [added for added, _ in tree.spans], 1),
         torch.split(key, [length for _, length in tree.spans], 1),
         torch.split(value, [length for _, length in tree.spans], 1),
         tree.masks(query, groups),
         strict=True,
     )
-    for queries, keys, values, mask in parts:
+    for queries, keys, values, mask in rows:
         if mask is None:
-            part = scaled_dot_product_attention(
-                queries.reshape(-1, groups, *queries.shape[1:]),  # (K, H / K, own, D)
+            output = scaled_dot_product_attention(
+                queries.reshape(-1, groups, *queries.shape[1:]),  # (K, H / K, added, D)
                 keys[:, None].expand(-1, groups, -1, -1),
                 values[:, None].expand(-1, groups, -1, -1),
                 is_causal=True,
                 scale=scaling,
             ).flatten(0, 1)
-        else:  # the heads of a group stand beside each other on the query axis
-            part = scaled_dot_product_attention(
-                queries.reshape(1, len(keys), -1, queries.shape[2]),  # (1, K, H / K x own, D)
+        else:  # the heads of a group lie next to each other on the query axis
+            output = scaled_dot_product_attention(
+                queries.reshape(1, len(keys), -1, queries.shape[2]),  # (1, K, H / K x added, D)
                 keys[None],
                 values[None],
                 attn_mask=mask,
                 scale=scaling,
             ).reshape(queries.shape)
-        found.append(part)
-    return torch.cat(found, 1)
+        outputs.append(output)
+    return torch.cat(outputs, 1)

@@ -1,12 +1,12 @@
-"""The parts of a run without a model: a method's own `iteration` works on stored trees.
+"""The parts of a run without a model, so that a method's own `iteration` works on stored trees.
 
-A trajectory that a method samples is the stored one of the same path, else the next unused one. The
-method's branch points are collected, to be compared with those of the run. Weights do not move.
+Instead of sampling a trajectory, the stored one with the same path is served, or the next unused
+one. The method's branch points are collected, to be compared with the stored ones. No weight moves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -18,22 +18,23 @@ from learners.rollouts import Hook
 from learners.tree import RolloutTree, Row, Trajectory
 
 
-class Chosen(NamedTuple):
+class ChosenBranch(NamedTuple):
     """A branch that a method would have made."""
 
     tree: int
-    """Number of its tree."""
+    """Index of its tree."""
     parent: tuple[int, ...]
-    """Path."""
+    """Path of the trajectory that it leaves."""
     position: int
+    """Response tokens that it shares with its parent."""
     score: float
 
 
-class Texts:
-    """What methods ask of a tokenizer: how many tokens it has, and what one of them reads."""
+class StoredTokenizer:
+    """The part of a tokenizer that methods read, with the tokens that occur in stored rows."""
 
-    def __init__(self, rows: Sequence[Any]) -> None:
-        """Learn texts of tokens from rows of a rollout file."""
+    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Collect the texts of tokens from rows of a rollout file."""
         self._texts: dict[int, str] = {}
         for row in rows:
             begin = 0
@@ -45,62 +46,78 @@ class Texts:
         return max(self._texts, default=1) + 1
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of tokens; those of restricted tasks read as a word."""
+        """Return the text of tokens; tokens whose text is not stored read as "word"."""
         return "".join(self._texts.get(token, "word") for token in token_ids)
 
 
 class StoredRollouts:
-    """Serves stored trees in place of sampled ones. Mutated by every tree it serves."""
+    """Serves stored trees instead of sampled ones. Mutated by every tree it serves."""
 
-    def __init__(self, trees: Sequence[RolloutTree], tokenizer: Texts) -> None:
+    def __init__(self, trees: Sequence[RolloutTree], tokenizer: StoredTokenizer) -> None:
         """Serve the trees of an iteration, in their order."""
         self.tokenizer = tokenizer
         self.tasks = [tree.task for tree in trees]
-        self.chosen: list[Chosen] = []
+        self.branches: list[ChosenBranch] = []
         """Branches that the method made."""
         self._unused = list(enumerate(trees))
         self._stored: dict[RolloutTree, tuple[int, RolloutTree]] = {}
 
     def trees(self, tasks: Sequence[Task]) -> list[RolloutTree]:
-        """The next stored trees without their trajectories, as many as there are tasks."""
+        """Serve the next stored trees, one per task, without their trajectories."""
         served, self._unused = self._unused[: len(tasks)], self._unused[len(tasks) :]
         trees = []
-        for number, stored in served:
+        for index, stored in served:
             tree = RolloutTree(stored.task, stored.prompt_ids, stored.start)
-            self._stored[tree] = (number, stored)
+            self._stored[tree] = (index, stored)
             trees.append(tree)
         return trees
 
     def run(self, trees: Sequence[RolloutTree], key: str, after_turn: Hook | None = None) -> None:
-        """Replace unfinished trajectories by stored ones; with a hook, all of them."""
+        """Replace unfinished trajectories by stored ones; with a hook, all of them.
+
+        With a hook the method branches while trajectories are played, so the stored branches are
+        served together with their roots.
+        """
         for tree in trees:
-            number, stored = self._stored[tree]
+            index, stored = self._stored[tree]
             fresh = [t for t in tree.trajectories if not t.done and t not in stored.trajectories]
             for trajectory in fresh:
                 if trajectory.parent is not None:
                     source, position, score = trajectory.parent
-                    self.chosen.append(Chosen(number, source.path, position, score))
+                    self.branches.append(ChosenBranch(index, source.path, position, score))
             served = [t for t in tree.trajectories if t not in fresh]
-            tree.trajectories = served + _answers(stored, served, fresh, everything=after_turn)
+            unused = [t for t in stored.trajectories if t not in served]
+            answers = unused if after_turn is not None else _match_by_path(fresh, unused)
+            tree.trajectories = served + answers
             if any(not t.done for t in tree.trajectories):
                 tree.unavailable = stored.unavailable
 
 
+def _match_by_path(fresh: Sequence[Trajectory], stored: Sequence[Trajectory]) -> list[Trajectory]:
+    """For each fresh trajectory, the stored one of the same path, else the next one left over."""
+    paths = {t.path for t in fresh}
+    by_path = {t.path: t for t in stored if t.path in paths}
+    left_over = iter([t for t in stored if t.path not in paths])
+    answers = (by_path.get(t.path) or next(left_over, None) for t in fresh)
+    return [t for t in answers if t is not None]
+
+
 class StoredTrainer:
-    """Answers with what the policy computed then, and collects credit. No weight moves."""
+    """Answers with what the run's policy computed, and collects credit. No weight moves."""
 
     def __init__(self) -> None:
         self.updates = 0
+        """Optimizer steps; above 0 if the policy had moved when the trajectories were scored."""
         self.credit: dict[Trajectory, Tensor] = {}
-        """(T,) advantages of the stored trajectories that got a row."""
+        """(T,) advantages of the stored trajectories that the method trains on."""
 
     def record_sampling(self, trajectories: Sequence[Trajectory]) -> None:
-        """Do nothing: stored trajectories know their age."""
+        """Do nothing: a stored trajectory has its age."""
 
     def token_stats(
         self, trajectories: Sequence[Trajectory], *, branched: bool = False
     ) -> dict[Trajectory, TokenStats]:
-        """Stored log-probabilities and entropies.
+        """Return the stored log-probabilities and entropies.
 
         Raises:
             RolloutFileError: the run's method did not compute them.
@@ -114,14 +131,14 @@ class StoredTrainer:
                     "method needs; it cannot be replayed without the model"
                 )
             stats[trajectory] = TokenStats(diagnostics.logprobs, diagnostics.entropies)
-        # Methods read from this only whether the policy had moved by then.
+        # Methods only ask if the policy has moved since it sampled, so the age is enough.
         self.updates = max((t.diagnostics.age or 0 for t in trajectories), default=0)
         return stats
 
     def remember_old_logprobs(self, trajectories: Sequence[Trajectory]) -> None:
         """Do nothing: they are stored."""
 
-    def refer(self, trajectories: Sequence[Trajectory]) -> None:
+    def remember_reference_logprobs(self, trajectories: Sequence[Trajectory]) -> None:
         """Check that the reference's log-probabilities are stored.
 
         Raises:
@@ -135,22 +152,5 @@ class StoredTrainer:
                 )
 
     def update(self, rows: Sequence[Row], weights: Sequence[Tensor], loss: PolicyLoss) -> None:
-        """Collect the credit of rows."""
+        """Collect the advantages of rows."""
         self.credit |= dict(rows)
-
-
-def _answers(
-    stored: RolloutTree,
-    served: Sequence[Trajectory],
-    fresh: Sequence[Trajectory],
-    everything: object,
-) -> list[Trajectory]:
-    """Stored trajectories in place of fresh ones; none is served twice."""
-    unused = [t for t in stored.trajectories if t not in served]
-    if everything is not None:
-        return unused
-    paths = {t.path for t in fresh}
-    same = {t.path: t for t in unused if t.path in paths}
-    others = iter([t for t in unused if t.path not in paths])
-    answers = (same.get(t.path) or next(others, None) for t in fresh)
-    return [t for t in answers if t is not None]

@@ -1,6 +1,6 @@
-"""Rollout files read back into rollout trees: everything but live tools and weights.
+"""Builds rollout trees from rollout files: everything but live tools and weights.
 
-What a file does not hold of restricted tasks is empty here: their tokens are zeros, their texts "".
+Files hold no text and no ids of restricted tasks; here their tokens are zeros, their texts "".
 """
 
 from __future__ import annotations
@@ -14,113 +14,128 @@ from torch import Tensor
 
 from benchmarks import Task
 from envs import Call, EnvState, Stop
-from learners.tree import BranchPoint, Completion, Diagnostics, RolloutTree, Trajectory, Turn
+from learners.tree import (
+    BranchPoint,
+    Completion,
+    Diagnostics,
+    RolloutTree,
+    StopReason,
+    Trajectory,
+    Turn,
+)
 
 StoredRow = Mapping[str, Any]
 """Values of a row of a rollout file, by column."""
 
 
-def stored_trees(
+def build_trees(
     rows: Sequence[StoredRow], tasks: Mapping[str, Task] | None = None
 ) -> list[RolloutTree]:
-    """The trees of an iteration, in their order, every trajectory as it was at the end.
+    """Build the trees of an iteration, in their order, each trajectory in its final state.
 
     Args:
-        rows: of `learners.rollouts.storage.read_rows`.
-        tasks: by id; a task that is not in it has the file's question and answers alone.
+        rows: from `learners.rollouts.storage.read_rows`.
+        tasks: by id; a missing task is made from the file's question and answers.
     """
     groups: defaultdict[int, list[StoredRow]] = defaultdict(list)
     for row in rows:
         groups[row["tree"]].append(row)
-    met: Counter[str] = Counter()
+    copies: Counter[str] = Counter()
     trees = []
     for _, group in sorted(groups.items()):
         name = group[0]["task"]
-        task = (tasks or {}).get(name) or _task(group[0])
-        trees.append(_tree(group, task, met[name]))
-        met[name] += 1
+        task = (tasks or {}).get(name) or _build_task(group[0])
+        trees.append(_build_tree(group, task, copies[name]))
+        copies[name] += 1
     return trees
 
 
-def _task(row: StoredRow) -> Task:
+def _build_task(row: StoredRow) -> Task:
     answers = row["answers"]
     return Task(
         row["task"], row["question"] or "", tuple(answers or ()), restricted=answers is None
     )
 
 
-def _tree(rows: Sequence[StoredRow], task: Task, copy: int) -> RolloutTree:
-    tree = RolloutTree(task, tuple(rows[0]["prompt_ids"] or ()), _state(rows[0], ()), copy=copy)
+def _build_tree(rows: Sequence[StoredRow], task: Task, copy: int) -> RolloutTree:
+    start = _build_state(rows[0], ())
+    tree = RolloutTree(task, tuple(rows[0]["prompt_ids"] or ()), start, copy=copy)
     tree.unavailable = rows[0]["unavailable"]
-    known: dict[tuple[int, ...], Trajectory] = {}
+    by_path: dict[tuple[int, ...], Trajectory] = {}
     for row in rows:  # a parent comes before its branches
-        trajectory = _trajectory(row, tree, known)
-        known[trajectory.path] = trajectory
+        trajectory = _build_trajectory(row, tree, by_path)
+        by_path[trajectory.path] = trajectory
         tree.trajectories.append(trajectory)
     return tree
 
 
-def _trajectory(
-    row: StoredRow, tree: RolloutTree, known: Mapping[tuple[int, ...], Trajectory]
+def _build_trajectory(
+    row: StoredRow, tree: RolloutTree, by_path: Mapping[tuple[int, ...], Trajectory]
 ) -> Trajectory:
     parent = None
     if row["parent"] is not None:
-        source = known[tuple(row["parent"])]
+        source = by_path[tuple(row["parent"])]
         parent = BranchPoint(source, row["position"], row["score"])
-    turns = _turns(row, parent)
+    turns = _build_turns(row, parent)
     begin = sum(len(turn) for turn in turns)
     return Trajectory(
         tree.prompt_ids,
-        _state(row, _transcript(row["turns"]), stop=row["stop"], calls=tuple(row["calls"])),
+        _build_state(
+            row, _join_transcript(row["turns"]), stop=row["stop"], calls=tuple(row["calls"])
+        ),
         path=tuple(row["path"]),
         turns=turns,
-        prefill=_completion(row, begin, len(row["mask"]), "tag"),
+        prefill=_build_completion(row, begin, len(row["mask"]), "tag"),
         parent=parent,
         reward=row["reward"],
         reward_terms=dict(row["reward_terms"]),
         done=row["done"],
-        old_logprobs=_tensor(row["old_logprobs"]),
-        reference_logprobs=_tensor(row["reference_logprobs"]),
+        old_logprobs=_to_tensor(row["old_logprobs"]),
+        reference_logprobs=_to_tensor(row["reference_logprobs"]),
         discarded_tokens=row["discarded_tokens"],
         diagnostics=Diagnostics(
-            logprobs=_tensor(row["logprobs"]),
-            entropies=_tensor(row["entropies"]),
+            logprobs=_to_tensor(row["logprobs"]),
+            entropies=_to_tensor(row["entropies"]),
             age=row["scoring_age"],
-            future_values=_tensor(row["future_values"]),
-            scores=_tensor(row["branch_scores"]),
-            advantages=_tensor(row["advantages"]),
-            weights=_tensor(row["weights"]),
+            future_values=_to_tensor(row["future_values"]),
+            scores=_to_tensor(row["branch_scores"]),
+            advantages=_to_tensor(row["advantages"]),
+            weights=_to_tensor(row["weights"]),
         ),
     )
 
 
-def _turns(row: StoredRow, parent: BranchPoint | None) -> list[Turn]:
-    """Turns of a row; whole ones before the branch point are the parent's own objects."""
-    found: list[Turn] = []
+def _build_turns(row: StoredRow, parent: BranchPoint | None) -> list[Turn]:
+    """Build the turns of a row; complete turns before the branch point are the parent's objects."""
+    turns: list[Turn] = []
     ids = row["token_ids"] or [0] * len(row["mask"])
-    for index, told in enumerate(row["turns"]):
-        if parent is not None and told["end"] <= parent.position:
-            found.append(parent.trajectory.turns[index])
+    for index, stored in enumerate(row["turns"]):
+        if parent is not None and stored["end"] <= parent.position:
+            turns.append(parent.trajectory.turns[index])
             continue
-        before = row["turns"][:index]
         call = None
-        if told["tool"] is not None:
+        if stored["tool"] is not None:
             call = Call(
-                told["tool"], told["argument"] or "", told["ok"], told["seconds"], told["free"]
+                stored["tool"],
+                stored["argument"] or "",
+                stored["ok"],
+                stored["seconds"],
+                stored["free"],
             )
-        calls = tuple(turn["tool"] for turn in before if turn["tool"] is not None)
-        found.append(
+        earlier = row["turns"][:index]
+        calls = tuple(turn["tool"] for turn in earlier if turn["tool"] is not None)
+        turns.append(
             Turn(
-                _state(row, _transcript(before), calls=calls),
-                _completion(row, told["begin"], told["action_end"], told["stop"]),
-                tuple(ids[told["action_end"] : told["end"]]),
+                _build_state(row, _join_transcript(earlier), calls=calls),
+                _build_completion(row, stored["begin"], stored["action_end"], stored["stop"]),
+                tuple(ids[stored["action_end"] : stored["end"]]),
                 call,
             )
         )
-    return found
+    return turns
 
 
-def _completion(row: StoredRow, begin: int, end: int, stop: Any) -> Completion:  # noqa: ANN401 - a literal
+def _build_completion(row: StoredRow, begin: int, end: int, stop: StopReason) -> Completion:
     ids = row["token_ids"] or [0] * len(row["mask"])
     return Completion(
         tuple(ids[begin:end]),
@@ -130,12 +145,12 @@ def _completion(row: StoredRow, begin: int, end: int, stop: Any) -> Completion: 
     )
 
 
-def _transcript(turns: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    said = [text for turn in turns for text in (turn["action"], turn["observation"])]
-    return tuple(text for text in said if text is not None)
+def _join_transcript(turns: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    texts = [text for turn in turns for text in (turn["action"], turn["observation"])]
+    return tuple(text for text in texts if text is not None)
 
 
-def _state(
+def _build_state(
     row: StoredRow,
     transcript: tuple[str, ...],
     stop: Stop | None = None,
@@ -152,5 +167,5 @@ def _state(
     )
 
 
-def _tensor(values: Sequence[float] | None) -> Tensor | None:
+def _to_tensor(values: Sequence[float] | None) -> Tensor | None:
     return None if values is None else torch.tensor(values)

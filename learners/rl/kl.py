@@ -48,7 +48,7 @@ class KlRewardConfig(RunConfig):
 
 def with_reference(
     credit: Credit,
-    refer: Callable[[Sequence[Trajectory]], None],
+    remember_reference: Callable[[Sequence[Trajectory]], None],
     note: Note,
     coefficient: float,
 ) -> Credit:
@@ -56,7 +56,7 @@ def with_reference(
 
     Args:
         credit: of a method; uses `token_penalties`.
-        refer: stores the reference's log-probabilities on trajectories.
+        remember_reference: stores the reference's log-probabilities on trajectories.
         note: takes the penalty of each trajectory.
         coefficient: beta; 0: the reference is not asked.
     """
@@ -64,7 +64,7 @@ def with_reference(
     def credit_with_reference(trees: Sequence[RolloutTree]) -> list[Row]:
         trajectories = [t for tree in trees for t in tree.trajectories]
         if coefficient:
-            refer(trajectories)
+            remember_reference(trajectories)
             penalties = [float(token_penalties(t, coefficient).sum()) for t in trajectories]
             note("reward/kl_penalty", penalties)
         return credit(trees)
@@ -84,7 +84,7 @@ def token_penalties(trajectory: Trajectory, coefficient: float) -> Tensor:
         return torch.zeros(len(mask), dtype=torch.float64)
     old, reference = trajectory.old_logprobs, trajectory.reference_logprobs
     assert old is not None, "remember_old_logprobs before credit"
-    assert reference is not None, "refer before credit"
+    assert reference is not None, "remember_reference_logprobs before credit"
     return k1_penalty(old.double(), reference.double(), mask, coefficient)
 
 

@@ -1,18 +1,17 @@
-"""Rollouts: sample a turn, step the environment, repeat; and the files they end in.
+"""Rollouts: sample a turn, step the environment, repeat; and the files they are stored in.
 
-rollout       plays all unfinished trajectories, in lockstep or overlapped
+rollout       plays unfinished trajectories, in lockstep or overlapped
 tool_threads  a thread pool whose calls can time out; retries of a step
-encoding      text to token ids
+encoding      text to token ids and back
 storage       rollout files in Parquet
 """
 
 from __future__ import annotations
 
-from learners.rollouts import tool_threads
 from learners.rollouts.encoding import encode
 from learners.rollouts.rollout import RESERVED_TOKENS, Hook, Rollouts
 from learners.rollouts.storage import list_iterations, read_rows, write_rollouts, write_rows
-from learners.rollouts.tool_threads import ATTEMPTS, UNAVAILABLE
+from learners.rollouts.tool_threads import ATTEMPTS, UNAVAILABLE, step_with_retries
 
 __all__ = [
     "ATTEMPTS",
@@ -23,7 +22,7 @@ __all__ = [
     "encode",
     "list_iterations",
     "read_rows",
-    "tool_threads",
+    "step_with_retries",
     "write_rollouts",
     "write_rows",
 ]

@@ -1,8 +1,8 @@
-"""Text to ids, safe in threads.
+"""Text to token ids and back; encoding is thread-safe.
 
-A fast tokenizer keeps "are special tokens read in text?" as a setting of its own, which every call
-sets anew: a thread that encodes what a tool said and one that encodes a prompt would change it
-under each other's hands.
+A fast tokenizer stores "are special tokens recognised in text?" as mutable state that every call
+sets. Without the lock, a thread that encodes a tool's result and one that encodes a prompt would
+change that setting under each other.
 """
 
 from __future__ import annotations
@@ -14,22 +14,24 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+REPLACEMENT = "\ufffd"
+"""The character that a decoder writes for bytes that are not a complete character."""
 
-_ONE_AT_A_TIME = threading.Lock()
+_LOCK = threading.Lock()
 
 
 def encode(
     tokenizer: PreTrainedTokenizerBase, text: str, *, trusted: bool = True
 ) -> tuple[int, ...]:
-    """The ids of a text, nothing added.
+    """Encode a text without adding special tokens.
 
     Args:
         tokenizer: a fast one.
-        text: of one segment.
-        trusted: special tokens written in it are read as such; False for what tools say: a tool
-            that prints an end token has not ended a turn.
+        text: one segment.
+        trusted: True to recognise special tokens written in the text. False for what tools return:
+            a tool that prints an end token has not ended a turn.
     """
-    with _ONE_AT_A_TIME:
+    with _LOCK:
         ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=not trusted)
     return tuple(ids)
 
@@ -37,8 +39,8 @@ def encode(
 def encode_prompt(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]
 ) -> tuple[int, ...]:
-    """The ids of a conversation by the model's chat template, up to where the model writes."""
-    with _ONE_AT_A_TIME:
+    """Encode a conversation with the model's chat template, up to where the model's turn begins."""
+    with _LOCK:
         ids = tokenizer.apply_chat_template(
             [dict(message) for message in messages],
             tokenize=True,
@@ -48,26 +50,22 @@ def encode_prompt(
     return tuple(ids)
 
 
-BROKEN = "\ufffd"
-"""What a decoder writes for bytes that are no whole character."""
-
-
-def token_ends(
+def decode_with_ends(
     token_ids: Sequence[int],
     tokenizer: PreTrainedTokenizerBase,
     pieces: dict[int, str] | None = None,
 ) -> tuple[str, list[int]]:
-    """The text of tokens, and how many of its characters end with each of them.
+    """Decode tokens; also return how many characters of the text end with each token.
 
     A character of several tokens belongs to the last of them.
 
     Args:
         token_ids: (T,).
-        tokenizer: theirs.
-        pieces: texts of single tokens, known and added to: kept by whoever asks more than once.
+        tokenizer: the one that made them.
+        pieces: cache of single tokens' texts, filled here; pass the same one to every call.
 
     Returns:
-        Text; (T,) ends, never falling, the last is the text's length.
+        The text; (T,) ends, non-decreasing, the last one is the text's length.
     """
     text = tokenizer.decode(token_ids, skip_special_tokens=False)
     pieces = {} if pieces is None else pieces
@@ -79,25 +77,27 @@ def token_ends(
         ends.append(end)
     if "".join(pieces[token] for token in token_ids) == text:
         return text, ends
-    return _together(token_ids, tokenizer)
+    return _decode_incrementally(token_ids, tokenizer)
 
 
-def _together(
+def _decode_incrementally(
     token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[str, list[int]]:
-    """The same where a token's text depends on those before it, or is part of a character."""
+    """Do the same if a token's text depends on those before it, or is a part of a character."""
 
-    def decoded(start: int, stop: int) -> str:
+    def decode(start: int, stop: int) -> str:
         return str(tokenizer.decode(token_ids[start:stop], skip_special_tokens=False))
 
     parts: list[str] = []
     ends, end = [], 0
-    before = begin = 0  # what is read as context, what is not yet written
+    # Tokens [context_start, start) are decoded as context; the text from `start` is not written
+    # yet. It is written once it no longer ends inside a character.
+    context_start = start = 0
     for stop in range(1, len(token_ids) + 1):
-        context, whole = decoded(before, begin), decoded(before, stop)
-        if not whole.endswith(BROKEN) or stop == len(token_ids):
-            parts.append(whole[len(context) :])
+        context, text = decode(context_start, start), decode(context_start, stop)
+        if not text.endswith(REPLACEMENT) or stop == len(token_ids):
+            parts.append(text[len(context) :])
             end += len(parts[-1])
-            before, begin = begin, stop
+            context_start, start = start, stop
         ends.append(end)
     return "".join(parts), ends

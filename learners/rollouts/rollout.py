@@ -1,7 +1,7 @@
-"""Runs every unfinished trajectory to its end: sample a turn, step the environment, repeat.
+"""Plays unfinished trajectories to their end: sample a turn, step the environment, repeat.
 
 Tokens are encoded in two places only, both here: the prompt and each observation. What the policy
-sampled is never encoded again; decoding is one-way, over the ids of a whole turn.
+sampled is never encoded again; the ids of a whole turn are only decoded.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from typing import TYPE_CHECKING, Literal
 from benchmarks import Task
 from envs import ToolEnv
 from learners.ledger import Ledger
-from learners.rollouts import tool_threads
 from learners.rollouts.encoding import encode, encode_prompt
-from learners.rollouts.tool_threads import UNAVAILABLE, Threads
+from learners.rollouts.tool_threads import UNAVAILABLE, ToolThreads, step_with_retries
 from learners.sampling import Request, Sampler
 from learners.tree import Completion, RolloutTree, Trajectory, Turn, usable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
 RESERVED_TOKENS = 64
-"""Room that a tool's result must leave for the answer."""
+"""Tokens that a tool's result must leave for the answer."""
+
+SHORTEST_OBSERVATION = 8
+"""Tokens below which an observation is not worth cutting to."""
 
 Hook = Callable[[Sequence[RolloutTree]], None]
 """Called between rounds with the trees whose tools work; may fork unfinished trajectories."""
@@ -35,7 +36,7 @@ Hook = Callable[[Sequence[RolloutTree]], None]
 
 @dataclass
 class Rollouts:
-    """What a rollout needs. Holds resources; mutated only through them and the ledger."""
+    """Everything a rollout needs. Holds resources; mutated only through them and the ledger."""
 
     env: ToolEnv
     sampler: Sampler
@@ -45,10 +46,11 @@ class Rollouts:
     seed: int = 0
     tool_threads: int = 8
     pause_s: float = 0.2
-    """Before a failed call is made again; doubles from attempt to attempt."""
-    patience_s: float = 600.0
-    """For one step of the environment; tools have shorter limits of their own, this is for those
-    that hang in spite of them. The step's thread is left behind, its tree is unavailable."""
+    """Seconds before a failed call is retried; doubles with every further attempt."""
+    step_timeout_s: float = 600.0
+    """Seconds that a step of the environment may take. Tools have shorter limits of their own; this
+    one is for tools that hang in spite of them. The step's thread is left behind and its tree
+    becomes unavailable."""
     turns: Literal["lockstep", "overlap"] = "lockstep"
     """lockstep: all sample, then all call their tools; overlap: each waits for its own tool."""
     ledger: Ledger = field(default_factory=Ledger)
@@ -59,17 +61,17 @@ class Rollouts:
         return self.env.tasks
 
     def trees(self, tasks: Sequence[Task]) -> list[RolloutTree]:
-        """An empty tree per task."""
+        """Make an empty tree per task."""
         return [self.tree(task) for task in tasks]
 
     def tree(self, task: Task) -> RolloutTree:
-        """An empty tree: the question, encoded once."""
+        """Make an empty tree: the question, encoded once."""
         env = self.env.fork()
         question, _ = env.reset(options={"task": task})
-        return RolloutTree(task, self.prompt(env.instructions, question), env.snapshot())
+        return RolloutTree(task, self.encode_question(env.instructions, question), env.snapshot())
 
-    def prompt(self, instructions: str, question: str) -> tuple[int, ...]:
-        """The ids that an episode begins with."""
+    def encode_question(self, instructions: str, question: str) -> tuple[int, ...]:
+        """Encode the prompt that an episode begins with."""
         messages = [
             {"role": "system", "content": instructions},
             {"role": "user", "content": question},
@@ -83,26 +85,29 @@ class Rollouts:
 
         Args:
             trees: mutated.
-            key: names the draws together with task and path; use each key once.
+            key: seeds the draws, together with task and path; use each key once.
             after_turn: called after every round of turns of all trees; with overlap, of one tree.
         """
         if self.turns == "overlap":
-            Overlap(self, trees, key, after_turn).run()
+            OverlappedRollout(self, trees, key, after_turn).run()
         else:
-            self._lockstep(trees, key, after_turn)
+            self._run_in_lockstep(trees, key, after_turn)
         self.sampler.rest()
 
-    def _lockstep(self, trees: Sequence[RolloutTree], key: str, after_turn: Hook | None) -> None:
-        with Threads(self.tool_threads) as threads:
+    def _run_in_lockstep(
+        self, trees: Sequence[RolloutTree], key: str, after_turn: Hook | None
+    ) -> None:
+        with ToolThreads(self.tool_threads) as threads:
             while active := _unfinished(trees):
                 by_key: dict[str, tuple[RolloutTree, Trajectory]] = {}
                 for tree, trajectory in active:
-                    request = self.request(tree, trajectory, key)
+                    request = self.make_request(tree, trajectory, key)
                     by_key[request.key] = (tree, trajectory)
                     self.sampler.submit(request)
                 with self.ledger.phase("sample"):
                     sampled = [(by_key[r.key], c) for r, c in self.completed()]
-                sampled.sort(key=lambda item: active.index(item[0]))  # whatever ended first
+                # Completions arrive in any order; tools start in the order of the trajectories.
+                sampled.sort(key=lambda item: active.index(item[0]))
                 with self.ledger.phase("tools"):
                     for (tree, trajectory), completion in sampled:
                         threads.submit(partial(self.advance, tree, trajectory, completion))
@@ -112,27 +117,33 @@ class Rollouts:
                     after_turn(usable(trees))
 
     def completed(self) -> Iterator[tuple[Request, Completion]]:
-        """What the sampler completes; counted, whatever becomes of it."""
+        """Yield what the sampler completes; count its tokens, even if they are discarded later."""
         for request, completion in self.sampler.completed():
             self.ledger.add_sampled_tokens(len(completion.token_ids))
             yield request, completion
 
-    def request(self, tree: RolloutTree, trajectory: Trajectory, key: str) -> Request:
-        """The rest of the turn that a trajectory is at."""
-        whole = trajectory.response_ids
+    def make_request(self, tree: RolloutTree, trajectory: Trajectory, key: str) -> Request:
+        """Ask for the rest of a trajectory's current turn."""
+        response = trajectory.response_ids
         prefill = trajectory.prefill.token_ids
         path = "/".join(map(str, trajectory.path))
         return Request(
-            prefix_ids=trajectory.prompt_ids + whole[: len(whole) - len(prefill)],
+            prefix_ids=trajectory.prompt_ids + response[: len(response) - len(prefill)],
             prefill_ids=prefill,
-            max_tokens=self.max_response_tokens - len(whole),
+            max_tokens=self.max_response_tokens - len(response),
             key=f"{self.seed}/{key}/{tree.name}/{path}",
-            position=len(whole),
+            position=len(response),
             temperature=self.temperature,
         )
 
     def advance(self, tree: RolloutTree, trajectory: Trajectory, rest: Completion) -> None:
-        """Let the environment see the whole turn; append it."""
+        """Step the environment with the whole turn and append the turn to the trajectory.
+
+        Args:
+            tree: marked unavailable if the step fails.
+            trajectory: unfinished.
+            rest: the turn without its prefill.
+        """
         action = trajectory.prefill + rest
         env = self.env.fork()
         env.restore(trajectory.state, tree.task)
@@ -140,27 +151,27 @@ class Rollouts:
         if action.stop == "length":
             outcome = env.truncate("length", text)
         else:
-            stepped = tool_threads.step(
+            result = step_with_retries(
                 env,
                 text,
                 run_tool=self.ledger.run,
                 pause_s=self.pause_s,
-                patience_s=self.patience_s,
-                again=partial(self.ledger.add, "retries"),
+                timeout_s=self.step_timeout_s,
+                on_retry=partial(self.ledger.add, "retries"),
             )
-            if isinstance(stepped, UNAVAILABLE):
+            if isinstance(result, UNAVAILABLE):
                 self.ledger.count_attempt(len(trajectory.state.calls), ok=False)
                 trajectory.discarded_tokens += len(rest.token_ids)
-                tree.unavailable = str(stepped)
+                tree.unavailable = str(result)
                 return
-            outcome = stepped
+            outcome = result
         observation, reward, terminated, truncated, info = outcome
         call = info.get("call")
         if call is not None:
             self.ledger.count_attempt(len(trajectory.state.calls), ok=True)
         room = self.max_response_tokens - len(trajectory) - len(rest.token_ids)
-        ids = () if terminated or truncated else self.observed(observation, room)
-        if ids is None:  # no room for what the tool said: the turn counts, its result does not
+        ids = () if terminated or truncated else self.encode_observation(observation, room)
+        if ids is None:  # no room for the tool's result: the turn counts, its result does not
             env.restore(trajectory.state, tree.task)
             _, reward, terminated, truncated, info = env.truncate("length", text)
             ids = ()
@@ -173,15 +184,24 @@ class Rollouts:
             trajectory.reward = reward
             trajectory.reward_terms = dict(info["reward_terms"])
 
-    def observed(self, observation: str, room: int) -> tuple[int, ...] | None:
-        """An observation's ids, its middle cut to leave room for an answer; None if it cannot."""
+    def encode_observation(self, observation: str, room: int) -> tuple[int, ...] | None:
+        """Encode an observation, its middle cut out to leave room for an answer.
+
+        Args:
+            observation: what the environment returned.
+            room: tokens that are left of the response.
+
+        Returns:
+            Its ids; None if too few tokens would be left of it.
+        """
         ids = encode(self.tokenizer, observation, trusted=False)
-        most = room - min(RESERVED_TOKENS, self.max_response_tokens // 4)
-        if len(ids) <= most:
+        max_tokens = room - min(RESERVED_TOKENS, self.max_response_tokens // 4)
+        if len(ids) <= max_tokens:
             return ids
-        if most < 8:
+        if max_tokens < SHORTEST_OBSERVATION:
             return None
-        return ids[: most - most // 4] + ids[len(ids) - most // 4 :]
+        tail = max_tokens // 4
+        return ids[: max_tokens - tail] + ids[len(ids) - tail :]
 
 
 def _unfinished(trees: Sequence[RolloutTree]) -> list[tuple[RolloutTree, Trajectory]]:
@@ -194,11 +214,11 @@ def _unfinished(trees: Sequence[RolloutTree]) -> list[tuple[RolloutTree, Traject
     ]
 
 
-class Overlap:
-    """One rollout under way. Mutated by the thread that samples and by those that run tools.
+class OverlappedRollout:
+    """A rollout in which trees do not wait for each other.
 
-    Between the turns of one tree a hook may fork, so with a hook a trajectory waits for its tree's
-    round; trees never wait for each other.
+    Mutated by the thread that samples and by those that run tools. A hook may fork between the
+    turns of a tree, so with a hook a trajectory waits for its tree's round to end.
     """
 
     def __init__(
@@ -208,49 +228,49 @@ class Overlap:
         key: str,
         after_turn: Hook | None,
     ) -> None:
-        """Nothing is sampled yet; for the arguments see `Rollouts.run`."""
+        """Prepare; nothing is sampled yet. For the arguments see `Rollouts.run`."""
         self._rollouts, self._trees, self._key = rollouts, trees, key
         self._after_turn = after_turn
-        self._sampled: dict[str, tuple[RolloutTree, Trajectory]] = {}
-        """By key: what is with the sampler."""
-        self._under_way: Counter[RolloutTree] = Counter()
-        """Trajectories of a tree's round that are with the sampler or a tool."""
-        self._round = threading.Lock()
-        self._threads = Threads(rollouts.tool_threads)
+        self._sampling: dict[str, tuple[RolloutTree, Trajectory]] = {}
+        """Trajectories that the sampler works on, by their request's key."""
+        self._in_round: Counter[RolloutTree] = Counter()
+        """Trajectories of a tree's round that the sampler or a tool works on."""
+        self._round_lock = threading.Lock()
+        self._threads = ToolThreads(rollouts.tool_threads)
 
     def run(self) -> None:
-        """Bring every unfinished trajectory to its end; returns when no tool is left running.
+        """Bring every unfinished trajectory to its end; return when no tool is running.
 
-        What goes wrong, here or in a tool's thread, is raised at once, whatever still runs.
+        An exception, here or in a tool's thread, is raised at once, even while other tools run.
         """
         ledger, threads = self._rollouts.ledger, self._threads
         for tree in self._trees:
             self._submit(tree, tree.trajectories)
         with threads:
-            while self._sampled or threads.running:
+            while self._sampling or threads.running:
                 with ledger.phase("sample"):
                     for request, completion in self._rollouts.completed():
-                        tree, trajectory = self._sampled.pop(request.key)
-                        threads.submit(partial(self._turn, tree, trajectory, completion))
+                        tree, trajectory = self._sampling.pop(request.key)
+                        threads.submit(partial(self._take_turn, tree, trajectory, completion))
                         threads.collect()
-                assert threads.running or not self._sampled, "the sampler has lost requests"
-                with ledger.phase("tools"):  # the policy has nothing to do
+                assert threads.running or not self._sampling, "the sampler has lost requests"
+                with ledger.phase("tools"):  # the sampler is idle until a tool returns
                     threads.collect(wait=True)
 
-    def _turn(self, tree: RolloutTree, trajectory: Trajectory, said: Completion) -> None:
-        """Step the environment, then sample what comes next; in a thread of the tools."""
+    def _take_turn(self, tree: RolloutTree, trajectory: Trajectory, rest: Completion) -> None:
+        """Step the environment, then request the next turn; runs in one of the tool threads."""
         if tree.unavailable is None:
-            self._rollouts.advance(tree, trajectory, said)
+            self._rollouts.advance(tree, trajectory, rest)
         else:
-            trajectory.discarded_tokens += len(said.token_ids)
+            trajectory.discarded_tokens += len(rest.token_ids)
         if self._threads.abandoned:
             return
         if self._after_turn is None:
             self._submit(tree, [trajectory])
             return
-        with self._round:
-            self._under_way[tree] -= 1
-            if self._under_way[tree] == 0:
+        with self._round_lock:
+            self._in_round[tree] -= 1
+            if self._in_round[tree] == 0:
                 self._after_turn(usable([tree]))
                 self._submit(tree, tree.trajectories)
 
@@ -258,7 +278,8 @@ class Overlap:
         if tree.unavailable is not None:
             return
         for trajectory in [t for t in trajectories if not t.done]:
-            request = self._rollouts.request(tree, trajectory, self._key)
-            self._under_way[tree] += 1
-            self._sampled[request.key] = (tree, trajectory)
+            request = self._rollouts.make_request(tree, trajectory, self._key)
+            self._in_round[tree] += 1
+            # Before `submit`: the sampler may complete the request in the other thread at once.
+            self._sampling[request.key] = (tree, trajectory)
             self._rollouts.sampler.submit(request)

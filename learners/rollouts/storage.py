@@ -1,15 +1,14 @@
 """Rollout files: every tree of a run as `rollouts/<iteration>.parquet`, a row per trajectory.
 
-`COLUMNS` is the schema with what each column means; `python -m learners.rollouts.storage` prints
-it, docs/rollouts.md explains it. Of restricted tasks no text and no ids are written: their owners
-ask that they are not kept in the clear.
+`COLUMNS` is the schema and the meaning of each column; `python -m learners.rollouts.storage` prints
+it, docs/rollouts.md explains it. No text and no token ids of restricted tasks are written: their
+owners ask that they are not stored in the clear.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +17,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from learners.errors import RolloutFileError
-from learners.rollouts.encoding import token_ends
+from learners.rollouts.encoding import decode_with_ends
 from learners.tree import RolloutTree, Trajectory, Turn
 
 if TYPE_CHECKING:
@@ -26,10 +25,9 @@ if TYPE_CHECKING:
 
 
 VERSION = 2
-"""Of the schema; 1 were lines of JSON with fewer fields."""
+"""Version of the schema; version 1 was lines of JSON with fewer fields."""
 
 INTS, FLOATS = pa.list_(pa.int32()), pa.list_(pa.float32())
-
 
 TURN = pa.struct(
     [
@@ -49,7 +47,7 @@ TURN = pa.struct(
 
 
 class Column(NamedTuple):
-    """A column of the files."""
+    """A column of a rollout file."""
 
     kind: pa.DataType
     meaning: str
@@ -94,8 +92,8 @@ COLUMNS = {
     "advantages": Column(FLOATS, "(T,) credit; null where the method gave none"),
     "weights": Column(FLOATS, "(T,) what each token's loss counted; 0 where it was not trained on"),
 }
-"""Name -> type and meaning. Of (T,) columns, entries on observed tokens say nothing but `mask`,
-ids and text; (T,) counts the response alone."""
+"""Name -> type and meaning. T counts the tokens of the response, without those of the prompt.
+On observed tokens only `mask`, `token_ids` and `token_ends` of the (T,) columns have a meaning."""
 
 TURN_MEANINGS = {
     "begin, action_end, end": "first response token, end of what was sampled, end of the result",
@@ -115,7 +113,7 @@ SCHEMA = pa.schema(
 
 
 def rollout_file(folder: Path, iteration: int) -> Path:
-    """Where the trees of an iteration lie."""
+    """The file that holds an iteration's trees."""
     return folder / "rollouts" / f"{iteration:06d}.parquet"
 
 
@@ -125,10 +123,11 @@ def write_rollouts(
     trees: Sequence[RolloutTree],
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """Write an iteration's trees, whole or not at all; later files, of discarded work, go."""
-    texts: dict[int, str] = {}
+    """Write an iteration's trees atomically; delete later files, which are of discarded work."""
+    pieces: dict[int, str] = {}
     rows = (
-        _row(iteration, index, tree, trajectory, partial(_clear, tokenizer, texts))
+        _build_row(iteration, index, tree, trajectory)
+        | _build_text_columns(tree, trajectory, tokenizer, pieces)
         for index, tree in enumerate(trees)
         for trajectory in tree.trajectories
     )
@@ -143,7 +142,7 @@ def write_rows(folder: Path, iteration: int, rows: Iterable[dict[str, Any]]) -> 
     target = rollout_file(folder, iteration)
     target.parent.mkdir(parents=True, exist_ok=True)
     table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
-    unfinished = target.with_name(f".{target.name}")  # whoever reads the folder passes over it
+    unfinished = target.with_name(f".{target.name}")  # readers of the folder ignore dot files
     with unfinished.open("wb") as file:
         pq.write_table(table, file, compression="zstd", use_dictionary=False)
         file.flush()
@@ -157,9 +156,9 @@ def list_iterations(folder: Path) -> list[int]:
     Raises:
         RolloutFileError: there are none.
     """
-    found = sorted(int(path.stem) for path in (folder / "rollouts").glob("[0-9]*.parquet"))
-    if found:
-        return found
+    iterations = sorted(int(path.stem) for path in (folder / "rollouts").glob("[0-9]*.parquet"))
+    if iterations:
+        return iterations
     if list((folder / "rollouts").glob("*.jsonl")):
         raise RolloutFileError(
             f"the rollouts of {folder} were written by an earlier version, as lines of JSON; "
@@ -169,16 +168,16 @@ def list_iterations(folder: Path) -> list[int]:
 
 
 def read_rows(folder: Path, iteration: int) -> list[dict[str, Any]]:
-    """The rows of an iteration, a dict with every column each.
+    """Read an iteration's rows, each a dict with every column.
 
     Raises:
-        RolloutFileError: there is no such file, or it is of another version.
+        RolloutFileError: there is no such file, or it has another version.
     """
     path = rollout_file(folder, iteration)
     if not path.exists():
-        had = list_iterations(folder)
+        stored = list_iterations(folder)
         raise RolloutFileError(
-            f"no rollouts of iteration {iteration} in {folder}; it has {had[0]} to {had[-1]}"
+            f"no rollouts of iteration {iteration} in {folder}; it has {stored[0]} to {stored[-1]}"
         )
     table = pq.read_table(path, partitioning=None)
     version = (table.schema.metadata or {}).get(b"appo_rollouts", b"none").decode()
@@ -190,16 +189,12 @@ def read_rows(folder: Path, iteration: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(
-    iteration: int,
-    index: int,
-    tree: RolloutTree,
-    trajectory: Trajectory,
-    clear: Callable[[RolloutTree, Trajectory], dict[str, Any]],
+def _build_row(
+    iteration: int, index: int, tree: RolloutTree, trajectory: Trajectory
 ) -> dict[str, Any]:
+    """A row without the text columns."""
     parent, state, diagnostics = trajectory.parent, trajectory.state, trajectory.diagnostics
-    row: dict[str, Any] = dict.fromkeys(COLUMNS)
-    row |= {
+    return dict.fromkeys(COLUMNS) | {
         "version": VERSION,
         "iteration": iteration,
         "tree": index,
@@ -217,33 +212,41 @@ def _row(
         "stop": state.stop,
         "unavailable": tree.unavailable,
         "calls": state.calls,
-        "turns": _turns(trajectory, tree.task.restricted),
+        "turns": _build_turns(trajectory, tree.task.restricted),
         "discarded_tokens": trajectory.discarded_tokens,
         "scoring_age": diagnostics.age,
         "mask": trajectory.response_mask,
         "sampler_logprobs": trajectory.sampler_logprobs,
         "sampler_entropies": trajectory.sampler_entropies,
-        "old_logprobs": _floats(trajectory.old_logprobs),
-        "logprobs": _floats(diagnostics.logprobs),
-        "entropies": _floats(diagnostics.entropies),
-        "reference_logprobs": _floats(trajectory.reference_logprobs),
-        "future_values": _floats(diagnostics.future_values),
-        "branch_scores": _floats(diagnostics.scores),
-        "advantages": _floats(diagnostics.advantages),
-        "weights": _floats(diagnostics.weights),
+        "old_logprobs": _to_floats(trajectory.old_logprobs),
+        "logprobs": _to_floats(diagnostics.logprobs),
+        "entropies": _to_floats(diagnostics.entropies),
+        "reference_logprobs": _to_floats(trajectory.reference_logprobs),
+        "future_values": _to_floats(diagnostics.future_values),
+        "branch_scores": _to_floats(diagnostics.scores),
+        "advantages": _to_floats(diagnostics.advantages),
+        "weights": _to_floats(diagnostics.weights),
     }
-    return row if tree.task.restricted else row | clear(tree, trajectory)
 
 
-def _clear(
-    tokenizer: PreTrainedTokenizerBase,
-    texts: dict[int, str],
+def _build_text_columns(
     tree: RolloutTree,
     trajectory: Trajectory,
+    tokenizer: PreTrainedTokenizerBase,
+    pieces: dict[int, str],
 ) -> dict[str, Any]:
-    """What is not written of a restricted task."""
+    """Columns with text or token ids; none for a restricted task.
+
+    Args:
+        tree: has the task.
+        trajectory: one of its trajectories.
+        tokenizer: decodes the response.
+        pieces: cache of `decode_with_ends`.
+    """
+    if tree.task.restricted:
+        return {}
     ids = trajectory.response_ids
-    text, ends = token_ends(ids, tokenizer, texts)
+    text, ends = decode_with_ends(ids, tokenizer, pieces)
     return {
         "question": tree.task.question,
         "answers": tree.task.answers,
@@ -254,24 +257,26 @@ def _clear(
     }
 
 
-def _turns(trajectory: Trajectory, restricted: bool) -> list[dict[str, Any]]:
-    found, begin = [], 0
-    after = [*(turn.state for turn in trajectory.turns[1:]), trajectory.state]
-    for turn, state in zip(trajectory.turns, after, strict=False):  # without turns there is one
-        found.append(_turn(turn, begin, state.transcript[len(turn.state.transcript) :], restricted))
+def _build_turns(trajectory: Trajectory, restricted: bool) -> list[dict[str, Any]]:
+    turns, begin = [], 0
+    next_states = [*(turn.state for turn in trajectory.turns[1:]), trajectory.state]
+    # Not strict: a trajectory without turns still has one state.
+    for turn, state in zip(trajectory.turns, next_states, strict=False):
+        texts = state.transcript[len(turn.state.transcript) :]
+        turns.append(_build_turn(turn, begin, texts, restricted))
         begin += len(turn)
-    return found
+    return turns
 
 
-def _turn(turn: Turn, begin: int, said: Sequence[str], restricted: bool) -> dict[str, Any]:
+def _build_turn(turn: Turn, begin: int, texts: Sequence[str], restricted: bool) -> dict[str, Any]:
     call, action_end = turn.call, begin + len(turn.action.token_ids)
     return {
         "begin": begin,
         "action_end": action_end,
         "end": begin + len(turn),
         "stop": turn.action.stop,
-        "action": None if restricted or not said else said[0],
-        "observation": None if restricted or len(said) < 2 else said[1],
+        "action": None if restricted or not texts else texts[0],
+        "observation": None if restricted or len(texts) < 2 else texts[1],
         "tool": None if call is None else call.tool,
         "argument": None if call is None or restricted else call.argument,
         "ok": None if call is None else call.ok,
@@ -280,7 +285,7 @@ def _turn(turn: Turn, begin: int, said: Sequence[str], restricted: bool) -> dict
     }
 
 
-def _floats(values: Tensor | None) -> list[float] | None:
+def _to_floats(values: Tensor | None) -> list[float] | None:
     return None if values is None else values.tolist()
 
 

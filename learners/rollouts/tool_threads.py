@@ -1,6 +1,6 @@
-"""Calls in threads that nobody is held up by: not who gives one up, and not the process's end.
+"""A thread pool for tool calls that may hang: calls time out, and none blocks the process's exit.
 
-`concurrent.futures` is no help there: its executors, and Python as it exits, wait for every call.
+`concurrent.futures` cannot be used: its executors, and Python at exit, wait for every call.
 """
 
 from __future__ import annotations
@@ -18,20 +18,58 @@ from benchmarks import GraderUnavailable
 from envs import Outcome, RunTool, ToolEnv, run_tool
 from tools import ToolUnavailable
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
+
+ATTEMPTS = 3
+"""Attempts at a step, all from the same state."""
+
+UNAVAILABLE = (ToolUnavailable, GraderUnavailable)
+"""Faults of the machinery: the turn has no outcome, and the state is the one before it."""
 
 
-class GivenUp(Exception):
-    """A call gave no answer in time; its thread is left behind."""
+def step_with_retries(
+    env: ToolEnv,
+    text: str,
+    *,
+    run_tool: RunTool = run_tool,
+    pause_s: float,
+    timeout_s: float,
+    on_retry: Callable[[], None] = lambda: None,
+) -> Outcome | ToolUnavailable | GraderUnavailable:
+    """Step an environment; return the outcome, or the fault that the last attempt ended in.
+
+    Args:
+        env: in the state before the turn.
+        text: the turn.
+        run_tool: runs the tool of a call.
+        pause_s: seconds before the second attempt; doubles with every further attempt.
+        timeout_s: seconds that an attempt may take; one that takes longer is not retried.
+        on_retry: called before every attempt but the first.
+    """
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            on_retry()
+            time.sleep(pause_s * 2 ** (attempt - 1))
+        try:
+            return call_with_timeout(timeout_s, lambda: env.step(text, run_tool=run_tool))
+        except TimedOut:  # no retry: the thread left behind may still change this environment
+            return ToolUnavailable(f"a step gave no answer in {timeout_s:g} s")
+        except UNAVAILABLE as error:
+            fault = error
+    return fault
 
 
-def within(seconds: float, call: Callable[[], Found]) -> Found:
-    """What a call returns or raises; it is waited for in a thread of its own.
+class TimedOut(Exception):
+    """A call did not return in time; its thread is left behind."""
+
+
+def call_with_timeout(seconds: float, call: Callable[[], Result]) -> Result:
+    """Run a call in a thread of its own; return what it returns, raise what it raises.
 
     Raises:
-        GivenUp: it took longer.
+        TimedOut: it took longer.
     """
-    future: Future[Found] = Future()
+    future: Future[Result] = Future()
 
     def work() -> None:
         try:
@@ -43,31 +81,31 @@ def within(seconds: float, call: Callable[[], Found]) -> Found:
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
-        raise GivenUp
+        raise TimedOut
     return future.result()
 
 
-class Threads:
-    """Makes calls, so many at a time. Mutated by every call, by its end, and by `collect`.
+class ToolThreads:
+    """Runs calls in at most `max_threads` threads. Mutated by all its methods.
 
-    Who leaves the block by an exception waits for nobody: calls that have not begun are dropped,
-    those that have are left behind. Who leaves it otherwise has no thread left: one that still runs
-    as the process ends may bring it down with it.
+    A block that an exception leaves waits for no call: calls that have not started are dropped, the
+    others are left behind. A block that ends normally joins all threads, because a thread that
+    still runs while the interpreter exits may crash it.
     """
 
-    def __init__(self, most: int) -> None:
-        """Threads are started as they are needed, `most` of them."""
-        self._most = most
+    def __init__(self, max_threads: int) -> None:
+        """Start no thread yet; threads are started as calls need them."""
+        self._max_threads = max_threads
         self._threads: list[threading.Thread] = []
         self._calls: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._ended: SimpleQueue[BaseException | None] = SimpleQueue()
         self.running = 0
         """Calls that were submitted and not yet collected."""
         self.abandoned = False
-        """Whether the block was left by an exception: nobody wants what calls still find."""
+        """True once an exception has left the block: results of running calls are not used."""
 
     def __enter__(self) -> Self:
-        """Itself."""
+        """Return the pool itself."""
         return self
 
     def __exit__(
@@ -76,29 +114,31 @@ class Threads:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Let the threads end when they are free, and see them end unless an error is raised."""
+        """Tell idle threads to end; join them unless the block is left by an exception."""
         self.abandoned = error is not None
-        with suppress(Empty):
-            while self.abandoned:
-                self._calls.get_nowait()
+        if self.abandoned:
+            with suppress(Empty):
+                while True:
+                    self._calls.get_nowait()
         for _ in self._threads:
             self._calls.put(None)
-        for thread in () if self.abandoned else self._threads:
-            thread.join()
+        if not self.abandoned:
+            for thread in self._threads:
+                thread.join()
 
     def submit(self, call: Callable[[], object]) -> None:
-        """Make a call as soon as a thread is free; what it returns is dropped."""
+        """Run a call as soon as a thread is free; its return value is dropped."""
         self.running += 1
         self._calls.put(call)
-        if len(self._threads) < self._most:
+        if len(self._threads) < self._max_threads:
             self._threads.append(threading.Thread(target=self._work, daemon=True))
             self._threads[-1].start()
 
     def collect(self, *, wait: bool = False) -> None:
-        """Take note of calls that have ended; with `wait` one more has, if any was running.
+        """Remove calls that have ended from `running`; with `wait`, wait for one if any runs.
 
         Raises:
-            BaseException: what one of them raised.
+            BaseException: a call raised it.
         """
         with suppress(Empty):
             while self.running:
@@ -113,45 +153,6 @@ class Threads:
             error: BaseException | None = None
             try:
                 call()
-            except BaseException as raised:  # handed over, whatever it is
+            except BaseException as raised:  # `collect` raises it in the caller's thread
                 error = raised
             self._ended.put(error)
-
-
-ATTEMPTS = 3
-"""How often a step is made from the same state before it is given up."""
-
-UNAVAILABLE = (ToolUnavailable, GraderUnavailable)
-"""Faults of the machinery: nothing about the turn is known, the state is as before it."""
-
-
-def step(
-    env: ToolEnv,
-    text: str,
-    *,
-    run_tool: RunTool = run_tool,
-    pause_s: float,
-    patience_s: float,
-    again: Callable[[], None] = lambda: None,
-) -> Outcome | ToolUnavailable | GraderUnavailable:
-    """What the environment says to a turn, or the fault that its machinery kept to.
-
-    Args:
-        env: as before the turn.
-        text: the turn.
-        run_tool: runs the tool of a call.
-        pause_s: seconds before the second attempt; doubles from attempt to attempt.
-        patience_s: seconds for an attempt; one that hangs longer is not made again.
-        again: called before every attempt but the first.
-    """
-    for attempt in range(ATTEMPTS):
-        if attempt:
-            again()
-            time.sleep(pause_s * 2 ** (attempt - 1))
-        try:
-            return within(patience_s, lambda: env.step(text, run_tool=run_tool))
-        except GivenUp:  # it may still be at work on this environment: not asked again
-            return ToolUnavailable(f"a step gave no answer in {patience_s:g} s")
-        except UNAVAILABLE as error:
-            fault = error
-    return fault

@@ -1,16 +1,16 @@
 """Training runs: from a command line to a finished run folder.
 
-run           Run, what a method's iteration works with
+training      the command line of every method
+session       a run with its model, tasks and folder; resumes from a checkpoint
+run           the interface of a method's iteration
 trainer       token statistics and updates
 recorder      observations that become metrics
-session       opens a run with its model, tasks and folder
-training      the command line of every method
-checkpoint    run folders and checkpoints
 environments  environments of a run, mixtures included
-task_order    which tasks an iteration trains on
-evaluation    evaluations before, during and after training
-judging       judges whose calls are counted
-report        the final report
+task_order    the tasks of each iteration
+evaluation    evaluations during training, early stopping and limits
+judging       a judge whose requests are counted
+checkpoint    checkpoints, written atomically
+report        the report at the end of a run
 trackers      TensorBoard, trackio and wandb
 memory        memory peaks and their causes
 """
@@ -18,22 +18,22 @@ memory        memory peaks and their causes
 from __future__ import annotations
 
 from learners.runs.checkpoint import save_checkpoint
-from learners.runs.environments import environment
-from learners.runs.judging import judged
+from learners.runs.environments import make_env, make_training_env
+from learners.runs.judging import add_judge
 from learners.runs.recorder import Recorder
 from learners.runs.run import Run
-from learners.runs.session import Session, evaluate_once, open_session, training_env
+from learners.runs.session import Session, evaluate_once, open_session
 from learners.runs.training import main
 
 __all__ = [
     "Recorder",
     "Run",
     "Session",
-    "environment",
+    "add_judge",
     "evaluate_once",
-    "judged",
     "main",
+    "make_env",
+    "make_training_env",
     "open_session",
     "save_checkpoint",
-    "training_env",
 ]

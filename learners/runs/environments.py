@@ -1,4 +1,4 @@
-"""What a run's config asks for, refused before anything is opened; and its environments."""
+"""Environments of a run: made from its config, checked, and mixed if there are several."""
 
 from __future__ import annotations
 
@@ -19,79 +19,94 @@ from learners.errors import RunStopped, UsageError
 from tools import PythonTool, Tool
 
 
-def environment(config: RunConfig, split: str) -> ToolEnv:
-    """The environment of a split, its tools made and none of them opened.
+def make_training_env(config: RunConfig) -> ToolEnv:
+    """Check the options of a run and make the environment that it trains on.
 
     Raises:
-        UsageError: the arguments do not go together, or name a file that is not there.
+        gymnasium.error.Error: no such id; the message names the nearest one.
+        UsageError: it would train on test rows, is not one of our environments, or its options do
+            not go together.
+    """
+    config.validate()
+    for name in config.environment.ids:
+        if not isinstance(gym.make(name).unwrapped, envs.ToolEnv):
+            raise UsageError(f"--env {name} is not one of ours; expected appo/<Benchmark>-v0")
+    return make_env(config, config.environment.train_split)
+
+
+def make_env(config: RunConfig, split: str) -> ToolEnv:
+    """Make the environment of a split, with its tools; no tool is opened.
+
+    Raises:
+        UsageError: the options do not go together, or name a file that does not exist.
         benchmarks.DataUnavailable: there is no corpus to search.
     """
+    options = config.environment
     parts = []
     try:
-        for name in config.environment.ids:
-            env = gym.make(name, **env_arguments(config, split)).unwrapped
+        for name in options.ids:
+            env = gym.make(
+                name,
+                split=split,
+                data_dir=options.data_dir,
+                reward=options.reward,
+                level=options.level,
+                tools=options.tools,
+                max_tool_calls=options.max_tool_calls,
+                sandbox=options.sandbox,
+                search=options.search,
+                corpus=options.corpus,
+                cache=options.cache,
+                cache_mode=options.cache_mode,
+            ).unwrapped
             assert isinstance(env, envs.ToolEnv)
-            _ = env.tools
+            _ = env.tools  # made on first access; their errors belong to this function
             parts.append(env)
-        # A mixture has all of a ToolEnv that learners use.
+        # A mixture has everything of a ToolEnv that learners use.
         return parts[0] if len(parts) == 1 else TaskMixture(parts)  # type: ignore[return-value]
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         raise UsageError(str(error)) from error
-
-
-def env_arguments(config: RunConfig, split: str) -> dict[str, Any]:
-    """What gym.make is given for a split."""
-    return {
-        "split": split,
-        "data_dir": config.environment.data_dir,
-        "reward": config.environment.reward,
-        "level": config.environment.level,
-        "tools": config.environment.tools,
-        "max_tool_calls": config.environment.max_tool_calls,
-        "sandbox": config.environment.sandbox,
-        "search": config.environment.search,
-        "corpus": config.environment.corpus,
-        "cache": config.environment.cache,
-        "cache_mode": config.environment.cache_mode,
-    }
 
 
 def prove_sandbox(env: ToolEnv) -> None:
     """Open the sandbox of an environment that runs Python.
 
     Raises:
-        tools.ToolUnavailable: none can be had; the message says what is missing.
+        tools.ToolUnavailable: no sandbox works on this machine; the message says what is missing.
     """
     for tool in env.tools:
         if isinstance(tool, PythonTool):
             tool.status()
 
 
-def stop_where_tools_fail(config: RunConfig, what: str, faults: Sequence[str], trees: int) -> None:
-    """Nothing while no more trees lose their tools than the person allowed.
+def check_tool_failures(config: RunConfig, what: str, faults: Sequence[str], count: int) -> None:
+    """Check that no more trees lost their tools than --max-unavailable allows.
 
     Args:
-        config: says the share.
-        what: lost them; for the message.
-        faults: of each tree that lost its tools, why.
-        trees: all of them.
+        config: has the allowed share.
+        what: what the trees are, for the message.
+        faults: the reason of each tree that lost its tools.
+        count: number of all trees.
 
     Raises:
-        RunStopped: too many did.
+        RunStopped: too many trees lost their tools.
     """
     share = config.limits.max_unavailable
-    if len(faults) <= share * trees:
+    if len(faults) <= share * count:
         return
-    why = "; ".join(f"{count} x {fault}" for fault, count in Counter(faults).most_common(3))
+    reasons = "; ".join(f"{n} x {fault}" for fault, n in Counter(faults).most_common(3))
     raise RunStopped(
-        f"{len(faults)} of {trees} {what} lost their tools, more than --max-unavailable "
-        f"{share:g} allows: {why}. Nothing of them is kept. When the tools work, "
+        f"{len(faults)} of {count} {what} lost their tools, more than --max-unavailable "
+        f"{share:g} allows: {reasons}. Nothing of them is kept. When the tools work, "
         "run the same command: it resumes from the last checkpoint"
     )
 
 
 class TaskMixture:
-    """What learners use of a ToolEnv, over several. Mutated like one: fork before playing."""
+    """Several environments behind the part of ToolEnv that learners use.
+
+    Mutated like a ToolEnv: fork it before playing an episode.
+    """
 
     def __init__(self, parts: Sequence[ToolEnv]) -> None:
         """Mix environments of different benchmarks."""
@@ -107,7 +122,7 @@ class TaskMixture:
 
     @cached_property
     def tasks(self) -> Sequence[Task]:
-        """All tasks, the environments taking turns; ids are <benchmark>:<id>."""
+        """All tasks, one of each environment in turn; ids are <benchmark>:<id>."""
         rounds = zip_longest(*(part.tasks for part in self._parts.values()))
         return [
             replace(task, id=f"{name}:{task.id}")
@@ -118,7 +133,7 @@ class TaskMixture:
 
     @property
     def benchmark(self) -> Benchmark:
-        """Named after all; scores an answer as the task's own benchmark does."""
+        """A benchmark named after all; it scores an answer as the task's own benchmark does."""
         records = [part.benchmark for part in self._parts.values()]
         return replace(
             records[0],
@@ -130,32 +145,32 @@ class TaskMixture:
 
     @property
     def tools(self) -> tuple[Tool[Any], ...]:
-        """Of all environments."""
+        """The tools of all environments."""
         return tuple(tool for part in self._parts.values() for tool in part.tools)
 
     @property
     def stop_tags(self) -> tuple[str, ...]:
-        """Of all environments."""
+        """The stop tags of all environments."""
         return tuple(dict.fromkeys(tag for p in self._parts.values() for tag in p.stop_tags))
 
     @property
     def instructions(self) -> str:
-        """Of the environment under way."""
+        """The instructions of the current environment."""
         return self._current.instructions
 
     def reset(self, *, options: Mapping[str, Task]) -> tuple[str, StepInfo]:
-        """Begin a task of the mixture in its environment."""
+        """Start an episode of a mixture's task in the task's environment."""
         name, task = _split_task(options["task"])
         self._current = self._parts[name].fork()
         return self._current.reset(options={"task": task})
 
     def restore(self, state: EnvState, task: Task | None = None) -> None:
-        """Continue from a state of one of the environments; `task` is the mixture's."""
+        """Continue from a state of one of the environments; `task` has the mixture's id."""
         self._current = self._parts[state.benchmark].fork()
         self._current.restore(state, None if task is None else _split_task(task)[1])
 
     def snapshot(self) -> EnvState:
-        """The state of the environment under way."""
+        """Return the state of the current environment."""
         return self._current.snapshot()
 
     def step(self, action: str, *, run_tool: RunTool) -> Outcome:
@@ -163,11 +178,11 @@ class TaskMixture:
         return self._current.step(action, run_tool=run_tool)
 
     def truncate(self, reason: str, action: str = "") -> Any:  # noqa: ANN401 - as ToolEnv's
-        """End the episode under way."""
+        """End the current episode."""
         return self._current.truncate(reason, action)  # type: ignore[arg-type]
 
     def fork(self) -> TaskMixture:
-        """Another mixture over the same environments."""
+        """Return another mixture of the same environments."""
         return TaskMixture(self.parts)
 
     def close(self) -> None:
@@ -180,6 +195,6 @@ class TaskMixture:
 
 
 def _split_task(task: Task) -> tuple[str, Task]:
-    """The benchmark of a mixture's task, and the task as that benchmark knows it."""
+    """Split a mixture's task into its benchmark's name and the task with its own id."""
     name, _, own_id = task.id.partition(":")
     return name, replace(task, id=own_id)

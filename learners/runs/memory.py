@@ -1,8 +1,8 @@
-"""Where the memory of an iteration peaks, and what it holds there.
+"""Memory peaks of an iteration, and what the memory held at the highest one.
 
-On a CPU the peak is the process's resident set, which Linux counts and resets; on CUDA it is what
-PyTorch's allocator handed out. What tensors hold is added up from the tensors themselves; the rest
-is the interpreter, its libraries, indices, and what a pass needs for a moment.
+On a CPU the peak is that of the process's resident set, which Linux counts and resets. On CUDA it
+is what PyTorch's allocator handed out. The sizes of weights, gradients and caches are added up from
+their tensors; the rest is the interpreter, its libraries, indices and temporary buffers.
 """
 
 from __future__ import annotations
@@ -17,11 +17,17 @@ import torch
 from torch import Tensor
 
 from learners.ledger import Ledger
-from learners.policy import Kept, Policy
-from learners.sampling import Sampler, TransformersSampler
+from learners.policy import Policy, SavedTensors
+from learners.sampling import Sampler
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
+ONLY_IN = {
+    "the sampler's keys and values": ("sample",),
+    "gradients": ("update",),
+    "kept for the backward pass": ("update",),
+}
+"""Phases at whose peak a part can be in memory; parts not listed always are."""
 
 ADVICE = {
     "kept for the backward pass": "--microbatch-tokens, --gradient-checkpointing or --autocast",
@@ -30,14 +36,14 @@ ADVICE = {
     "the sampler's keys and values": "--sampler-rows",
     "the sampler's own weights": "no --autocast",
 }
-"""What makes the largest part smaller."""
+"""Options that make a part smaller."""
 
 
 class Meter(Protocol):
-    """Tells a peak."""
+    """Measures a memory peak."""
 
     def peak(self) -> int:
-        """Bytes, since the last reset."""
+        """Return the peak since the last reset, in bytes."""
         ...
 
     def reset(self) -> None:
@@ -45,14 +51,19 @@ class Meter(Protocol):
         ...
 
 
-class Resident:
-    """The process's resident set. Mutates what Linux remembers of it.
+def make_meter(device: torch.device) -> Meter:
+    """Make the meter for work on a device."""
+    return CudaMeter() if device.type == "cuda" else ProcessMeter()
 
-    A system that forgets no peak tells the one since the process began.
+
+class ProcessMeter:
+    """Peak of the process's resident set. Mutates Linux's counter of it.
+
+    On a system that cannot reset the counter, the peak is that since the process began.
     """
 
     def peak(self) -> int:
-        """Bytes, since the last reset."""
+        """Return the peak since the last reset, in bytes."""
         with suppress(OSError):
             for line in STATUS.read_text().splitlines():
                 if line.startswith("VmHWM"):
@@ -65,11 +76,11 @@ class Resident:
             RESET.write_text("5")
 
 
-class Allocated:
-    """What PyTorch's allocator handed out on CUDA."""
+class CudaMeter:
+    """Peak of what PyTorch's allocator handed out on CUDA."""
 
     def peak(self) -> int:
-        """Bytes, since the last reset."""
+        """Return the peak since the last reset, in bytes."""
         return torch.cuda.max_memory_allocated()
 
     def reset(self) -> None:
@@ -77,34 +88,29 @@ class Allocated:
         torch.cuda.reset_peak_memory_stats()
 
 
-class IterationPeak:
-    """A meter that knows the peak since `begin` whoever resets it since. Mutated by both."""
+class IterationMeter:
+    """A meter that also remembers the peak since `begin`, across resets. Mutated by both."""
 
     def __init__(self, meter: Meter) -> None:
         self._meter, self._highest = meter, 0
 
     def begin(self) -> None:
-        """Forget everything."""
+        """Start a new iteration."""
         self._meter.reset()
         self._highest = 0
 
     def peak(self) -> int:
-        """Bytes, since the last reset."""
+        """Return the peak since the last reset, in bytes."""
         return self._meter.peak()
 
     def reset(self) -> None:
-        """Let others forget the peak."""
-        self._highest = self.most()
+        """Forget the peak; `iteration_peak` still knows it."""
+        self._highest = self.iteration_peak()
         self._meter.reset()
 
-    def most(self) -> int:
-        """Bytes, since `begin`."""
+    def iteration_peak(self) -> int:
+        """Return the peak since `begin`, in bytes."""
         return max(self._highest, self._meter.peak())
-
-
-def meter_of(device: torch.device) -> Meter:
-    """What tells the peak of work on a device."""
-    return Allocated() if device.type == "cuda" else Resident()
 
 
 class MemoryProfile:
@@ -114,75 +120,72 @@ class MemoryProfile:
         self.peaks: dict[str, int] = {}
         """Bytes by phase."""
         self._meter = meter
-        self._inner: list[int] = []
+        self._inner_peaks: list[int] = []
+        """For each open phase, outermost first, the highest peak of the phases inside it."""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Note the peak inside the block; blocks inside it count for both."""
+        """Record the peak inside the block; it counts for the enclosing phases as well."""
         before = self._meter.peak()
         self._meter.reset()
-        self._inner.append(0)
+        self._inner_peaks.append(0)
         try:
             yield
         finally:
-            own = max(self._inner.pop(), self._meter.peak())
-            self.peaks[name] = max(self.peaks.get(name, 0), own)
-            if self._inner:
-                self._inner[-1] = max(self._inner[-1], before, own)
+            peak = max(self._inner_peaks.pop(), self._meter.peak())
+            self.peaks[name] = max(self.peaks.get(name, 0), peak)
+            if self._inner_peaks:  # `before` is the outer phase's: its counter was reset above
+                self._inner_peaks[-1] = max(self._inner_peaks[-1], before, peak)
 
 
 @contextmanager
-def profiled(policy: Policy, sampler: Sampler, ledger: Ledger, meter: Meter) -> Iterator[None]:
-    """Say where the memory of the block peaked, and why."""
+def profile_memory(
+    policy: Policy, sampler: Sampler, ledger: Ledger, meter: Meter
+) -> Iterator[None]:
+    """Print where the memory of the block peaked, and what it held."""
     profile = MemoryProfile(meter)
-    kept = policy.kept = Kept()
+    saved = policy.saved_tensors = SavedTensors()
     ledger.watch = profile.phase
     try:
         yield
     finally:
-        policy.kept, ledger.watch = None, nullcontext
-    found = contents(policy, sampler, kept)
+        policy.saved_tensors, ledger.watch = None, nullcontext
+    sizes = measure_contents(policy, sampler, saved)
     if profile.peaks:
-        print(report(profile.peaks, found, kept.tokens))  # noqa: T201
+        print(format_report(profile.peaks, sizes, saved.tokens))  # noqa: T201
 
 
-def contents(policy: Policy, sampler: Sampler, kept: Kept) -> dict[str, int]:
-    """Bytes by what holds them; of what comes and goes, the most there was."""
-    own, keys = sampler.held if isinstance(sampler, TransformersSampler) else (0, 0)
+def measure_contents(policy: Policy, sampler: Sampler, saved: SavedTensors) -> dict[str, int]:
+    """Bytes by the part that takes them; the maximum if a part comes and goes."""
+    sampling = sampler.stats()
     return {
-        "weights": held(policy.model.parameters()),
-        "the optimiser's state": held(tensors_in(policy.optimizer.state_dict())),
-        "the sampler's own weights": own,
-        "the sampler's keys and values": keys,
-        "gradients": held(p for p in policy.model.parameters() if p.requires_grad),
-        "kept for the backward pass": kept.bytes,
+        "weights": tensor_bytes(policy.model.parameters()),
+        "the optimiser's state": tensor_bytes(iter_tensors(policy.optimizer.state_dict())),
+        "the sampler's own weights": sampling.weight_bytes,
+        "the sampler's keys and values": sampling.cache_bytes,
+        "gradients": tensor_bytes(p for p in policy.model.parameters() if p.requires_grad),
+        "kept for the backward pass": saved.bytes,
     }
 
 
-ONLY_IN = {
-    "the sampler's keys and values": ("sample",),
-    "gradients": ("update",),
-    "kept for the backward pass": ("update",),
-}
-"""Phases at whose peak something is there; other things always are."""
-
-
-def report(peaks: Mapping[str, int], found: Mapping[str, int], tokens: int) -> str:
-    """Where the peak was, what was held there, and what makes the largest part smaller.
+def format_report(peaks: Mapping[str, int], sizes: Mapping[str, int], tokens: int) -> str:
+    """Format where the peak was, what the memory held, and how to make the largest part smaller.
 
     Args:
         peaks: bytes by phase, not empty.
-        found: bytes by what holds them.
-        tokens: that the update's largest pass computed.
+        sizes: bytes by part.
+        tokens: tokens of the update's largest forward and backward pass.
     """
     phase = max(peaks, key=lambda name: peaks[name])
-    there = {n: size for n, size in found.items() if size and phase in ONLY_IN.get(n, (phase,))}
-    rest = max(0, peaks[phase] - sum(there.values()))
-    largest = max(there, key=lambda name: there[name])
-    others = ", ".join(f"{name} {size_of(peak)}" for name, peak in peaks.items() if name != phase)
-    lines = [f"peak memory {size_of(peaks[phase])} in {phase}" + (f" ({others})" if others else "")]
-    lines += [f"  {size_of(size):>9}  {name}" for name, size in by_size(there)]
-    lines.append(f"  {size_of(rest):>9}  the rest: Python, libraries, what is needed for a moment")
+    parts = {n: size for n, size in sizes.items() if size and phase in ONLY_IN.get(n, (phase,))}
+    rest = max(0, peaks[phase] - sum(parts.values()))
+    largest = max(parts, key=lambda name: parts[name])
+    others = ", ".join(f"{n} {format_bytes(peak)}" for n, peak in peaks.items() if n != phase)
+    first_line = f"peak memory {format_bytes(peaks[phase])} in {phase}"
+    lines = [first_line + (f" ({others})" if others else "")]
+    for name, size in sorted(parts.items(), key=lambda part: -part[1]):
+        lines.append(f"  {format_bytes(size):>9}  {name}")
+    lines.append(f"  {format_bytes(rest):>9}  the rest: Python, libraries, temporary buffers")
     if phase == "update":
         lines.append(f"  the largest forward and backward pass computed {tokens} tokens")
     if largest in ADVICE:
@@ -190,26 +193,21 @@ def report(peaks: Mapping[str, int], found: Mapping[str, int], tokens: int) -> s
     return "\n".join(lines)
 
 
-def by_size(found: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Largest first."""
-    return sorted(found.items(), key=lambda pair: -pair[1])
-
-
-def size_of(count: int) -> str:
-    """Bytes as a person reads them."""
+def format_bytes(count: int) -> str:
+    """Format a number of bytes in MiB or GiB."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
-def held(tensors: Iterable[Tensor]) -> int:
-    """Bytes of tensors; those that share a storage count once."""
+def tensor_bytes(tensors: Iterable[Tensor]) -> int:
+    """The size of tensors; those that share a storage count once."""
     storages = (tensor.untyped_storage() for tensor in tensors)
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
-def tensors_in(found: object) -> Iterator[Tensor]:
-    """The tensors of nested dictionaries and lists."""
-    if isinstance(found, Tensor):
-        yield found
-    elif isinstance(found, dict | list):
-        for inner in found.values() if isinstance(found, dict) else found:
-            yield from tensors_in(inner)
+def iter_tensors(value: object) -> Iterator[Tensor]:
+    """Yield the tensors in nested dictionaries and lists."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from iter_tensors(inner)

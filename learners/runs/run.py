@@ -1,4 +1,4 @@
-"""What a method's iteration works with: trees to sample, a trainer, and a recorder of metrics.
+"""The interface of a method's iteration: trees to sample, a trainer, a recorder of metrics.
 
 A method is a module with a `Config` and an `iteration(tasks, run, config)`. A run knows nothing of
 methods.
@@ -113,7 +113,7 @@ class Run:
         return usable(trees)
 
     def minibatches(self, trees: Sequence[RolloutTree]) -> Iterator[Sequence[RolloutTree]]:
-        """The trees of one optimizer step after another."""
+        """Yield the trees of each optimizer step."""
         size = self.config.training.minibatch_prompts
         for start in range(0, len(trees), size):
             yield trees[start : start + size]
@@ -151,9 +151,9 @@ class Run:
     def update_by(self, rows: Sequence[Row], weights: Weighting, loss: PolicyLoss) -> None:
         """Update once on rows that are weighted together.
 
-        Rows with advantage 0 count in the mean that the weights are, as in the reference
-        implementations. Only a KL penalty has a gradient on them: without one they are left out of
-        the forward pass.
+        Rows whose advantages are 0 count in the means that the weights form, as in the reference
+        implementations. Only a KL penalty has a gradient on them, so without one they are left out
+        of the forward pass.
         """
         masks = [row.trajectory.tensors.mask for row in rows]
         pairs = list(zip(rows, weights(masks), strict=True))
@@ -162,5 +162,5 @@ class Run:
         self.trainer.update([row for row, _ in pairs], [weight for _, weight in pairs], loss)
 
     def draw(self, name: str) -> random.Random:
-        """A generator seeded by run, iteration and name, for choices other than tokens."""
+        """Return a random generator seeded by run, iteration and name, for all but tokens."""
         return random.Random(f"{self.config.training.seed}/{self.iteration}/{name}")

@@ -1,7 +1,7 @@
-"""Where metrics are shown beside metrics.jsonl: TensorBoard, trackio, wandb.
+"""Experiment trackers that show metrics.jsonl as well: TensorBoard, trackio, wandb.
 
-All read the one stream: a sink gets the lines of metrics.jsonl as they are written, every number
-under its own name, at its iteration. The packages are imported when they are asked for.
+A tracker gets the lines of metrics.jsonl as they are written: every number under its own name, at
+its iteration. Its package is imported only if it is asked for.
 """
 
 from __future__ import annotations
@@ -17,50 +17,54 @@ from typing import Any
 from learners.config import TrackerName
 from learners.errors import UsageError
 
-Line = Mapping[str, Any]
-"""One line of metrics.jsonl."""
+Metrics = Mapping[str, Any]
+"""A line of metrics.jsonl."""
 
+Writer = Callable[[Mapping[str, float], int], None]
+"""Shows the numbers of an iteration in one tracker."""
 
 PROJECT = "appo-gym"
 
 
 @contextmanager
-def opened(
-    names: Sequence[TrackerName], folder: Path, config: Mapping[str, Any], kept: Sequence[Line]
-) -> Iterator[Callable[[Line], None]]:
-    """What takes a line and shows it in every sink named.
+def open_trackers(
+    names: Sequence[TrackerName],
+    folder: Path,
+    config: Mapping[str, Any],
+    history: Sequence[Metrics],
+) -> Iterator[Callable[[Metrics], None]]:
+    """Yield a function that shows a line of metrics in every tracker.
 
     Args:
-        names: of sinks.
-        folder: of the run; its name is the run's name in the sinks.
-        config: of the run, shown beside it.
-        kept: lines of a run that goes on; TensorBoard's files are written anew from them.
+        names: of the trackers.
+        folder: the run's; its name is the run's name in the trackers.
+        config: the run's options, shown with it.
+        history: lines of a resumed run; TensorBoard's files are rewritten from them.
 
     Raises:
-        UsageError: a sink's package is not installed.
+        UsageError: a tracker's package is not installed.
     """
-    makers = {"tensorboard": _tensorboard, "trackio": _trackio, "wandb": _wandb}
+    makers = {"tensorboard": _open_tensorboard, "trackio": _open_trackio, "wandb": _open_wandb}
     with ExitStack() as stack:
-        writers = [stack.enter_context(makers[name](folder, config, kept)) for name in names]
+        writers = [stack.enter_context(makers[name](folder, config, history)) for name in names]
 
-        def write(line: Line) -> None:
-            numbers = {n: float(v) for n, v in line.items() if isinstance(v, int | float)}
-            step = int(numbers.pop("iteration"))
-            for writer in writers:
-                writer(numbers, step)
+        def show(metrics: Metrics) -> None:
+            numbers, step = _split_step(metrics)
+            for write in writers:
+                write(numbers, step)
 
-        yield write
-
-
-Writer = Callable[[Mapping[str, float], int], None]
+        yield show
 
 
 @contextmanager
-def _tensorboard(folder: Path, config: Mapping[str, Any], kept: Sequence[Line]) -> Iterator[Writer]:
-    """Event files under <folder>/tensorboard, for `tensorboard --logdir <folder>`."""
-    _needed("tensorboard", "pip install 'appo-gym[tensorboard]'")
+def _open_tensorboard(
+    folder: Path, config: Mapping[str, Any], history: Sequence[Metrics]
+) -> Iterator[Writer]:
+    """Write event files in <folder>/tensorboard, for `tensorboard --logdir <folder>`."""
+    _import("tensorboard", "pip install 'appo-gym[tensorboard]'")
     from torch.utils.tensorboard import SummaryWriter
 
+    # Anew: files of a killed process may hold iterations that the resumed run does again.
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)
     with SummaryWriter(str(folder / "tensorboard")) as events:
 
@@ -70,16 +74,17 @@ def _tensorboard(folder: Path, config: Mapping[str, Any], kept: Sequence[Line]) 
             events.flush()
 
         events.add_text("config", "\n".join(f"    {k}: {v}" for k, v in config.items()), 0)
-        for line in kept:
-            numbers = {n: v for n, v in line.items() if isinstance(v, int | float)}
-            write(numbers, int(numbers.pop("iteration")))
+        for line in history:
+            write(*_split_step(line))
         yield write
 
 
 @contextmanager
-def _trackio(folder: Path, config: Mapping[str, Any], kept: Sequence[Line]) -> Iterator[Writer]:
-    module = _needed("trackio", "pip install trackio")
-    resume = "allow" if kept else "never"
+def _open_trackio(
+    folder: Path, config: Mapping[str, Any], history: Sequence[Metrics]
+) -> Iterator[Writer]:
+    module = _import("trackio", "pip install trackio")
+    resume = "allow" if history else "never"
     module.init(project=PROJECT, name=folder.name, config=dict(config), resume=resume)
     try:
         yield lambda numbers, step: module.log(dict(numbers), step=step)
@@ -88,15 +93,17 @@ def _trackio(folder: Path, config: Mapping[str, Any], kept: Sequence[Line]) -> I
 
 
 @contextmanager
-def _wandb(folder: Path, config: Mapping[str, Any], kept: Sequence[Line]) -> Iterator[Writer]:
-    module = _needed("wandb", "pip install wandb")
+def _open_wandb(
+    folder: Path, config: Mapping[str, Any], history: Sequence[Metrics]
+) -> Iterator[Writer]:
+    module = _import("wandb", "pip install wandb")
     run = module.init(
         project=PROJECT,
         name=folder.name,
         id=folder.name,
         dir=str(folder),
         config=dict(config),
-        resume="must" if kept else "allow",
+        resume="must" if history else "allow",
     )
     try:
         yield lambda numbers, step: run.log(dict(numbers), step=step)
@@ -104,8 +111,15 @@ def _wandb(folder: Path, config: Mapping[str, Any], kept: Sequence[Line]) -> Ite
         run.finish()
 
 
-def _needed(name: str, how: str) -> ModuleType:
+def _split_step(metrics: Metrics) -> tuple[dict[str, float], int]:
+    """Split a line into its numbers and its iteration."""
+    numbers = {name: float(v) for name, v in metrics.items() if isinstance(v, int | float)}
+    step = int(numbers.pop("iteration"))
+    return numbers, step
+
+
+def _import(name: str, install: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UsageError(f"--log {name} needs the package {name}: {how}") from error
+        raise UsageError(f"--log {name} needs the package {name}: {install}") from error

@@ -12,7 +12,7 @@ from learners.ledger import Ledger
 from learners.policy import Policy, PolicyLoss, Reference, TokenStats, multiplier
 from learners.rl import mismatch_weights, wrap_loss
 from learners.runs.recorder import Recorder
-from learners.sampling import Sampler, TransformersSampler
+from learners.sampling import Sampler
 from learners.tree import Row, Trajectory
 
 
@@ -44,7 +44,7 @@ class Trainer(Protocol):
         """Store the current log-probabilities as the denominators of ratios."""
         ...
 
-    def refer(self, trajectories: Sequence[Trajectory]) -> None:
+    def remember_reference_logprobs(self, trajectories: Sequence[Trajectory]) -> None:
         """Store the reference's log-probabilities on trajectories that lack them."""
         ...
 
@@ -76,9 +76,9 @@ class PolicyTrainer:
         Args:
             config: its optimisation options and the sampler's correction.
             policy: updated.
-            sampler: told after every update.
+            sampler: synchronised after every update.
             ledger: counts tokens and seconds.
-            recorder: takes metrics.
+            recorder: collects metrics.
             reference: needed if `config.has_reference`.
         """
         self.config = config
@@ -113,13 +113,12 @@ class PolicyTrainer:
     ) -> dict[Trajectory, TokenStats]:
         """See `Trainer`."""
         self.ledger.add("scored_tokens", sum(map(_read_tokens, trajectories)))
-        sampler = self.sampler
-        keep = sampler.keep if branched and isinstance(sampler, TransformersSampler) else None
+        keep = self.sampler.keep if branched else None
         with self.ledger.phase("score"):
             stats = self.policy.token_stats(trajectories, keep)
         self.ledger.add("computed_tokens", self.policy.work.computed_tokens)
-        for trajectory, its_stats in zip(trajectories, stats, strict=True):
-            trajectory.diagnostics.logprobs, trajectory.diagnostics.entropies = its_stats
+        for trajectory, (logprobs, entropies) in zip(trajectories, stats, strict=True):
+            trajectory.diagnostics.logprobs, trajectory.diagnostics.entropies = logprobs, entropies
             trajectory.diagnostics.age = self._age(trajectory)
         return dict(zip(trajectories, stats, strict=True))
 
@@ -132,16 +131,16 @@ class PolicyTrainer:
             mismatch = (stats.logprobs - sampled)[mask].abs()
             self.recorder.note("policy/sampler_gap", mismatch.tolist())
 
-    def refer(self, trajectories: Sequence[Trajectory]) -> None:
+    def remember_reference_logprobs(self, trajectories: Sequence[Trajectory]) -> None:
         """See `Trainer`."""
-        fresh = [t for t in trajectories if t.reference_logprobs is None]
-        if not fresh:
+        missing = [t for t in trajectories if t.reference_logprobs is None]
+        if not missing:
             return
         assert self.reference is not None, "a run with kl needs its reference"
         with self.ledger.phase("score"):
-            logprobs = self.reference.logprobs(fresh)
-        for trajectory, its_logprobs in zip(fresh, logprobs, strict=True):
-            trajectory.reference_logprobs = its_logprobs
+            scored = self.reference.logprobs(missing)
+        for trajectory, logprobs in zip(missing, scored, strict=True):
+            trajectory.reference_logprobs = logprobs
 
     def update(self, rows: Sequence[Row], weights: Sequence[Tensor], loss: PolicyLoss) -> None:
         """See `Trainer`."""
@@ -150,7 +149,7 @@ class PolicyTrainer:
             return
         options = self.config.optimisation
         if options.kl != 0:
-            self.refer([row.trajectory for row in rows])
+            self.remember_reference_logprobs([row.trajectory for row in rows])
         for (trajectory, advantages), weight in zip(rows, weights, strict=True):
             trajectory.diagnostics.advantages, trajectory.diagnostics.weights = advantages, weight
         ages = [self._age(row.trajectory) for row in rows]
@@ -158,18 +157,18 @@ class PolicyTrainer:
         self.recorder.note("update/stale_rows", [float(age > 0) for age in ages])
         self.ledger.add("updated_tokens", sum(_read_tokens(row.trajectory) for row in rows))
         with self.ledger.phase("update"):
-            done = self.policy.update(
+            stats = self.policy.update(
                 rows,
                 self._corrected_weights(rows, weights),
                 wrap_loss(loss, self.recorder.note, options.kl, options.kl_estimator),
             )
-        self.ledger.add("computed_tokens", done.computed_tokens)
+        self.ledger.add("computed_tokens", stats.computed_tokens)
         self.sampler.sync()
-        self.recorder.note("update/trees", [float(done.trees)])
+        self.recorder.note("update/trees", [float(stats.trees)])
         self.recorder.count("update/steps", 1)
-        self.recorder.count("update/skipped", int(done.skipped))
-        self.recorder.note("update/loss", [done.loss])
-        self.recorder.note("update/gradient_norm", [done.gradient_norm])
+        self.recorder.count("update/skipped", int(stats.skipped))
+        self.recorder.note("update/loss", [stats.loss])
+        self.recorder.note("update/gradient_norm", [stats.gradient_norm])
         for row, weight in zip(rows, weights, strict=True):
             trained = weight * row.trajectory.tensors.mask != 0
             self.ledger.add("trained_tokens", int(trained.sum()))
@@ -190,8 +189,8 @@ class PolicyTrainer:
         for (trajectory, _), weight in zip(rows, weights, strict=True):
             assert trajectory.old_logprobs is not None, "remember_old_logprobs before updating"
             mask = trajectory.tensors.mask
-            gap = trajectory.old_logprobs - trajectory.tensors.sampler_logprobs
-            factor = mismatch_weights(gap, mask, cap)
+            log_ratio = trajectory.old_logprobs - trajectory.tensors.sampler_logprobs
+            factor = mismatch_weights(log_ratio, mask, cap)
             self.recorder.note("policy/sampler_correction", factor[mask].tolist())
             corrected.append(weight * factor)
         return corrected

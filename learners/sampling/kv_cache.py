@@ -1,9 +1,9 @@
-"""Keys and values of what is sampled: a line per sequence, and finished ones stay where they are.
+"""KV cache of a sampler: a slot per sequence; finished sequences stay until their room is needed.
 
-A turn that goes on is sampled further in the line it left, a branch takes a copy of its parent's
-line up to the branch point, and nothing is read twice. Lines being sampled stand first, without
-gaps, so that a forward pass works on one slice; kept ones stand behind them until what was used
-longest ago makes room.
+The next turn of a sequence continues in its slot, a branch starts from a copy of its parent's slot
+up to the branch point, and nothing is computed twice. Active slots, whose sequences are being
+sampled, come first and without gaps, so that a forward pass reads one slice of the cache. Idle
+slots follow, and the least recently used of them is evicted when room is needed.
 """
 
 from __future__ import annotations
@@ -12,279 +12,290 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from learners.policy import common_prefix_length
+
 GROWTH = 128
-"""Positions by which full lines grow."""
+"""Positions by which all slots grow when one is full."""
 
 
 SMALL_BYTES = 1 << 28
-"""A store of at most so many bytes stays allocated when it is emptied."""
+"""A cache of at most this size stays allocated when it is cleared."""
 
 
-_ids = attrgetter("token_ids")
+_token_ids = attrgetter("token_ids")
 
 
 @dataclass(eq=False)
-class Line:
-    """A sequence's place in a store. Mutated by `Lines` and by who samples it."""
+class Slot:
+    """The keys and values of a sequence. Mutated by `KVCache` and by the sampler."""
 
     token_ids: tuple[int, ...]
-    """What others may share of it."""
-    known: int
-    """Positions that are filled: more than `token_ids` has while it is sampled."""
-    place: int
-    used: int = 0
-    """When it was last wanted."""
+    """The prefix that other sequences may copy."""
+    length: int
+    """Number of filled positions: more than `token_ids` has while the sequence is sampled."""
+    index: int
+    """Position in the cache; changes when slots are swapped."""
+    last_used: int = 0
+    """The cache's clock at the last use."""
 
 
-class Lines:
-    """Stands where transformers expects a `Cache`; mutated by every forward pass.
+class PrefixMatch(NamedTuple):
+    """The longest prefix of a sequence that a slot holds."""
 
-    Call `expect` before a forward pass; what a line holds beyond its length is never attended to.
+    length: int
+    slot: Slot | None
+    """None if the length is 0."""
+
+
+class KVCache:
+    """Keys and values of many sequences; transformers takes it for a `Cache`.
+
+    Mutated by every forward pass; call `expect` before each. Positions beyond a slot's length hold
+    leftovers, and masks hide them.
     """
 
     is_compileable = False
 
-    def __init__(self, rows: int, most_bytes: int = 2_000_000_000) -> None:
-        """Room for `rows` that are sampled at a time, and for kept ones up to so many bytes."""
+    def __init__(self, rows: int, max_bytes: int = 2_000_000_000) -> None:
+        """Cache `rows` sequences being sampled, and finished ones up to `max_bytes` in all."""
         self.active = 0
-        """Lines being sampled: the first ones."""
-        self.peak_bytes = 0
-        """Most that the store ever took."""
+        """The number of active slots, which are the first ones."""
         self.expected = 0
-        """Lines that will be sampled at a time: room is made for all of them at once."""
-        self._rows, self._most_bytes = rows, most_bytes
-        self._read = slice(0, 0)
-        """Lines that the attention of the next forward pass looks at, and how far."""
+        """The number of sequences about to be active; room for all of them is made at once."""
+        self.peak_bytes = 0
+        """The largest size so far."""
+        self._rows, self._max_bytes = rows, max_bytes
+        # The next forward pass: slots and number of positions that it attends to, and the slot and
+        # position of each of its tokens.
+        self._attended = slice(0, 0)
         self._span = 0
-        self._at = (torch.zeros(0), torch.zeros(0))
-        self._lines: list[Line] = []
-        self._sorted: list[Line] = []
+        self._targets = (torch.zeros(0), torch.zeros(0))
+        # Invariant: both lists hold the same slots. The first is in the order of the tensors,
+        # _slots[i].index == i; the second is sorted by token ids.
+        self._slots: list[Slot] = []
+        self._sorted: list[Slot] = []
         self._layers: list[Tensor] = []
-        """Of each layer (2, lines, H, positions, D), keys and values."""
+        """For each layer, (2, slots, H, positions, D) keys and values."""
         self._clock = 0
 
-    def expect(self, read: slice, span: int, lines: Tensor, positions: Tensor) -> None:
-        """Say what the next forward pass is over.
+    def expect(self, attended: slice, span: int, indices: Tensor, positions: Tensor) -> None:
+        """Announce the next forward pass.
 
         Args:
-            read: lines that its attention looks at.
-            span: how many of their positions.
-            lines: (B, T) of each of its tokens.
-            positions: (B, T) where in its line each goes.
+            attended: slots that it attends to.
+            span: number of positions that it attends to.
+            indices: (B, T) slot of each of its tokens.
+            positions: (B, T) position of each token in its slot.
         """
-        self._read, self._span, self._at = read, span, (lines, positions)
+        self._attended, self._span, self._targets = attended, span, (indices, positions)
 
     def update(
         self, keys: Tensor, values: Tensor, layer_idx: int, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
-        """Write (B, H, T, D) keys and values; return (lines, H, span, D) of what is looked at."""
+        """Write (B, H, T, D) keys and values; return the (slots, H, span, D) attended ones."""
         store = self._layer(layer_idx, keys)
-        # Not scatter_: for bfloat16 on a CPU it copies the whole store to float32 and back.
-        lines, positions = self._at
+        indices, positions = self._targets
+        # Not scatter_: for bfloat16 on a CPU it copies the whole cache to float32 and back.
         for half, new in zip(store, (keys, values), strict=True):
-            half[lines, :, positions] = new.transpose(1, 2)
-        seen = store[:, self._read, :, : self._span]
-        return seen[0], seen[1]
+            half[indices, :, positions] = new.transpose(1, 2)
+        attended = store[:, self._attended, :, : self._span]
+        return attended[0], attended[1]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Positions are always given, so this is never used to make them."""
+        """0: transformers would derive positions from it, but every pass is given its own."""
         return 0
 
-    def longest(self, token_ids: tuple[int, ...]) -> tuple[int, Line | None]:
-        """How many leading tokens are known, and a line that knows them.
+    def longest_prefix(self, token_ids: tuple[int, ...]) -> PrefixMatch:
+        """Find the slot that shares the longest prefix with a sequence."""
+        match = PrefixMatch(0, None)
+        # In sorted order the longest prefix is shared with a neighbour.
+        at = bisect_right(self._sorted, token_ids, key=_token_ids)
+        for slot in self._sorted[max(0, at - 1) : at + 1] if self._layers else ():
+            shared = common_prefix_length(slot.token_ids, token_ids)
+            if shared > match.length:
+                match = PrefixMatch(shared, slot)
+        return match
 
-        The longest beginning is shared with a neighbour in sorted order.
+    def continued_index(self, token_ids: tuple[int, ...]) -> int:
+        """Index of the slot whose sequence these tokens continue; beyond all if there is none."""
+        match = self.longest_prefix(token_ids)
+        if match.slot is None or match.length < len(match.slot.token_ids):
+            return len(self._slots)
+        return match.slot.index
+
+    def allocate(self, token_ids: tuple[int, ...]) -> Slot:
+        """Make an active slot, the last one, for a sequence that starts with these tokens.
+
+        Its prefix is filled as far as the cache knows it, the last token excepted: reading that one
+        yields the distribution of the next.
         """
-        best, found = 0, None
-        at = bisect_right(self._sorted, token_ids, key=_ids)
-        for line in self._sorted[max(0, at - 1) : at + 1] if self._layers else ():
-            shared = _shared(line.token_ids, token_ids)
-            if shared > best:
-                best, found = shared, line
-        return best, found
-
-    def place(self, token_ids: tuple[int, ...]) -> int:
-        """Where the line is that these tokens go on from; behind all where there is none."""
-        shared, line = self.longest(token_ids)
-        if line is None or shared < len(line.token_ids):
-            return len(self._lines)
-        return line.place
-
-    def take(self, token_ids: tuple[int, ...]) -> Line:
-        """The last of the active lines, for what follows these tokens.
-
-        All that is known of them is filled but for the last, whose reading says what comes next.
-        """
-        shared, source = self.longest(token_ids)
-        known = min(shared, len(token_ids) - 1)
-        line = source
-        if source is None or source.place < self.active or not self._may_end(source, shared):
-            line = self._open()
-        assert line is not None
-        self._rename(line, token_ids[:known])
-        self._swap(line, self._lines[self.active])
+        shared, source = self.longest_prefix(token_ids)
+        length = min(shared, len(token_ids) - 1)
+        slot = None
+        if source is not None and source.index >= self.active:
+            # Before `_new_slot`, which may evict the least recently used slot: the source must
+            # outlive the copy. If it is the only one to evict, the sequence takes it over.
+            source.last_used = self._tick()
+            if shared == len(source.token_ids) or (
+                self.is_full() and source is self._least_recently_used()
+            ):
+                slot = source
+        if slot is None:
+            slot = self._new_slot()
+        self._set_token_ids(slot, token_ids[:length])
+        self._swap(slot, self._slots[self.active])
         self.active += 1
-        if source is not None and line is not source:
+        if source is not None and slot is not source:
             for store in self._layers:
-                store[:, line.place, :, :known] = store[:, source.place, :, :known]
-        line.known = known
-        return line
+                store[:, slot.index, :, :length] = store[:, source.index, :, :length]
+        slot.length = length
+        return slot
 
-    def fill(self, line: Line, kept: Iterable[tuple[Tensor, Tensor]], length: int) -> None:
-        """Put positions that were computed elsewhere into a line.
+    def fill(self, slot: Slot, layers: Iterable[tuple[Tensor, Tensor]], length: int) -> None:
+        """Write the first positions of a slot, computed in a pass without this cache.
 
         Args:
-            line: of this store.
-            kept: of each layer (H, length, D) keys and values.
-            length: positions.
+            slot: of this cache.
+            layers: for each layer, (H, length, D) keys and values.
+            length: number of positions.
         """
-        line.known = length
+        slot.length = length
         self._span = max(self._span, length)
-        for number, (keys, values) in enumerate(kept):
+        for number, (keys, values) in enumerate(layers):
             store = self._layer(number, keys[None])
-            store[0, line.place, :, :length] = keys
-            store[1, line.place, :, :length] = values
+            store[0, slot.index, :, :length] = keys
+            store[1, slot.index, :, :length] = values
 
-    def keep(self, token_ids: tuple[int, ...], kept: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Keep a sequence that somebody else read, see `fill`, where there is room.
+    def keep(self, token_ids: tuple[int, ...], layers: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Cache a sequence that was read in a pass without this cache, if there is room.
 
-        Not what is known but for its last token, as all is that was sampled with these weights.
+        Args:
+            token_ids: (T,)
+            layers: for each layer, (H, T, D) keys and values.
         """
-        crowded = self.full() and len(self._lines) == self.active
-        if crowded or self.longest(token_ids)[0] >= len(token_ids) - 1:
+        has_room = not self.is_full() or len(self._slots) > self.active  # an idle one can go
+        # A sequence sampled with these weights is already cached, but for its last token.
+        if not has_room or self.longest_prefix(token_ids).length >= len(token_ids) - 1:
             return
-        line = self._open()
-        self._rename(line, token_ids)
-        self.fill(line, kept, len(token_ids))
+        slot = self._new_slot()
+        self._set_token_ids(slot, token_ids)
+        self.fill(slot, layers, len(token_ids))
 
-    def share(self, line: Line, token_ids: tuple[int, ...]) -> None:
-        """Let others take copies of what an active line has read by now."""
-        self._rename(line, token_ids[: line.known])
+    def share(self, slot: Slot, token_ids: tuple[int, ...]) -> None:
+        """Let other sequences copy what an active slot has read so far."""
+        self._set_token_ids(slot, token_ids[: slot.length])
 
-    def release(self, line: Line, token_ids: tuple[int, ...]) -> None:
-        """Keep an active line that is no longer sampled; the last active one takes its place."""
-        self.share(line, token_ids)
-        line.used = self._now()
+    def release(self, slot: Slot, token_ids: tuple[int, ...]) -> None:
+        """Make an active slot idle; the last active one takes its index."""
+        self.share(slot, token_ids)
+        slot.last_used = self._tick()
         self.active -= 1
-        self._swap(line, self._lines[self.active])
+        self._swap(slot, self._slots[self.active])
 
-    def abandon(self) -> None:
-        """Drop lines whose sampling was not brought to an end."""
+    def drop_active(self) -> None:
+        """Drop the slots of sequences that were not sampled to their end."""
         while self.active:
             self.active -= 1
-            self._drop(self._lines[self.active])
+            self._drop(self._slots[self.active])
 
-    def forget(self) -> None:
-        """Drop everything: the weights have changed."""
+    def clear(self) -> None:
+        """Drop all slots, because the weights have changed."""
         self.active = self._span = 0
-        self._lines.clear()
+        self._slots.clear()
         self._sorted.clear()
-        if self.held_bytes > SMALL_BYTES:
+        if self.nbytes > SMALL_BYTES:
             self._layers.clear()
 
     @property
-    def held_bytes(self) -> int:
-        """Of all keys and values."""
+    def nbytes(self) -> int:
+        """Size of all keys and values, unused room included."""
         return sum(store.nbytes for store in self._layers)
 
-    def _may_end(self, line: Line, shared: int) -> bool:
-        """Whether nothing is lost when a kept line goes on after so many of its tokens."""
-        line.used = self._now()
-        return shared == len(line.token_ids) or (self.full() and line is self._oldest())
+    def is_full(self) -> bool:
+        """True if a new slot takes the place of an idle one."""
+        if not self._layers:  # the size of a slot is not known before the first pass
+            return False
+        return len(self._slots) >= self._max_slots(self._layers[0].shape[3])
 
-    def _open(self) -> Line:
-        """A new line behind all others; where there is no room, the oldest kept one ends."""
-        while self.full():
-            self._drop(self._oldest())
-        line = Line((), 0, len(self._lines), self._now())
-        self._lines.append(line)
-        self._sorted.insert(0, line)
+    def _new_slot(self) -> Slot:
+        """Append an empty slot; evict the least recently used idle one if the cache is full."""
+        while self.is_full():
+            self._drop(self._least_recently_used())
+        slot = Slot((), 0, len(self._slots), self._tick())
+        self._slots.append(slot)
+        self._sorted.insert(0, slot)  # no token ids sort before any
         self._make_room()
-        return line
+        return slot
 
-    def _drop(self, line: Line) -> None:
-        self._sorted.remove(line)
-        last = self._lines[-1]
-        line.known = 0  # what it holds need not be moved
-        self._swap(line, last)
-        self._lines.pop()
+    def _drop(self, slot: Slot) -> None:
+        self._sorted.remove(slot)
+        slot.length = 0  # the swap need not copy its content
+        self._swap(slot, self._slots[-1])
+        self._slots.pop()
 
-    def _rename(self, line: Line, token_ids: tuple[int, ...]) -> None:
-        self._sorted.remove(line)
-        line.token_ids = token_ids
-        self._sorted.insert(bisect_left(self._sorted, token_ids, key=_ids), line)
+    def _set_token_ids(self, slot: Slot, token_ids: tuple[int, ...]) -> None:
+        self._sorted.remove(slot)
+        slot.token_ids = token_ids
+        self._sorted.insert(bisect_left(self._sorted, token_ids, key=_token_ids), slot)
 
-    def _swap(self, one: Line, other: Line) -> None:
-        """Let two lines change places."""
+    def _swap(self, one: Slot, other: Slot) -> None:
+        """Exchange two slots' indices and contents."""
         if one is other:
             return
         for store in self._layers:
-            first = store[:, one.place, :, : one.known].clone()
-            store[:, one.place, :, : other.known] = store[:, other.place, :, : other.known]
-            store[:, other.place, :, : one.known] = first
-        one.place, other.place = other.place, one.place
-        self._lines[one.place], self._lines[other.place] = one, other
+            first = store[:, one.index, :, : one.length].clone()
+            store[:, one.index, :, : other.length] = store[:, other.index, :, : other.length]
+            store[:, other.index, :, : one.length] = first
+        one.index, other.index = other.index, one.index
+        self._slots[one.index], self._slots[other.index] = one, other
 
-    def _oldest(self) -> Line:
-        return min(self._lines[self.active :], key=attrgetter("used"))
+    def _least_recently_used(self) -> Slot:
+        """Return an idle slot; active ones are never evicted."""
+        return min(self._slots[self.active :], key=attrgetter("last_used"))
 
-    def _now(self) -> int:
+    def _tick(self) -> int:
         self._clock += 1
         return self._clock
 
-    def _most_lines(self, span: int) -> int:
-        """Lines of so many positions that fit."""
+    def _max_slots(self, span: int) -> int:
+        """Number of slots of `span` positions that fit; enough for all active ones in any case."""
         bytes_each = sum(store[:, 0, :, 0].nbytes for store in self._layers) * span
-        return max(self._rows, self._most_bytes // max(1, bytes_each))
-
-    def full(self) -> bool:
-        """Whether the next line that is opened ends a kept one."""
-        return bool(self._layers) and len(self._lines) >= self._most_lines(self._layers[0].shape[3])
+        return max(self._rows, self._max_bytes // max(1, bytes_each))
 
     def _layer(self, number: int, like: Tensor) -> Tensor:
-        """The store of a layer, with room for all lines and the span; `like` is (_, H, _, D)."""
+        """Return a layer's store, with room for all slots and the span; `like` is (_, H, _, D)."""
         if number < len(self._layers):
             self._make_room()
         else:
             span = -(-self._span // GROWTH) * GROWTH
-            lines = max(len(self._lines), min(self.expected, self._rows))
-            shape = (2, lines, like.shape[1], span, like.shape[3])
-            self._layers.append(like.new_zeros(shape))
-            self.peak_bytes = max(self.peak_bytes, self.held_bytes)
+            slots = max(len(self._slots), min(self.expected, self._rows))
+            # Zeros, also in `_make_room`: a mask hides leftovers, but not a NaN among them.
+            self._layers.append(like.new_zeros((2, slots, like.shape[1], span, like.shape[3])))
+            self.peak_bytes = max(self.peak_bytes, self.nbytes)
         return self._layers[number]
 
     def _make_room(self) -> None:
-        """Let every layer hold all lines and the span; kept lines end where that is too much."""
+        """Grow all layers to hold all slots and the span; evict idle slots if they are too many."""
         if not self._layers:
             return
-        lines, span = self._layers[0].shape[1], self._layers[0].shape[3]
-        if lines >= len(self._lines) and span >= self._span:
+        slots, span = self._layers[0].shape[1], self._layers[0].shape[3]
+        if slots >= len(self._slots) and span >= self._span:
             return
         span = max(span, -(-self._span // GROWTH) * GROWTH)
-        most = self._most_lines(span)
-        while len(self._lines) > max(most, self.active):
-            self._drop(self._oldest())
-        needed = max(len(self._lines), min(self.expected, most))
-        lines = max(needed, min(most, lines if lines >= needed else 2 * lines))
+        limit = self._max_slots(span)  # longer slots: fewer of them fit
+        while len(self._slots) > max(limit, self.active):
+            self._drop(self._least_recently_used())
+        needed = max(len(self._slots), min(self.expected, limit))
+        # Doubled when they run out, so that copying stays cheap as slots are added one by one.
+        slots = max(needed, min(limit, slots if slots >= needed else 2 * slots))
         for number, old in enumerate(self._layers):
-            new = old.new_zeros((2, lines, old.shape[2], span, old.shape[4]))
-            both = min(lines, old.shape[1])
+            new = old.new_zeros((2, slots, old.shape[2], span, old.shape[4]))
+            both = min(slots, old.shape[1])
             new[:, :both, :, : old.shape[3]] = old[:, :both]
             self._layers[number] = new
-        self.peak_bytes = max(self.peak_bytes, self.held_bytes)
-
-
-def _shared(one: tuple[int, ...], other: tuple[int, ...]) -> int:
-    """Leading tokens that two sequences share, by halving: comparing slices is fast."""
-    same, most = 0, min(len(one), len(other))
-    while same < most:
-        middle = (same + most + 1) // 2
-        if one[same:middle] == other[same:middle]:
-            same = middle
-        else:
-            most = middle - 1
-    return same
+        self.peak_bytes = max(self.peak_bytes, self.nbytes)

@@ -1,9 +1,10 @@
-"""Linear layers of a sampler on a CPU, in bfloat16, with weights laid out for the matrix unit.
+"""bfloat16 linear layers for sampling on CPUs, with weights packed for the matrix unit.
 
-A product with weights as they are first lays them out, at every call: for the few rows of a
-sampling step that costs as much as the product. Here it is done once for each update of the policy.
-Layers that read the same rows, such as those of queries, keys and values, are one product: a small
-one takes less time than its call. The products are those of the plain layers, up to rounding.
+A product with plain weights packs them first, at every call: for the few rows of a sampling step
+that costs as much as the product itself. Here they are packed once for each update of the policy.
+Layers with the same input, such as those of queries, keys and values, are fused into one product,
+because a small product takes less time than its call. Outputs equal those of the plain layers, up
+to rounding.
 """
 
 from __future__ import annotations
@@ -19,29 +20,29 @@ if TYPE_CHECKING:
 
 
 ROWS = 32
-"""Of the products that weights are laid out for; any number of rows is served."""
+"""Number of rows that the packing is optimised for; any number is served."""
 
 
-TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Names of layers of one module that are given the same rows, one after the other."""
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Names of layers of one module that are called in turn with the same input."""
 
 
-class Product:
-    """One or several layers' product with the same rows. Mutated by `take` and every product."""
+class FusedProduct:
+    """The product of one or several layers with the same input. Mutated by `load` and `output`."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        """Of layers by their names in the policy's model; all have a bias, or none has."""
+        """Fuse layers, by their names in the policy's model; all have a bias, or none has."""
         self.names = tuple(names)
         self.nbytes = 0
-        """Of the weights."""
+        """Size of the weights."""
         self._sizes: list[int] = []
         self._weight: Tensor
         self._bias: Tensor | None = None
-        self._rows: Tensor | None = None
-        self._waiting: dict[int, Tensor] = {}
+        self._input: Tensor | None = None
+        self._outputs: dict[int, Tensor] = {}
 
-    def take(self, layers: Sequence[nn.Linear]) -> None:
-        """Compute with the weights of these layers as they are now."""
+    def load(self, layers: Sequence[nn.Linear]) -> None:
+        """Pack the current weights of these layers."""
         self._sizes = [layer.out_features for layer in layers]
         plain = torch.cat([layer.weight.detach() for layer in layers]).to(torch.bfloat16)
         self._weight = torch.ops.mkldnn._reorder_linear_weight(plain, ROWS)
@@ -49,35 +50,36 @@ class Product:
         biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
         self._bias = torch.cat(biases).to(torch.bfloat16) if biases else None
 
-    def part(self, index: int, rows: Tensor) -> Tensor:
-        """(..., in) to (..., out) of one of the layers; the others' parts wait to be asked for."""
-        if rows is not self._rows or index not in self._waiting:
-            whole: Tensor = torch.ops.mkldnn._linear_pointwise(
+    def output(self, index: int, rows: Tensor) -> Tensor:
+        """(..., in) to (..., out) of one layer; the other layers' outputs wait for their calls."""
+        # Compared by identity: the layers of a module are called with the very same tensor.
+        if rows is not self._input or index not in self._outputs:
+            fused: Tensor = torch.ops.mkldnn._linear_pointwise(
                 rows, self._weight, self._bias, "none", [], ""
             )
-            self._rows = rows
-            self._waiting = dict(enumerate(torch.split(whole, self._sizes, -1)))
-        found = self._waiting.pop(index)
-        if not self._waiting:
-            self._rows = None
-        return found
+            self._input = rows
+            self._outputs = dict(enumerate(torch.split(fused, self._sizes, -1)))
+        output = self._outputs.pop(index)
+        if not self._outputs:
+            self._input = None  # frees it
+        return output
 
 
 class PackedLinear(nn.Module):
-    """A linear layer for inference: its part of a product."""
+    """A linear layer for inference, backed by a fused product."""
 
-    def __init__(self, product: Product, index: int = 0) -> None:
+    def __init__(self, product: FusedProduct, index: int = 0) -> None:
         super().__init__()
         self._product = product
         self._index = index
 
     def forward(self, rows: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
-        return self._product.part(self._index, rows)
+        return self._product.output(self._index, rows)
 
 
 def can_pack(model: PreTrainedModel) -> bool:
-    """Whether there is something to gain, and this torch knows how."""
+    """True if packing speeds this model up and this build of torch supports it."""
     try:
         supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
         torch.ops.mkldnn._reorder_linear_weight.default  # noqa: B018
@@ -87,15 +89,15 @@ def can_pack(model: PreTrainedModel) -> bool:
     return supported and model.device.type == "cpu" and model.dtype == torch.bfloat16
 
 
-def pack(model: PreTrainedModel, source: PreTrainedModel) -> list[Product]:
-    """Replace the linear layers of a model, adapters left out, by packed ones.
+def pack_linears(model: PreTrainedModel, source: PreTrainedModel) -> list[FusedProduct]:
+    """Replace the linear layers of a model, except those of adapters, with packed ones.
 
     Args:
         model: a copy of the policy's model; mutated.
         source: the policy's model.
 
     Returns:
-        The products: `refresh` gives them the source's weights.
+        The products, for `refresh`.
     """
     layers = {
         name: layer
@@ -103,8 +105,8 @@ def pack(model: PreTrainedModel, source: PreTrainedModel) -> list[Product]:
         if type(layer) is nn.Linear and ".lora_" not in name
     }
     products = []
-    for names in _groups(layers):
-        product = Product(names)
+    for names in _group_names(layers):
+        product = FusedProduct(names)
         for index, name in enumerate(names):
             model.set_submodule(name, PackedLinear(product, index))
         products.append(product)
@@ -112,10 +114,10 @@ def pack(model: PreTrainedModel, source: PreTrainedModel) -> list[Product]:
     return products
 
 
-def refresh(products: Sequence[Product], source: PreTrainedModel) -> None:
-    """Compute with the source's weights as they are now."""
+def refresh(products: Sequence[FusedProduct], source: PreTrainedModel) -> None:
+    """Pack the source's current weights."""
     for product in products:
-        product.take([_linear(source, name) for name in product.names])
+        product.load([_linear(source, name) for name in product.names])
 
 
 def _linear(model: nn.Module, name: str) -> nn.Linear:
@@ -124,15 +126,15 @@ def _linear(model: nn.Module, name: str) -> nn.Linear:
     return layer
 
 
-def _groups(layers: dict[str, nn.Linear]) -> list[tuple[str, ...]]:
-    """Names of the layers, those together that are one product."""
+def _group_names(layers: dict[str, nn.Linear]) -> list[tuple[str, ...]]:
+    """Group the names of layers that are fused; a layer on its own is a group, too."""
     groups: dict[str, tuple[str, ...]] = {name: (name,) for name in layers}
     for name in layers:
         module, _, last = name.rpartition(".")
-        together = next((group for group in TOGETHER if group[0] == last), ())
-        names = tuple(f"{module}.{one}" for one in together)
-        found = [layers[one] for one in names if one in layers]
-        kinds = {(layer.in_features, layer.bias is None) for layer in found}
-        if len(found) == len(together) and len(kinds) == 1:
+        fused = next((group for group in FUSED if group[0] == last), ())
+        names = tuple(f"{module}.{one}" for one in fused)
+        members = [layers[one] for one in names if one in layers]
+        kinds = {(layer.in_features, layer.bias is None) for layer in members}
+        if len(members) == len(fused) and len(kinds) == 1:
             groups.update(dict.fromkeys(names, names))
     return list(dict.fromkeys(groups.values()))

@@ -1,8 +1,8 @@
-"""vLLM's engine in this process. The only file that imports vllm; made and tested with 0.32.
+"""vLLM's engine in this process. The only file that imports vllm; written and tested with 0.32.
 
-A CPU keeps 2 GB of keys and values in blocks of 32 tokens, because small blocks lose less where a
-branch leaves; a GPU is shared with training and gets less than half of it, which it gives back
-while it sleeps. vLLM opens a process group of its own here, so under torchrun use the server.
+On a CPU the KV cache has 2 GiB in blocks of 32 tokens: with small blocks a branch recomputes less.
+A GPU is shared with training: the engine gets less than half of its memory, and frees it while it
+sleeps. vLLM opens a process group of its own in this process, so under torchrun use the server.
 """
 
 from __future__ import annotations
@@ -17,23 +17,24 @@ import torch
 from torch.nn import Module
 
 from learners.errors import UsageError
-from learners.sampling.vllm_sampler import Piece, Weights, entropy_of
+from learners.sampling.vllm_sampler import Piece, Weights, entropy_lower_bound
 
 TOP = 20
-"""Likeliest tokens whose log-probabilities are asked for: vLLM's own limit."""
+"""Number of likeliest tokens whose log-probabilities are requested: vLLM's own limit."""
 
 
 CPU_CACHE_BYTES = 2 << 30
 
 
 GPU_SHARE = 0.45
+"""Fraction of a GPU's memory."""
 
 
 def require_vllm() -> None:
-    """Nothing, where vLLM is installed.
+    """Check that vLLM is installed.
 
     Raises:
-        UsageError: it is not; the message says how to get it.
+        UsageError: it is not; the message says how to install it.
     """
     if importlib.util.find_spec("vllm") is None:
         raise UsageError(
@@ -51,20 +52,20 @@ class VllmEngine:
         Args:
             folder: what `learners.policy.loading.save_model` wrote.
             dtype: float32 or bfloat16.
-            rows: most requests in one step.
+            rows: maximum number of requests in one step.
 
         Raises:
             UsageError: vLLM is not installed.
         """
         require_vllm()
-        # Its workers would be processes of their own; tensors are handed over in this one.
+        # No worker processes: weights are handed over as tensors, within this process.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         from vllm import EngineArgs, LLMEngine
 
         cuda = torch.cuda.is_available()
-        place: dict[str, Any] = (
+        device_options: dict[str, Any] = (
             {"gpu_memory_utilization": GPU_SHARE, "enable_sleep_mode": True}
             if cuda
             else {
@@ -85,10 +86,10 @@ class VllmEngine:
                 enable_prefix_caching=True,
                 skip_tokenizer_init=True,
                 disable_log_stats=True,
-                **place,
+                **device_options,
             )
         )
-        # On a CPU it replaces this function in the whole process; training sets its own threads.
+        # On a CPU vLLM replaces this function in the whole process; training sets threads with it.
         torch.set_num_threads = set_threads
         torch.set_num_threads(threads)
         self._sleeps = cuda
@@ -122,14 +123,14 @@ class VllmEngine:
         """See `learners.sampling.vllm_sampler.Engine`."""
         pieces = []
         for output in self._engine.step():
-            (said,) = output.outputs
-            spans = [] if said.logprobs is None else _spans(said.logprobs)
+            (completion,) = output.outputs
+            spans = [] if completion.logprobs is None else _split_spans(completion.logprobs)
             pieces.append(
                 Piece(
                     output.request_id,
-                    tuple(said.token_ids),
+                    tuple(completion.token_ids),
                     [span[0] for span in spans],
-                    [entropy_of(span[1:]) for span in spans],
+                    [entropy_lower_bound(span[1:]) for span in spans],
                     output.finished,
                 )
             )
@@ -145,12 +146,12 @@ class VllmEngine:
         Raises:
             RuntimeError: requests are under way.
         """
-        self._engine.collective_rpc(_take, args=(weights,))
+        self._engine.collective_rpc(_load_weights, args=(weights,))
         if not self._engine.reset_prefix_cache():
             raise RuntimeError("the prefix cache was not reset: requests are under way")
 
     def sleep(self) -> None:
-        """Weights wait in the host's memory; keys and values are dropped. Nothing on a CPU."""
+        """Move weights to the host's memory and drop the KV cache; do nothing on a CPU."""
         if self._sleeps:
             self._engine.sleep(level=1)
 
@@ -160,24 +161,28 @@ class VllmEngine:
             self._engine.wake_up()
 
 
-def _spans(flat: Any) -> list[list[float]]:  # noqa: ANN401 - vLLM's FlatLogprobs
-    """Per token: its own log-probability, then those of the likeliest."""
+def _split_spans(flat: Any) -> list[list[float]]:  # noqa: ANN401 - vLLM's FlatLogprobs
+    """List for each token its own log-probability, then those of the likeliest."""
     bounds = zip(flat.start_indices, flat.end_indices, strict=True)
     return [flat.logprobs[start:end] for start, end in bounds]
 
 
-def _take(worker: Any, weights: Weights) -> None:  # noqa: ANN401 - vLLM's worker
-    """Replace the weights of a worker's model; runs where the worker does."""
+def _load_weights(worker: Any, weights: Weights) -> None:  # noqa: ANN401 - vLLM's worker
+    """Replace the weights of a worker's model; runs in the worker's process."""
     if isinstance(weights, Path):
         worker.reload_weights(weights_path=str(weights))
     else:
         worker.reload_weights(weights_iterator=iter(weights))
     if not torch.cuda.is_available():
-        _pack_heads_again(worker.model_runner.get_model())
+        _repack_heads(worker.model_runner.get_model())
 
 
-def _pack_heads_again(model: Module) -> None:
-    """On a CPU vLLM 0.32 goes on with a packed copy of the old head where it is the embedding's."""
+def _repack_heads(model: Module) -> None:
+    """Pack the heads' new weights.
+
+    On a CPU vLLM 0.32 packs a copy of the head, and a reload does not renew the copy of a head that
+    is tied to the embedding.
+    """
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
     for module in model.modules():

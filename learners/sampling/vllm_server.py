@@ -1,12 +1,15 @@
-"""vLLM in a process of its own: it can be killed, and training outlives that.
+"""vLLM in a process of its own, which can be killed without ending the training run.
 
     python -m learners.sampling.vllm_server SOCKET SETTINGS
 
-is what `VllmServer` starts: a `VllmSampler` whose requests and completions are lines of JSON over
-one socket that nobody else can open; there is no port. Weights travel as safetensors in the folder
-of the settings. When the process ends before its work is done it is started again, with the newest
-weights, and gets the same requests with the same seeds; after a few ends in a row the run stops and
-says what the process wrote last.
+is the command that `VllmServer` starts: a `VllmSampler` whose requests and completions travel as
+lines of JSON over a private socket pair; no port is opened. Weights travel as safetensors in the
+folder of the settings. If the process ends before its work is done, it is started again with the
+newest weights and gets the same requests with the same seeds. After a few failures in a row the run
+stops and reports the end of the process's log.
+
+Messages to the process: {"submit": request}, {"load": folder}, {"rest": true}. Messages from it:
+{"completed": [key, position, ids, logprobs, entropies, stop]}, {"rested": true}.
 """
 
 from __future__ import annotations
@@ -28,42 +31,45 @@ from typing import IO, Any
 import torch
 
 from learners.errors import RunStopped
-from learners.sampling.sampler import Request, TurnEnd, servable
+from learners.sampling.sampler import Request, SamplerStats, StopCriteria, validate_request
 from learners.sampling.vllm_engine import VllmEngine
 from learners.sampling.vllm_sampler import VllmSampler
 from learners.tree import Completion
 
 log = logging.getLogger(__name__)
 
-ENDS = 3
-"""How often in a row the process may end without a completion in between."""
+MAX_FAILURES = 3
+"""Number of times in a row that the process may end without a completion in between."""
 
 
-PATIENCE_S = 900.0
-"""For a line from the process; a first start on a busy CPU takes minutes."""
+TIMEOUT_S = 900.0
+"""Limit of the wait for a message; a first start on a busy CPU takes minutes."""
 
 
 LOG_TAIL = 1500
-"""Characters of its log that a message repeats."""
+"""Number of characters at the end of its log that error messages quote."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the process needs to know."""
+    """Settings of the process; they travel on its command line."""
 
     folder: str
-    """Of the model and its tokenizer; the newest weights are written there."""
+    """Folder of the model and its tokenizer; the newest weights are written there."""
     dtype: str
     """float32 or bfloat16."""
     rows: int
-    """Most requests in one step."""
+    """Maximum number of requests in one step."""
     threads: int
     stop_tags: tuple[str, ...]
     end_ids: tuple[int, ...]
 
 
 class VllmServer:
-    """Stands where a sampler does. Mutated by its verbs; `submit` may be called by any thread."""
+    """A sampler in another process. Mutated by its methods; any thread may call `submit`."""
+
+    keep = None
+    """The process takes no keys and values from outside."""
 
     def __init__(
         self,
@@ -71,77 +77,85 @@ class VllmServer:
         save: Callable[[Path], None],
         command: Sequence[str] = (sys.executable, "-m", "learners.sampling.vllm_server"),
     ) -> None:
-        """Nothing is started until something is to be sampled.
+        """Prepare only; the process is started when something is to be sampled.
 
         Args:
             settings: of the process.
             save: writes the model with the policy's weights into a folder.
-            command: starts the process; a test has its own.
+            command: starts the process; tests have their own.
         """
         self._settings, self._save, self._command = settings, save, tuple(command)
-        self._under_way: dict[tuple[str, int], Request] = {}
+        # The lock guards the pending requests and the messages about them. Without it a request
+        # submitted while `_prepare` resends them could be sent twice, or not at all.
+        self._pending: dict[tuple[str, int], Request] = {}
         self._lock = threading.Lock()
         self._process: _Process | None = None
         self._stale = True
-        self._ends = 0
+        self._failures = 0
+        """Ends of the process since the last completion."""
         self.restarts = 0
-        """How often the process ended and was started again."""
+        """Number of times that the process was started again."""
 
     def submit(self, request: Request) -> None:
-        """Take a request.
+        """Queue a request.
 
         Raises:
             ValueError: there is nothing to continue from, or no token may be sampled.
         """
-        servable(request)
+        validate_request(request)
         with self._lock:
-            self._under_way[request.key, request.position] = request
+            self._pending[request.key, request.position] = request
             if self._process is not None and not self._stale:
                 self._process.send({"submit": request})
 
+    def completed(self) -> Iterator[tuple[Request, Completion]]:
+        """Yield requests as they finish.
+
+        Raises:
+            RunStopped: the process failed again and again.
+        """
+        while self._pending:
+            self._prepare()
+            assert self._process is not None
+            message = self._process.receive()
+            if message is None:
+                self._restart()
+                continue
+            key, position, ids, logprobs, entropies, stop = message["completed"]
+            with self._lock:
+                request = self._pending.pop((key, position), None)
+            if request is None:  # answered twice: `_prepare` had sent it again
+                continue
+            self._failures = 0
+            yield request, Completion(tuple(ids), tuple(logprobs), tuple(entropies), stop)
+
     def sync(self) -> None:
-        """The policy's weights have changed: they are pushed before anything is sampled again."""
+        """Push the policy's weights before anything is sampled again."""
         with self._lock:
             self._stale = True
 
     def rest(self) -> None:
-        """Nothing will be sampled for a while; the process has given its memory away on return.
+        """Wait until the process has freed its memory.
 
-        One that ends instead is started again when something is to be sampled.
+        If it ends instead, it is started again when something is to be sampled.
 
         Raises:
-            RunStopped: the process ended again and again.
+            RunStopped: the process failed again and again.
         """
-        assert not self._under_way, "requests are under way"
+        assert not self._pending, "requests are under way"
         if self._process is None:
             return
         self._process.send({"rest": True})
-        line = self._process.receive()
-        while line is not None and "rested" not in line:  # said twice: `_prepare` had sent it again
-            line = self._process.receive()
-        if line is None:
+        message = self._process.receive()
+        # Completions may come first: those of requests that `_prepare` had sent again.
+        while message is not None and "rested" not in message:
+            message = self._process.receive()
+        if message is None:
             self._restart()
 
-    def completed(self) -> Iterator[tuple[Request, Completion]]:
-        """Requests as they finish.
-
-        Raises:
-            RunStopped: the process ended again and again.
-        """
-        while self._under_way:
-            self._prepare()
-            assert self._process is not None
-            line = self._process.receive()
-            if line is None:
-                self._restart()
-                continue
-            *name, ids, logprobs, entropies, stop = line["said"]
-            with self._lock:
-                request = self._under_way.pop((name[0], name[1]), None)
-            if request is None:  # said before an end that it was not heard to survive
-                continue
-            self._ends = 0
-            yield request, Completion(tuple(ids), tuple(logprobs), tuple(entropies), stop)
+    def stats(self) -> SamplerStats:
+        """Return no numbers: what the process reads and holds is not known here."""
+        return SamplerStats()
 
     def close(self) -> None:
         """End the process."""
@@ -151,11 +165,11 @@ class VllmServer:
 
     @property
     def process_id(self) -> int | None:
-        """Of the process, if one runs."""
+        """Id of the process, if one runs."""
         return None if self._process is None else self._process.popen.pid
 
     def _prepare(self) -> None:
-        """Let the process run with the newest weights, and know every request."""
+        """Make sure that the process runs with the newest weights and has every request."""
         with self._lock:
             if self._process is not None and not self._stale:
                 return
@@ -166,28 +180,30 @@ class VllmServer:
             elif self._stale:
                 self._process.send({"load": self._settings.folder})
             self._stale = False
-            for request in self._under_way.values():
+            for request in self._pending.values():
                 self._process.send({"submit": request})
 
     def _restart(self) -> None:
         assert self._process is not None
         self._process.end()
-        self._ends += 1
-        words = self._process.last_words()
-        if self._ends >= ENDS:
+        self._failures += 1
+        tail = self._process.log_tail()
+        if self._failures >= MAX_FAILURES:
             raise RunStopped(
-                f"the process of vLLM ended {self._ends} times without a completion. It wrote "
-                f"last:\n{words}\nIts log is {self._process.log_path}; the same command resumes "
-                "from the last checkpoint"
+                f"the vLLM process ended {self._failures} times without a completion. Its log "
+                f"ends with:\n{tail}\nThe log is {self._process.log_path}; the same command "
+                "resumes from the last checkpoint"
             )
-        log.warning("the process of vLLM ended and is started again; it wrote last:\n%s", words)
+        log.warning(
+            "the vLLM process ended and will be started again; its log ends with:\n%s", tail
+        )
         self.restarts += 1
         with self._lock:
             self._process = None
 
 
 class _Process:
-    """One process with its socket and its log."""
+    """A running process with its socket and its log; killed when it is garbage-collected."""
 
     def __init__(self, settings: Settings, command: Sequence[str]) -> None:
         ours, theirs = socket.socketpair()
@@ -202,33 +218,34 @@ class _Process:
                 cwd=Path(__file__).resolve().parents[2],
             )
         theirs.close()
-        ours.settimeout(PATIENCE_S)
+        ours.settimeout(TIMEOUT_S)
         self._socket = ours
         self._lines: IO[str] = ours.makefile("r", encoding="utf-8")
         self._finalizer = weakref.finalize(self, _kill, self.popen, ours)
 
-    def send(self, line: dict[str, Any]) -> None:
-        """Say something; who has ended does not hear it, and `receive` will tell."""
+    def send(self, message: dict[str, Any]) -> None:
+        """Send a message; if the process has ended, do nothing: `receive` will tell."""
         try:
-            self._socket.sendall(json.dumps(line).encode() + b"\n")
+            self._socket.sendall(json.dumps(message).encode() + b"\n")
         except OSError:
             return
 
     def receive(self) -> dict[str, Any] | None:
-        """The next line; None where the process has ended or says nothing for too long."""
+        """Return the next message; None if the process has ended or the wait times out."""
         try:
             line = self._lines.readline()
         except OSError:
             return None
-        found: dict[str, Any] | None = json.loads(line) if line.endswith("\n") else None
-        return found
+        # A line without its end was cut off when the process died.
+        message: dict[str, Any] | None = json.loads(line) if line.endswith("\n") else None
+        return message
 
     def end(self) -> None:
-        """Kill it."""
+        """Kill the process."""
         self._finalizer()
 
-    def last_words(self) -> str:
-        """The end of its log."""
+    def log_tail(self) -> str:
+        """Return the end of the log."""
         return self.log_path.read_text(errors="replace")[-LOG_TAIL:].strip()
 
 
@@ -238,50 +255,51 @@ def _kill(popen: subprocess.Popen[bytes], ours: socket.socket) -> None:
     ours.close()
 
 
-def _listen(connection: socket.socket, sampler: VllmSampler, woken: SimpleQueue[str]) -> None:
-    """The process's side of the socket: what comes reaches the sampler in its order, at once."""
-    for line in connection.makefile("r", encoding="utf-8"):
-        order = json.loads(line)
-        if "load" in order:
-            sampler.sync()
-        elif "submit" in order:
-            prefix, prefill, *rest = order["submit"]
-            sampler.submit(Request(tuple(prefix), tuple(prefill), *rest))
-        woken.put(next(iter(order)))
-    os._exit(0)  # the run is over or was killed: nobody would read what comes next
-
-
 def serve(connection: socket.socket, settings: Settings) -> None:
-    """Sample what is asked for until the other side is gone."""
+    """Serve requests, in the started process, until the other side closes the socket."""
     from transformers import AutoTokenizer
 
     torch.set_num_threads(settings.threads)
     folder = Path(settings.folder)
-    end = TurnEnd(
+    stop_criteria = StopCriteria(
         AutoTokenizer.from_pretrained(folder), settings.stop_tags, frozenset(settings.end_ids)
     )
     engine = VllmEngine(folder, getattr(torch, settings.dtype), settings.rows)
-    sampler = VllmSampler(engine, end, lambda: folder)
-    woken: SimpleQueue[str] = SimpleQueue()
-    threading.Thread(target=_listen, args=(connection, sampler, woken), daemon=True).start()
-    _answer(connection, sampler, woken)
+    sampler = VllmSampler(engine, stop_criteria, lambda: folder)
+    events: SimpleQueue[str] = SimpleQueue()
+    threading.Thread(target=_listen, args=(connection, sampler, events), daemon=True).start()
+    _answer(connection, sampler, events)
 
 
-def _answer(connection: socket.socket, sampler: VllmSampler, woken: SimpleQueue[str]) -> None:
-    """Sample and rest as orders come, and say what came of it."""
+def _listen(connection: socket.socket, sampler: VllmSampler, events: SimpleQueue[str]) -> None:
+    """Pass messages on to the sampler as they come, also while it samples."""
+    for line in connection.makefile("r", encoding="utf-8"):
+        message = json.loads(line)
+        if "load" in message:
+            sampler.sync()
+        elif "submit" in message:
+            prefix, prefill, *rest = message["submit"]
+            sampler.submit(Request(tuple(prefix), tuple(prefill), *rest))
+        events.put(next(iter(message)))
+    # The run is over or was killed. At once, because the main thread may be in an engine's step.
+    os._exit(0)
+
+
+def _answer(connection: socket.socket, sampler: VllmSampler, events: SimpleQueue[str]) -> None:
+    """Sample and rest as messages come in, and send the results."""
     while True:
-        if woken.get() == "rest":
+        if events.get() == "rest":
             sampler.rest()
             connection.sendall(b'{"rested": true}\n')
-        for request, said in sampler.completed():
-            line = [request.key, request.position, *asdict(said).values()]
-            connection.sendall(json.dumps({"said": line}).encode() + b"\n")
+        for request, completion in sampler.completed():
+            result = [request.key, request.position, *asdict(completion).values()]
+            connection.sendall(json.dumps({"completed": result}).encode() + b"\n")
 
 
 def main() -> None:
-    """Serve on the socket of the command line."""
-    given = json.loads(sys.argv[2])
-    serve(socket.socket(fileno=int(sys.argv[1])), Settings(**given))
+    """Serve on the socket that the command line names."""
+    settings = json.loads(sys.argv[2])
+    serve(socket.socket(fileno=int(sys.argv[1])), Settings(**settings))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The loss of a cold start on transcripts that it does not train on, and when to stop for it."""
+"""Early stopping of a cold start: validation loss, patience, and the weights of the lowest loss."""
 
 from __future__ import annotations
 
@@ -12,65 +12,70 @@ from learners.policy import Policy
 from learners.tree import Trajectory
 
 FILE = "held_out.jsonl"
+"""The validation losses in a run's folder, a line each."""
 
 
-class HeldOut:
-    """Watches the loss on held-out trajectories. Mutated by `over`."""
+class EarlyStopping:
+    """Tracks the loss on trajectories that are not trained on. Mutated by `evaluate_if_due`."""
 
     def __init__(
         self, trajectories: Sequence[Trajectory], every: int, patience: int | None, folder: Path
     ) -> None:
-        """Watch nothing where there are no trajectories.
+        """Set up; without trajectories nothing is evaluated and training never stops early.
 
         Args:
             trajectories: that are not trained on.
-            every: updates between two looks.
-            patience: looks in a row without a lower loss after which to stop; None: never.
-            folder: where the losses are written; a run that goes on reads them.
+            every: updates between two evaluations.
+            patience: evaluations in a row without a lower loss before training stops; None: never.
+            folder: where the losses are written, for a resumed run.
         """
         self._trajectories = trajectories
         self._every, self._patience = every, patience
         self._path = folder / FILE
         self._best: list[torch.Tensor] | None = None
         self.losses: list[float] = []
-        """Nats per sampled token, one per look."""
+        """Validation losses in nats per sampled token, one per evaluation."""
 
     def resume(self, updates: int) -> None:
-        """Take up the losses of the first `updates`; later ones are looked at anew."""
+        """Load the losses of the first `updates`; later ones are discarded and evaluated again."""
         lines = self._path.read_text().splitlines() if self._path.exists() else []
         rows = [row for row in map(json.loads, lines) if row["updates"] <= updates]
         self.losses = [row["loss"] for row in rows]
         if self._trajectories:
             self._path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def over(self, policy: Policy) -> bool:
-        """Look at the loss if it is time; True where training should stop."""
-        if self._trajectories and policy.updates % self._every == 0:
-            loss = mean_loss(policy, self._trajectories)
-            if all(loss < earlier for earlier in self.losses):
-                self._best = [p.detach().clone() for p in policy.model.parameters()]
-            self.losses.append(loss)
-            with self._path.open("a") as lines:
-                lines.write(json.dumps({"updates": policy.updates, "loss": loss}) + "\n")
-        return self.stopped
+    def evaluate_if_due(self, policy: Policy) -> None:
+        """Evaluate after every `every` updates; remember the weights of the lowest loss."""
+        if not self._trajectories or policy.updates % self._every:
+            return
+        loss = compute_mean_loss(policy, self._trajectories)
+        if all(loss < earlier for earlier in self.losses):
+            self._best = [p.detach().clone() for p in policy.model.parameters()]
+        self.losses.append(loss)
+        with self._path.open("a") as lines:
+            lines.write(json.dumps({"updates": policy.updates, "loss": loss}) + "\n")
 
     @property
-    def stopped(self) -> bool:
-        """Whether the last `patience` looks were no better than the best before them."""
+    def should_stop(self) -> bool:
+        """True if none of the last `patience` losses is below the best one before them."""
         if self._patience is None or not self.losses:
             return False
         return len(self.losses) - 1 - self.losses.index(min(self.losses)) >= self._patience
 
     def restore_best(self, policy: Policy) -> None:
-        """Give the policy the weights of the lowest loss seen since this run was opened."""
+        """Give the policy the weights of the lowest loss since the run was started or resumed.
+
+        Weights from before a resumption are not stored: if no later loss was a new minimum, the
+        policy stays as it is.
+        """
         if self._best is not None:
             with torch.no_grad():
-                for parameter, kept in zip(policy.model.parameters(), self._best, strict=True):
-                    parameter.copy_(kept)
+                for parameter, best in zip(policy.model.parameters(), self._best, strict=True):
+                    parameter.copy_(best)
 
 
-def mean_loss(policy: Policy, trajectories: Sequence[Trajectory]) -> float:
-    """Minus the mean log-probability of what the trajectories' author said, nats per token."""
+def compute_mean_loss(policy: Policy, trajectories: Sequence[Trajectory]) -> float:
+    """Compute the negative mean log-probability of sampled tokens, in nats."""
     stats = policy.token_stats(trajectories)
-    total = sum(float(one.logprobs.sum()) for one in stats)
-    return -total / max(1, sum(one.sampled_tokens for one in trajectories))
+    total = sum(float(entry.logprobs.sum()) for entry in stats)
+    return -total / max(1, sum(trajectory.sampled_tokens for trajectory in trajectories))

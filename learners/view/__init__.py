@@ -1,7 +1,9 @@
-"""The viewer: a run's rollout trees as one HTML page, or served while it trains.
+"""The viewer: a run's rollout trees as one HTML page, or served while the run trains.
 
 __main__  the command
-page      builds the page
-data      the page's data
+page      builds the HTML page
+data      collects the page's data
 server    serves a run in progress
+
+assets/ holds the page's template, style and scripts.
 """

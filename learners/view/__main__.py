@@ -1,8 +1,6 @@
-"""python -m learners.view RUN: a run's rollout trees as one HTML page, or served while it runs.
+"""python -m learners.view RUN: show a run's rollout trees as one HTML page, or serve them live.
 
-The page answers "where did this agent decide, and was it rewarded for it?". It needs no network
-and holds what a run said only as escaped data, under a content security policy that admits nothing
-but the page's own script and style.
+The page answers "where did this agent decide, and was it rewarded for it?". It needs no network.
 """
 
 from __future__ import annotations
@@ -14,30 +12,36 @@ from pathlib import Path
 
 from learners.errors import RolloutFileError
 from learners.rollouts import list_iterations
-from learners.view.data import page_data
-from learners.view.page import page
+from learners.view.data import collect_page_data
+from learners.view.page import build_page
+from learners.view.server import serve
 
 MEGABYTE = 1_000_000
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is shown."""
+    """Options of the viewer."""
 
     run: Path
     """Folder of a run."""
     iterations: tuple[int, ...] = ()
     """Iterations whose trees are shown; none: the last one."""
     out: Path | None = None
-    """The page; None: RUN/view.html."""
+    """File to write the page to; None: RUN/view.html."""
     megabytes: float = 4.0
-    """Most of trees in a page; what is beyond is left out and counted in it."""
+    """Maximum size of the trees in a page; it says how many it leaves out."""
     live: bool = False
-    """Serve the run while it trains, in place of writing a page."""
+    """Serve the run while it trains, instead of writing a page."""
     host: str = "127.0.0.1"
-    """Address to serve at; others than this machine's let everyone see what the run said."""
+    """Address to serve at; beyond loopback addresses, other machines can read the run too."""
     port: int = 8765
-    """Port to serve at; 0 takes a free one."""
+    """Port to serve at; 0: any free port."""
+
+    @property
+    def max_bytes(self) -> int:
+        """Maximum size of the trees as JSON."""
+        return int(self.megabytes * MEGABYTE)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -52,9 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     try:
         if options.live:
-            from learners.view.server import serve
-
-            serve(options.run, options.host, options.port, int(options.megabytes * MEGABYTE))
+            serve(options.run, options.host, options.port, options.max_bytes)
             return
         path = write_page(options)
     except RolloutFileError as error:
@@ -64,15 +66,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def write_page(options: Options) -> Path:
-    """Write the page of a run; returns where it lies.
+    """Write the page of a run.
+
+    Returns:
+        The page's path.
 
     Raises:
         RolloutFileError: there is no such run or iteration.
     """
-    numbers = options.iterations or (list_iterations(options.run)[-1],)
-    data = page_data(options.run, numbers, int(options.megabytes * MEGABYTE))
+    iterations = options.iterations or (list_iterations(options.run)[-1],)
+    data = collect_page_data(options.run, iterations, options.max_bytes)
     path = options.out or options.run / "view.html"
-    path.write_text(page(data), encoding="utf-8")
+    path.write_text(build_page(data), encoding="utf-8")
     return path
 
 

@@ -1,7 +1,7 @@
-"""The viewer of a run that trains: its page, and at /data.json what has come since.
+"""Serves the viewer of a run that trains: the page, and its data as the run goes on.
 
-Serves two addresses to GET, from this machine only unless told otherwise. A request under another
-name than the server's is refused, so that no other site can read along through a browser.
+GET / answers the page; GET /data.json?since=N answers the run's progress, with the trees of its
+newest iteration unless that is N. By default only this machine is served.
 """
 
 from __future__ import annotations
@@ -11,40 +11,21 @@ from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from learners.errors import RolloutFileError
 from learners.rollouts import list_iterations
 from learners.run_folder import read_metrics
-from learners.view.data import page_data
-from learners.view.page import page
+from learners.view.data import collect_page_data
+from learners.view.page import build_page
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
-def make_server(folder: Path, host: str, port: int, limit: int) -> ThreadingHTTPServer:
-    """A server that is not running yet.
-
-    Args:
-        folder: of a run; it may be empty still.
-        host: address to listen at.
-        port: 0 takes a free one.
-        limit: most bytes of trees in an answer.
-
-    Raises:
-        RolloutFileError: the address cannot be had.
-    """
-    try:
-        return ThreadingHTTPServer((host, port), partial(_Handler, folder, host, limit))
-    except OSError as error:
-        raise RolloutFileError(
-            f"cannot serve at {host}:{port}: {error.strerror}; give --port another"
-        ) from error
-
-
-def serve(folder: Path, host: str, port: int, limit: int) -> None:
+def serve(folder: Path, host: str, port: int, max_bytes: int) -> None:
     """Serve until Ctrl-C; for the arguments see `make_server`."""
-    server = make_server(folder, host, port, limit)
+    server = make_server(folder, host, port, max_bytes)
     print(f"http://{host}:{server.server_port}/ shows {folder}; Ctrl-C stops", flush=True)  # noqa: T201
     try:
         server.serve_forever()
@@ -54,46 +35,68 @@ def serve(folder: Path, host: str, port: int, limit: int) -> None:
         server.server_close()
 
 
+def make_server(folder: Path, host: str, port: int, max_bytes: int) -> ThreadingHTTPServer:
+    """Open a server, without serving yet.
+
+    Args:
+        folder: of a run; it may still be empty.
+        host: address to listen at.
+        port: 0: any free port.
+        max_bytes: maximum size of the trees in an answer.
+
+    Raises:
+        RolloutFileError: the address is taken or not this machine's.
+    """
+    try:
+        return ThreadingHTTPServer((host, port), partial(_Handler, folder, host, max_bytes))
+    except OSError as error:
+        raise RolloutFileError(
+            f"cannot serve at {host}:{port}: {error.strerror}; give --port another"
+        ) from error
+
+
 class _Handler(BaseHTTPRequestHandler):
     """Answers one request."""
 
-    def __init__(self, folder: Path, host: str, limit: int, *args: object) -> None:
-        self._folder, self._host, self._limit = folder, host, limit
+    def __init__(self, folder: Path, host: str, max_bytes: int, *args: object) -> None:
+        self._folder, self._host, self._max_bytes = folder, host, max_bytes
         super().__init__(*args)  # type: ignore[arg-type]
 
     def do_GET(self) -> None:
-
-        asked = urlsplit(self.path)
-        if not self._is_ours():
-            self._answer(HTTPStatus.FORBIDDEN, "text/plain", "another host's name")
-        elif asked.path == "/":
-            self._answer(HTTPStatus.OK, "text/html; charset=utf-8", page(None))
-        elif asked.path == "/data.json":
-            known = parse_qs(asked.query).get("known", ["-1"])[0]
-            self._data(int(known) if known.lstrip("-").isdigit() else -1)
+        url = urlsplit(self.path)
+        if not self._is_for_this_server():
+            self._send(HTTPStatus.FORBIDDEN, "text/plain", "this server has another name")
+        elif url.path == "/":
+            self._send(HTTPStatus.OK, "text/html; charset=utf-8", build_page(None))
+        elif url.path == "/data.json":
+            since = parse_qs(url.query).get("since", ["-1"])[0]
+            self._send_data(int(since) if since.lstrip("-").isdigit() else -1)
         else:
-            self._answer(HTTPStatus.NOT_FOUND, "text/plain", "nothing here")
+            self._send(HTTPStatus.NOT_FOUND, "text/plain", "no such page")
 
-    def _is_ours(self) -> bool:
-        """Whether the request names this server, or it is meant for other machines."""
+    def _is_for_this_server(self) -> bool:
+        """True if the Host header names this machine, or other machines are served anyway.
+
+        Without this check any web site could point a name of its own at 127.0.0.1 and read the run
+        through the browser (DNS rebinding).
+        """
         name = urlsplit(f"//{self.headers.get('Host', '')}").hostname
         return self._host not in LOCAL or name in LOCAL
 
-    def _data(self, known: int) -> None:
-        """The run as it is; trees of its last iteration, where the page does not know it."""
+    def _send_data(self, since: int) -> None:
         try:
-            data = latest(self._folder, known, self._limit)
+            data = read_update(self._folder, since, self._max_bytes)
         except RolloutFileError as error:
-            self._answer(HTTPStatus.NOT_FOUND, "text/plain", str(error))
+            self._send(HTTPStatus.NOT_FOUND, "text/plain", str(error))
             return
         text = json.dumps(data, ensure_ascii=False, allow_nan=False)
-        self._answer(HTTPStatus.OK, "application/json", text)
+        self._send(HTTPStatus.OK, "application/json", text)
 
-    def _answer(self, status: HTTPStatus, kind: str, text: str) -> None:
+    def _send(self, status: HTTPStatus, content_type: str, text: str) -> None:
         body = text.encode()
         self.send_response(status)
         for name, value in (
-            ("Content-Type", kind),
+            ("Content-Type", content_type),
             ("Content-Length", str(len(body))),
             ("Cache-Control", "no-store"),
             ("X-Content-Type-Options", "nosniff"),
@@ -105,18 +108,21 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
-        """Say nothing: a page asks every two seconds."""
+        """Log nothing: a page asks every two seconds."""
 
 
-def latest(folder: Path, known: int, limit: int) -> dict[str, object]:
-    """What a page that knows iteration `known` is told; see `page_data`.
+def read_update(folder: Path, since: int, max_bytes: int) -> dict[str, Any]:
+    """Read the data for a page that shows iteration `since`; see `collect_page_data`.
+
+    The trees are those of the newest iteration, or none if the page shows them.
 
     Raises:
         RolloutFileError: there is no run yet.
     """
-    told = {int(line["iteration"]) for line in read_metrics(folder)}  # written after its trees
+    # A run writes an iteration's metrics after its trees: only with both is it complete.
+    complete = {int(line["iteration"]) for line in read_metrics(folder)}
     try:
-        newest = max((n for n in list_iterations(folder) if n in told), default=known)
+        newest = max((n for n in list_iterations(folder) if n in complete), default=since)
     except RolloutFileError:
-        newest = known
-    return page_data(folder, () if newest == known else (newest,), limit)
+        newest = since
+    return collect_page_data(folder, () if newest == since else (newest,), max_bytes)

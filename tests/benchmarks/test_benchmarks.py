@@ -1,7 +1,6 @@
-"""The thirteen benchmarks: rows in both spellings become tasks, or it is said why they cannot.
+"""The thirteen benchmarks: rows in both spellings become tasks, or an error says why they cannot.
 
-The rows here are made up to look like the real ones; the real ones are read by
-`benchmarks/test_data.py`.
+These rows are made up to look like the real ones, which `benchmarks/test_data.py` reads.
 """
 
 import base64
@@ -11,18 +10,18 @@ from dataclasses import replace
 import pytest
 
 from benchmarks import BENCHMARKS, DataUnavailable, Task
-from benchmarks.catalog import EVALUATED, xbench_text
-from benchmarks.loading import repaired
+from benchmarks.catalog import EVALUATED, decrypt_xbench
+from benchmarks.loading import repair_latex
 from benchmarks.sources import question_id, question_key
 
 THIRTEEN = [name for name in BENCHMARKS if name != "SyntheticQA"]
 CANARY = "canary-7"
 
 
-def masked(text):
+def encrypt(text):
     key = CANARY.encode()
-    mixed = bytes(b ^ key[i % len(key)] for i, b in enumerate(text.encode()))
-    return base64.b64encode(mixed).decode()
+    encrypted = bytes(b ^ key[i % len(key)] for i, b in enumerate(text.encode()))
+    return base64.b64encode(encrypted).decode()
 
 
 SUM = "What is $20+22$?"
@@ -106,16 +105,16 @@ SPELLINGS = {
     "xbench-DeepSearch": [
         ({"question": ZH, "answer": ["\u963f\u8fbe"]}, ("\u963f\u8fbe",)),
         (
-            {"id": 7, "prompt": masked(ZH), "answer": masked("\u963f\u8fbe"), "canary": CANARY},
+            {"id": 7, "prompt": encrypt(ZH), "answer": encrypt("\u963f\u8fbe"), "canary": CANARY},
             ("\u963f\u8fbe",),
         ),
     ],
 }
-"""Per benchmark a row as ARPO's files spell it and as the hub does, and the answers it holds."""
+"""Per benchmark, a row as ARPO's files spell it and one as the hub does, each with its answers."""
 
 
-def hub_of(name, rows):
-    """The benchmark's load with a hub that holds these rows and nothing else."""
+def load_from_hub(name, rows):
+    """The benchmark's `load`, over a hub that has these rows and nothing else."""
 
     def fetch(table):
         if table is EVALUATED[name].hub:
@@ -133,21 +132,21 @@ def write_rows(folder, stem, rows):
 
 @pytest.mark.parametrize("name", THIRTEEN)
 def test_both_spellings_of_a_row_become_the_same_task(name, tmp_path):
-    (ours, answers), (theirs, same_answers) = SPELLINGS[name]
-    write_rows(tmp_path, f"benchmarks/{EVALUATED[name].folder}/test", [ours])
+    (local_row, answers), (hub_row, hub_answers) = SPELLINGS[name]
+    write_rows(tmp_path, f"benchmarks/{EVALUATED[name].folder}/test", [local_row])
     (local,) = BENCHMARKS[name].load("test", tmp_path)
-    (hub,) = hub_of(name, [theirs])("test", None)
+    (hub,) = load_from_hub(name, [hub_row])("test", None)
     assert local.answers == answers
-    assert hub.answers == same_answers
+    assert hub.answers == hub_answers
     assert local.question == hub.question
     for field in ("answer_type", "language", "restricted", "attachments"):
         assert getattr(local, field) == getattr(hub, field)
 
 
 @pytest.mark.parametrize("name", THIRTEEN)
-def test_the_answer_of_a_row_is_right_and_another_is_wrong(name):
+def test_the_answer_of_a_row_is_correct_and_another_is_wrong(name):
     row, answers = SPELLINGS[name][0]
-    (task,) = hub_of(name, [row])("test", None)
+    (task,) = load_from_hub(name, [row])("test", None)
     score = BENCHMARKS[name].score
     assert score(answers[-1], task).value == 1
     assert score(f"I think it is \\boxed{{{answers[0]}}}.", task).value == 1
@@ -172,7 +171,7 @@ def test_missing_files_are_named(tmp_path, split):
         BENCHMARKS["MATH500"].load(split, tmp_path)
 
 
-def test_a_broken_file_or_row_is_refused_with_its_place(tmp_path):
+def test_a_broken_file_or_row_is_refused_with_its_position(tmp_path):
     write_rows(tmp_path, "benchmarks/gsm8k/test", [{"question": SUM, "answer": "no mark"}])
     with pytest.raises(DataUnavailable, match="####"):
         BENCHMARKS["GSM8K"].load("test", tmp_path)
@@ -194,7 +193,7 @@ def test_rows_that_cannot_be_posed_are_counted():
         {"id": "3", "question": WHO + "?", "answer": "x", "image": ""},
         {"id": "3", "question": WHO + "?", "answer": "x", "image": ""},
     ]
-    tasks = hub_of("HLE", rows)("test", None)
+    tasks = load_from_hub("HLE", rows)("test", None)
     assert [task.id for task in tasks] == ["3"]
     assert dict(tasks.counts) == {
         "rows read": 4,
@@ -206,21 +205,21 @@ def test_rows_that_cannot_be_posed_are_counted():
 def test_two_questions_with_one_id_are_refused():
     rows = [{"id": 1, "problem": SUM, "answer": 1}, {"id": 1, "problem": WHO, "answer": 1}]
     with pytest.raises(DataUnavailable, match="two different questions have the id 1"):
-        hub_of("AIME25", rows)("test", None)
+        load_from_hub("AIME25", rows)("test", None)
 
 
 def test_xbench_is_decrypted_in_memory():
-    row = {"prompt": masked(ZH), "canary": CANARY}
-    assert xbench_text(row, "prompt") == ZH
+    row = {"prompt": encrypt(ZH), "canary": CANARY}
+    assert decrypt_xbench(row, "prompt") == ZH
     assert ZH not in str(row)
     with pytest.raises(DataUnavailable, match="cannot be decrypted"):
-        xbench_text({"prompt": "not base64!", "canary": CANARY}, "prompt")
+        decrypt_xbench({"prompt": "not base64!", "canary": CANARY}, "prompt")
 
 
-def test_an_attachment_is_a_path_of_a_file_that_is_there(tmp_path):
+def test_an_attachment_is_a_path_of_an_existing_file(tmp_path):
     row = SPELLINGS["GAIA"][1][0] | {"file_path": "2023/validation/t.txt"}
-    outside = row | {"task_id": "t-2", "Question": WHO + " 2", "file_path": "../../secret.txt"}
-    write_rows(tmp_path, "benchmarks/gaia/test", [row, outside])
+    outsider = row | {"task_id": "t-2", "Question": WHO + " 2", "file_path": "../../secret.txt"}
+    write_rows(tmp_path, "benchmarks/gaia/test", [row, outsider])
     (tmp_path / "secret.txt").write_text("s", "utf-8")
     tasks = BENCHMARKS["GAIA"].load("test", tmp_path)
     assert dict(tasks.counts)["left out: its attachment is not at hand"] == 2
@@ -230,13 +229,15 @@ def test_an_attachment_is_a_path_of_a_file_that_is_there(tmp_path):
     (task,) = BENCHMARKS["GAIA"].load("test", tmp_path)
     assert task.attachments == (str(file.resolve()),)
     assert task.question == WHO + "\n\nThe attached file is in Python's folder: t.txt"
-    load = replace(hub_of("GAIA", [row]), fetch_file=lambda table, name: tmp_path / name)
+    load = replace(load_from_hub("GAIA", [row]), fetch_file=lambda table, name: tmp_path / name)
     assert load("test", None)[0].attachments == (str(tmp_path / "2023/validation/t.txt"),)
 
 
 def test_damaged_latex_is_repaired():
-    assert repaired("form \x0crac{m}{n}") == "form \\frac{m}{n}"
-    assert repaired("\x08oxed{1} di\x0bfference in\x0cfinite") == "\\boxed{1} difference infinite"
+    assert repair_latex("form \x0crac{m}{n}") == "form \\frac{m}{n}"
+    assert (
+        repair_latex("\x08oxed{1} di\x0bfference in\x0cfinite") == "\\boxed{1} difference infinite"
+    )
 
 
 def test_questions_are_compared_without_case_and_punctuation():

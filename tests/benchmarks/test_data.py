@@ -1,4 +1,4 @@
-"""The real rows of all thirteen sets, where they are at hand; none of them is in here."""
+"""The real rows of all thirteen sets, if they are available; this file has none of them."""
 
 import os
 import random
@@ -19,13 +19,13 @@ SAMPLE = 150
 """Rows of a large mathematics set graded in every run; all of them in the full one."""
 
 
-def sampled(name):
+def sample_rows(name):
     tasks = BENCHMARKS[name].load("test", DATA)
     return tasks if len(tasks) < 1200 else random.Random(0).sample(tasks, SAMPLE)
 
 
-def shuffled_scores(name, tasks):
-    """Every question with the answer of another."""
+def score_shuffled(name, tasks):
+    """Scores of every question with the answer of another."""
     others = list(tasks)
     random.Random(1).shuffle(others)
     score = BENCHMARKS[name].score
@@ -34,7 +34,7 @@ def shuffled_scores(name, tasks):
 
 
 @pytest.mark.parametrize("name", THIRTEEN)
-def test_every_row_is_a_task_with_an_answer_and_an_id_of_its_own(name, capsys):
+def test_every_row_is_a_task_with_an_answer_and_a_unique_id(name, capsys):
     tasks = BENCHMARKS[name].load("test", DATA)
     counts = dict(tasks.counts)
     assert len(tasks) == counts["rows read"] > 0
@@ -49,14 +49,14 @@ def test_every_row_is_a_task_with_an_answer_and_an_id_of_its_own(name, capsys):
 @pytest.mark.parametrize("name", THIRTEEN)
 def test_gold_against_itself_scores_one(name):
     score = BENCHMARKS[name].score
-    missed = [t.id for t in sampled(name) for gold in t.answers if score(gold, t).value != 1]
-    assert missed == []
+    wrong = [t.id for t in sample_rows(name) for gold in t.answers if score(gold, t).value != 1]
+    assert wrong == []
 
 
 @pytest.mark.parametrize("name", THIRTEEN)
 def test_a_shuffled_gold_scores_next_to_nothing(name):
-    tasks = sampled(name)[:SAMPLE]
-    scores = shuffled_scores(name, tasks)
+    tasks = sample_rows(name)[:SAMPLE]
+    scores = score_shuffled(name, tasks)
     assert sum(scores) / len(scores) < 0.05
 
 
@@ -67,9 +67,9 @@ def test_all_of_mathematics_boxed_and_shuffled(name):
     tasks = BENCHMARKS[name].load("test", DATA)
     score = BENCHMARKS[name].score
     boxed = [f"The final answer is \\[ \\boxed{{{task.answers[0]}}} \\]" for task in tasks]
-    missed = [t.id for t, answer in zip(tasks, boxed, strict=True) if score(answer, t).value != 1]
-    assert missed == []
-    scores = shuffled_scores(name, tasks)
+    wrong = [t.id for t, answer in zip(tasks, boxed, strict=True) if score(answer, t).value != 1]
+    assert wrong == []
+    scores = score_shuffled(name, tasks)
     assert sum(scores) / len(scores) < 0.05
 
 
@@ -94,11 +94,11 @@ def test_training_and_validation_share_no_question_with_any_evaluated_set(name):
         (DEEP_SEARCH_TRAIN, "train/hard_search_1k"),
     ],
 )
-def test_the_rows_a_table_is_known_by_are_those_at_hand(table, stem):
+def test_a_pinned_table_matches_the_available_rows(table, stem):
     rows = list(local_rows(DATA, stem))
     assert table.pin.difference(rows) in ("", f"{len(rows):,} rows, not {table.pin.rows:,}")
 
 
 @pytest.mark.parametrize("name", ["GAIA", "HLE", "xbench-DeepSearch"])
-def test_sets_whose_owners_ask_for_it_are_marked(name):
+def test_sets_whose_owners_ask_for_it_are_restricted(name):
     assert all(task.restricted for task in BENCHMARKS[name].load("test", DATA))

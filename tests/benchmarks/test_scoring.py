@@ -1,12 +1,20 @@
-"""Scorers: what counts as equal, and what the text metrics say."""
+"""The scorers: which answers count as equal, and the values of the text metrics."""
 
 import pytest
 
 from benchmarks import BENCHMARKS, Task
+from benchmarks.arpo import arpo_reward
 from benchmarks.equality import math_equal
 from benchmarks.metrics import calibration_error, pass_at_k
-from benchmarks.scoring import arpo_reward, last_boxed, normalize_answer, score_math, token_f1
-from benchmarks.text import best_f1, exact_match, musique_f1
+from benchmarks.scoring import score_math
+from benchmarks.text import (
+    best_f1,
+    exact_match,
+    last_boxed,
+    musique_f1,
+    normalize_answer,
+    token_f1,
+)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +70,7 @@ def test_the_last_balanced_box_is_read(text, content):
         ("0.333333", r"\frac13"),
     ],
 )
-def test_equal_mathematics_in_another_spelling_is_right(answer, gold):
+def test_equal_mathematics_in_another_spelling_is_correct(answer, gold):
     assert math_equal(answer, gold).equal
 
 
@@ -96,7 +104,7 @@ def test_unequal_mathematics_is_wrong(answer, gold):
     assert not math_equal(answer, gold).equal
 
 
-def test_plain_numbers_and_words_cost_no_process():
+def test_plain_numbers_and_words_need_no_process():
     assert math_equal("18 dollars", "18").method == "number"
     assert math_equal("Natalia", "natalia").method == "word"
     assert math_equal("19", "18").method == "number"
@@ -130,7 +138,7 @@ def test_an_unboxed_answer_counts_only_with_a_single_number():
     ],
 )
 def test_mathematics_out_of_a_box_is_no_sentence_that_states_a_number(answer, gold):
-    """An environment opens the box before it scores: with and without it the verdict is one."""
+    """An environment opens the box before it scores: the verdict is the same without the box."""
     task = Task("t", "q", (gold,), "latex")
     assert score_math(f"\\boxed{{{answer}}}", task).value == 0
     assert score_math(answer, task).value == 0
@@ -160,7 +168,7 @@ def test_a_sentence_may_state_its_number(answer):
     ],
 )
 @pytest.mark.parametrize("wrapper", ["text", "textbf", "mathrm"])
-def test_a_text_command_around_an_answer_is_opened_with_and_without_the_box(name, gold, wrapper):
+def test_a_text_command_around_an_answer_is_unwrapped_with_and_without_the_box(name, gold, wrapper):
     task = Task("t", "q", (gold,), "choice" if name == "HLE" else "span")
     for answer in (f"\\{wrapper}{{{gold}}}", f"\\boxed{{\\{wrapper}{{{gold}}}}}"):
         assert BENCHMARKS[name].score(answer, task).value == 1
@@ -177,7 +185,7 @@ def test_f1_counts_tokens_with_multiplicity_and_best_alias():
     assert best_f1("\u5317\u4eac\u5e02", ("\u5317\u4eac",), "zh") == pytest.approx(0.8)
 
 
-def test_exact_match_never_rests_on_nothing():
+def test_texts_that_normalise_to_nothing_do_not_match():
     assert exact_match("The Beatles!", "beatles")
     assert not exact_match("...", "A")
     assert not exact_match("", "")
@@ -197,13 +205,13 @@ def test_gaia_keeps_its_own_rules():
 
 
 def test_the_reference_reward_pays_for_writing_closing_tags():
-    told = arpo_reward(r"<think>a</think></search></python><answer>\boxed{42}</answer>", ["42"])
-    assert told.reward == pytest.approx(1.1)
+    both = arpo_reward(r"<think>a</think></search></python><answer>\boxed{42}</answer>", ["42"])
+    assert both.reward == pytest.approx(1.1)
     assert arpo_reward(r"<answer>\boxed{42}</answer>", ["42"]).reward == -1
 
 
-def test_pass_at_k_is_the_share_of_draws_with_a_right_one():
-    """Two of four right, draw two: of six pairs one has none, so 5/6."""
+def test_pass_at_k_is_the_share_of_draws_with_a_correct_sample():
+    """Two of four are correct, draw two: one of six pairs has neither, so 5/6."""
     assert pass_at_k(4, 2, 2) == pytest.approx(5 / 6)
     assert pass_at_k(5, 0, 5) == 0
     with pytest.raises(ValueError, match="lower k"):

@@ -1,4 +1,4 @@
-"""Answers that try to be paid without being right, or to stop the grader; and the grader itself."""
+"""Answers that try to score without being correct, or to stop the grader; and the grader itself."""
 
 import json
 import os
@@ -70,18 +70,18 @@ GOLDS = {
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_no_attack_scores_or_works_for_a_second(attack):
-    """Processor time here; the grading process has a limit of its own, tested below."""
-    shared_pool().verdict("1", "2")
+def test_no_attack_scores_or_takes_a_second(attack):
+    """Processor time of this process; the grading process has its own limit, tested below."""
+    shared_pool().compare("1", "2")
     for name, (gold, kind) in GOLDS.items():
-        busy = time.process_time()
+        start = time.process_time()
         score = BENCHMARKS[name].score(ATTACKS[attack], Task("t", "q", (gold,), kind))
         assert score.value == 0, (name, score)
-        assert time.process_time() - busy < 0.4, name
+        assert time.process_time() - start < 0.4, name
         assert len(score.extracted) <= 200
 
 
-MEASURED = """
+MEASURE_GRADER = """
 import resource
 from benchmarks import math_worker
 math_worker.grade("1", "2")
@@ -90,9 +90,9 @@ for attack in ATTACKS:
     verdict = math_worker.grade(attack, "1")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    # Not ru_maxrss of this process: that survives exec, and is the parent's.
-    own = int(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0])
-    print(verdict, seconds, max(after.ru_maxrss, own))
+    # Not ru_maxrss of this process, which survives exec: it would be the parent's.
+    peak = int(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0])
+    print(verdict, seconds, max(after.ru_maxrss, peak))
 """
 
 
@@ -104,25 +104,27 @@ def test_the_grading_process_stays_under_a_second_and_200_megabytes():
         "10^{10^{10}}",
         "\\sqrt{" * 30 + "7" + "}" * 30,
     ]
-    code = MEASURED.replace("ATTACKS", repr(attacks))
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert len(run.stdout.splitlines()) == len(attacks)
-    for line in run.stdout.splitlines():
+    code = MEASURE_GRADER.replace("ATTACKS", repr(attacks))
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert len(result.stdout.splitlines()) == len(attacks)
+    for line in result.stdout.splitlines():
         verdict, seconds, kilobytes = line.split()
         assert verdict != "1"
         assert float(seconds) < 1
         assert int(kilobytes) < 200 * 1024
 
 
-ALL_MEASURED = """
+MEASURE_GRADING = """
 import json, os, resource, sys, time
 from benchmarks import BENCHMARKS, Task
 from benchmarks.math_pool import shared_pool
 attacks, golds = json.load(sys.stdin)
-shared_pool().verdict("1", "2")
+shared_pool().compare("1", "2")
 grader = shared_pool()._idle[0]._process.pid
-def busy():
-    # Its own, the grader's, and that of the grader's children which it has waited for.
+def processor_seconds():
+    # This process, the grader, and those of the grader's children that it has waited for.
     fields = open(f"/proc/{grader}/stat").read().rpartition(")")[2].split()
     return time.process_time() + sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 def peak(pid):
@@ -130,16 +132,16 @@ def peak(pid):
 slowest = max_score = 0
 for attack in attacks.values():
     for name, (gold, kind) in golds.items():
-        task, taken = Task("t", "q", (gold,), kind), []
-        for _ in range(2):  # a crowded machine charges for what others displaced: the better counts
+        task, seconds = Task("t", "q", (gold,), kind), []
+        for _ in range(2):  # a busy machine charges for evicted cache lines: the better one counts
             shared_pool()._verdicts.clear()
-            before = busy()
+            before = processor_seconds()
             max_score = max(max_score, BENCHMARKS[name].score(attack, task).value)
             BENCHMARKS[name].training_score(attack, task)
-            taken.append(busy() - before)
-            if taken[-1] < 0.8:
+            seconds.append(processor_seconds() - before)
+            if seconds[-1] < 0.8:
                 break
-        slowest = max(slowest, min(taken))
+        slowest = max(slowest, min(seconds))
 memory = max(peak("self"), peak(grader))
 assert shared_pool()._idle[0]._process.pid == grader
 shared_pool().close()
@@ -149,16 +151,16 @@ print(max_score, slowest, memory)
 
 
 @pytest.mark.slow
-def test_all_of_grading_an_attack_stays_under_a_second_and_200_megabytes():
-    """Official and training score of each attack on each set, the grading processes included."""
-    run = subprocess.run(
-        [sys.executable, "-c", ALL_MEASURED],
+def test_grading_an_attack_stays_under_a_second_and_200_megabytes_in_total():
+    """Official and training score of each attack on each set, grading processes included."""
+    result = subprocess.run(
+        [sys.executable, "-c", MEASURE_GRADING],
         input=json.dumps([ATTACKS, GOLDS]),
         capture_output=True,
         text=True,
         check=True,
     )
-    score, seconds, kilobytes = run.stdout.split()
+    score, seconds, kilobytes = result.stdout.split()
     assert float(score) == 0
     assert float(seconds) < 1
     assert int(kilobytes) < 200 * 1024
@@ -166,14 +168,14 @@ def test_all_of_grading_an_attack_stays_under_a_second_and_200_megabytes():
 
 def test_a_grader_that_was_killed_is_replaced():
     pool = MathPool(1)
-    assert pool.verdict("2+2", "4") == "1"
+    assert pool.compare("2+2", "4") == "1"
     pool._idle[0]._process.kill()
     pool._idle[0]._process.wait()
-    assert pool.verdict("2+3", "5") == "1"
+    assert pool.compare("2+3", "5") == "1"
     pool.close()
 
 
-def test_the_grader_works_in_many_threads_at_once():
+def test_many_threads_can_use_the_grader():
     verdicts = {}
 
     def grade(i):
@@ -187,26 +189,26 @@ def test_the_grader_works_in_many_threads_at_once():
     assert verdicts == dict.fromkeys(range(1, 25), True)
 
 
-def test_a_forked_copy_starts_its_own_grader():
+def test_a_forked_child_starts_its_own_grader():
     pool = MathPool(1)
-    assert pool.verdict("1+1", "2") == "1"
+    assert pool.compare("1+1", "2") == "1"
     child = os.fork()
     if child == 0:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         try:
-            same = pool.verdict("1+2", "3") == "1" and pool.verdict("1+2", "4") == "0"
+            is_right = pool.compare("1+2", "3") == "1" and pool.compare("1+2", "4") == "0"
             pool.close()
         finally:
-            os._exit(0 if same else 1)
+            os._exit(0 if is_right else 1)
     _, status = os.waitpid(child, 0)
     assert status == 0
-    assert pool.verdict("1+3", "4") == "1"
+    assert pool.compare("1+3", "4") == "1"
     pool.close()
 
 
 def test_a_grader_that_cannot_start_says_what_to_do():
     with pytest.raises(GraderUnavailable, match=r"python -m benchmarks\.math_worker"):
-        MathPool(1, python="/bin/false").verdict("1", "2")
+        MathPool(1, python="/bin/false").compare("1", "2")
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,4 +1,4 @@
-"""SyntheticQA: one world on every machine, answerable from its corpus; demonstrations that hold."""
+"""SyntheticQA: one world on every machine, answerable from its corpus, with demonstrations."""
 
 import hashlib
 import random
@@ -14,11 +14,11 @@ from benchmarks.synthetic import (
     SYNTHETIC_QA,
     corpus,
     demonstrations,
-    good,
     load,
     questions,
     score,
     world,
+    write_good_script,
 )
 from benchmarks.synthetic_words import ASKED, SENTENCES, vocabulary
 from envs import ToolEnv
@@ -32,23 +32,23 @@ DIGESTS = {
     "test": "b76530e1aaac",
     "demonstrations": "1593e4f7f308",
 }
-"""First 12 hex digits of the sha256 of a split's questions, answers and passages, and of turns."""
+"""First 12 hex digits of the sha256 of a split's questions, answers and passages, or of turns."""
 
 SAMPLE = 30
 
 
-def said_in(part):
+def texts_of(part):
     if part == "demonstrations":
         return [render(step) for one in demonstrations() for step in one.steps]
-    asked = [f"{task.id} {task.question} {task.answers}" for task in load(part)]
-    return asked + [f"{passage.title} {passage.text}" for passage in corpus(part)]
+    tasks = [f"{task.id} {task.question} {task.answers}" for task in load(part)]
+    return tasks + [f"{passage.title} {passage.text}" for passage in corpus(part)]
 
 
 @pytest.mark.parametrize("part", DIGESTS)
 def test_the_world_is_the_same_on_every_machine(part):
-    digest = hashlib.sha256("\n".join(said_in(part)).encode()).hexdigest()[:12]
+    digest = hashlib.sha256("\n".join(texts_of(part)).encode()).hexdigest()[:12]
     assert digest == DIGESTS[part], (
-        f"SyntheticQA changed ({part}): if that is wanted, raise its revision and the version of "
+        f"SyntheticQA changed ({part}): if that is intended, raise its revision and the version of "
         f"its id, say why in the changelog, and write {digest} here"
     )
 
@@ -91,8 +91,8 @@ WORDINGS = [
 ]
 
 
-def read(passages):
-    """The facts of a corpus, read back sentence by sentence: {(subject, relation): object}."""
+def read_facts(passages):
+    """The facts of a corpus, parsed sentence by sentence: {(subject, relation): object}."""
     facts = {}
     for passage in passages:
         for sentence in re.findall(r"[^.]+\.", passage.text):
@@ -105,25 +105,25 @@ def read(passages):
 
 
 def solve(question, facts):
-    """The answer to a question's text, from the facts alone, and the facts it takes."""
+    """The answer to a question, from the facts alone, and the number of facts that it takes."""
     relations = {asked: name for name, asked in ASKED.items()}
-    used, values = 0, []
+    lookups, values = 0, []
     parts = re.split(r" (plus|minus) ", question.removeprefix("What is ").removesuffix("?"))
     for phrase in parts[::2]:
         *links, entity = phrase.split(" of ")
         for link in reversed(links):
             entity = facts[entity, relations[link.removeprefix("the ")]]
-            used += 1
+            lookups += 1
         values.append(entity)
     if len(parts) == 1:
-        return values[0], used
+        return values[0], lookups
     sign = {"plus": 1, "minus": -1}[parts[1]]
-    return str(int(values[0]) + sign * int(values[1])), used
+    return str(int(values[0]) + sign * int(values[1])), lookups
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_every_gold_answer_follows_from_the_corpus(split):
-    facts = read(corpus(split))
+    facts = read_facts(corpus(split))
     for task in load(split):
         assert solve(task.question, facts) == (task.answers[0], int(dict(task.metadata)["level"]))
 
@@ -148,7 +148,7 @@ def test_a_search_for_an_entity_finds_its_passage_first():
             assert retriever.search(entity.name, 1)[0].title == entity.name
 
 
-def test_an_answer_is_right_up_to_case_and_spacing():
+def test_an_answer_is_correct_up_to_case_and_spacing():
     task = Task("x", "Who?", ("North Bay",))
     assert score("  north  BAY ", task).value == 1.0
     assert score("North", task).value == 0.0
@@ -165,71 +165,71 @@ def test_demonstrations_are_of_training_tasks_only_and_the_same_each_time():
 
 @pytest.fixture(scope="module")
 def training_env():
-    """The real environment over the training world; its Python is a fake that is never read."""
+    """The real environment over the training world; its Python is a fake."""
     passages = corpus("train")
     search = SearchTool(MemoryRetriever(passages), results=SYNTHETIC_QA.search_results)
     return ToolEnv(SYNTHETIC_QA, split="train", tools=(search, EchoTool("python")))
 
 
-def played(env, task, steps):
-    """The reward of a scripted episode, and what each of its turns saw."""
+def play(env, task, steps):
+    """Play a scripted episode; return its reward and the observation of each turn."""
     env.reset(options={"task": task.id})
-    seen = []
+    observations = []
     for step in steps:
         observation, reward, terminated, truncated, _ = env.step(render(step))
-        seen.append(observation)
+        observations.append(observation)
     assert terminated
     assert not truncated
-    return reward, seen
+    return reward, observations
 
 
-def sample(count):
-    """Training questions from everywhere, their indices."""
+def sample_indices(count):
+    """Indices of training questions, from all over the split."""
     return random.Random(1).sample(range(len(questions("train"))), count)
 
 
 def test_good_demonstrations_earn_the_full_reward_and_find_what_they_claim(training_env):
-    named = world("train").by_name()
-    for index in sample(SAMPLE):
+    entities = world("train").by_name()
+    for index in sample_indices(SAMPLE):
         question, task = questions("train")[index], load("train")[index]
-        steps = good(question, named, random.Random(0))
-        reward, seen = played(training_env, task, steps)
+        steps = write_good_script(question, entities, random.Random(0))
+        reward, observations = play(training_env, task, steps)
         computed = bool(question.operator)
         assert reward == 1.0 + 0.1 * computed
-        found = [value for walk in question.walks for value in walk.path[1:]]
-        for value, observation in zip(found, seen, strict=False):
+        values = [value for walk in question.walks for value in walk.path[1:]]
+        for value, observation in zip(values, observations, strict=False):
             assert value in observation
         assert len(steps) == question.level + computed + 1
 
 
 def test_good_demonstrations_compute_in_the_real_python(python_env):
     training = ToolEnv(SYNTHETIC_QA, split="train", tools=python_env.tools)
-    named = world("train").by_name()
-    indices = [index for index in sample(SAMPLE) if questions("train")[index].operator]
+    entities = world("train").by_name()
+    indices = [index for index in sample_indices(SAMPLE) if questions("train")[index].operator]
     for index in indices[:5]:
         question = questions("train")[index]
-        steps = good(question, named, random.Random(0))
-        reward, seen = played(training, load("train")[index], steps)
+        steps = write_good_script(question, entities, random.Random(0))
+        reward, observations = play(training, load("train")[index], steps)
         assert reward == 1.1
-        assert seen[-2] == f" <result>\n{question.answer}\n\n</result>"
+        assert observations[-2] == f" <result>\n{question.answer}\n\n</result>"
 
 
 def test_demonstrations_are_a_mixture_that_leaves_something_to_learn(training_env):
     scripted = demonstrations()
-    named = world("train").by_name()
-    rewards, clumsy, searches = [], [], []
-    for index in sample(10 * SAMPLE):
+    entities = world("train").by_name()
+    rewards, flawed_rewards, detours = [], [], []
+    for index in sample_indices(10 * SAMPLE):
         task, steps = scripted[index]
-        reward, _ = played(training_env, task, steps)
+        reward, _ = play(training_env, task, steps)
         rewards.append(reward)
-        best = good(questions("train")[index], named, random.Random(0))
+        best = write_good_script(questions("train")[index], entities, random.Random(0))
         if list(steps) != best:
-            clumsy.append(reward)
-            searches.append(len(steps) - len(best))
-    assert 0.3 < len(clumsy) / len(rewards) < 0.7
-    assert sum(clumsy) / len(clumsy) < 0.5
+            flawed_rewards.append(reward)
+            detours.append(len(steps) - len(best))
+    assert 0.3 < len(flawed_rewards) / len(rewards) < 0.7
+    assert sum(flawed_rewards) / len(flawed_rewards) < 0.5
     assert 0.6 < sum(rewards) / len(rewards) < 0.9
-    assert max(searches) >= 1
+    assert max(detours) >= 1
     assert min(rewards) == 0.0
 
 
@@ -239,10 +239,10 @@ def test_all_words_of_the_world_are_in_its_vocabulary():
         texts = [task.question for task in load(split)]
         texts += [passage.text for passage in corpus(split)]
         assert set(re.findall(r"[^\W\d_]+", " ".join(texts))) <= words
-    said = [f"{step.thought} {step.argument}" for one in demonstrations() for step in one.steps]
-    assert set(re.findall(r"[^\W\d_]+", " ".join(said))) <= words
-    shown = SearchTool(MemoryRetriever([Passage("a", "North Bay", "")])).run(None, "Bay")[1].text
-    assert set(re.findall(r"[^\W\d_]+", shown)) <= words
+    turns = [f"{step.thought} {step.argument}" for one in demonstrations() for step in one.steps]
+    assert set(re.findall(r"[^\W\d_]+", " ".join(turns))) <= words
+    result = SearchTool(MemoryRetriever([Passage("a", "North Bay", "")])).run(None, "Bay")[1].text
+    assert set(re.findall(r"[^\W\d_]+", result)) <= words
 
 
 def test_relations_lead_from_every_kind_to_facts_that_passages_state():

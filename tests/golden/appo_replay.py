@@ -11,6 +11,7 @@ import torch
 from benchmarks import Task
 from envs import ToolEnv
 from learners.rollouts.rollout import Rollouts
+from learners.sampling.sampler import SamplerStats
 from learners.tree import BranchPoint, Completion
 from tests.fakes import TOY
 from tools import ToolResult
@@ -46,6 +47,8 @@ class TableTokenizer:
 class ScriptedSampler:
     """Says one round after the other, whoever asks; the rest of a script that overruns is cut."""
 
+    keep = None
+
     def __init__(self, rounds):
         self.rounds, self.requests = list(rounds), []
 
@@ -56,6 +59,9 @@ class ScriptedSampler:
         asked, self.requests = self.requests, []
         for request, said in zip(asked, self.rounds.pop(0), strict=True):
             yield request, said.first(request.max_tokens)
+
+    def stats(self):
+        return SamplerStats()
 
     def sync(self):
         pass

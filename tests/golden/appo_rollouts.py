@@ -8,7 +8,7 @@ import torch
 from benchmarks import Task
 from envs.tags import parse
 from learners import arpo
-from learners.policy.batch import pack
+from learners.policy.batch import collate
 from learners.sampling.draw import draw
 from learners.tree import Completion, RolloutTree, Row, Turn
 from tests.golden.appo_replay import CLOSING, END, Draws, branches, expected, said, sequences
@@ -206,7 +206,7 @@ def padding_is_not_response(case):
         tree = RolloutTree(Task("t", "q", ("a",)), (3,), SimpleNamespace())
         tree.root().turns.append(Turn(tree.start, Completion(ids, (0.0,) * len(ids)), ()))
         tree.root().turns.append(Turn(tree.start, Completion((2,) * 10, (0.0,) * 10), ()))
-        batch = pack([Row(root, torch.zeros(len(root))) for root in tree.roots])
+        batch = collate([Row(root, torch.zeros(len(root))) for root in tree.roots])
         assert batch.attention_mask[0].tolist() == [1] * (1 + len(ids)) + [0] * (10 - len(ids))
         if [i for i, token in enumerate(ids) if token in ends] == [len(ids) - 1]:
             assert theirs.tolist() == batch.response_mask[0, 1 : 1 + len(theirs)].int().tolist()

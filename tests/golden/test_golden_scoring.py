@@ -1,8 +1,8 @@
-"""What existing scorers answered, file by file: agreed with, or a reason why ours differs.
+"""Verdicts of existing scorers, file by file: ours agree, or a reason is given why they differ.
 
-The files lie outside the repository, under APPO_GOLDEN. `human` in a case says what a careful
-person would accept, null where that is debatable. A difference from a reference passes only if ours
-is the human's verdict, or if it is in one of the tables below with the reason.
+The files are outside the repository, under APPO_GOLDEN. `human` in a case is the verdict of a
+careful person, null if that is debatable. A difference from a reference passes only if ours is the
+human's verdict, or if it is in one of the tables below with the reason.
 """
 
 import json
@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks import Task
+from benchmarks.arpo import arpo_reward
 from benchmarks.equality import math_equal
 from benchmarks.judge import parse_verdict
 from benchmarks.metrics import calibration_error, pass_at_k
-from benchmarks.scoring import arpo_reward, normalize_answer, score_gaia, score_math
-from benchmarks.text import exact_match, last_boxed, musique_f1, token_f1
+from benchmarks.scoring import score_gaia, score_math
+from benchmarks.text import exact_match, last_boxed, musique_f1, normalize_answer, token_f1
 from tests import needs
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +34,7 @@ MATH_FILES = {
     "verl_math_verify": "score",
     "math_verify_0_9_0": "verify_boxed",
 }
-"""File -> the field that says accepted."""
+"""The field of each file that says if the answer was accepted."""
 
 DEBATABLE = {
     ("50%", "50"): "a gold without a unit drops the answer's, and the percent sign is one",
@@ -53,48 +54,48 @@ DEBATABLE = {
     ("\\text{no solution}", "\\emptyset"): "words are not read as sets",
     ("DNE", "\\text{does not exist}"): "abbreviations are not expanded",
 }
-"""No verdict of a human; ours and why."""
+"""(answer, gold) without a verdict of a human: the reason for ours."""
 
 OURS_TOO_STRICT = {
     ("42, because 6*7=42", "42"): "several numbers in a box cannot be told from a hedge",
     ("(" * 200 + "1" + ")" * 200, "1"): "nesting is capped, or deep brackets cost a second each",
 }
-"""A human would accept; ours does not, and why that is the better rule."""
+"""(answer, gold) that a human would accept and ours does not: the reason for our rule."""
 
 NOTHING_LEFT = "the official scripts call texts equal that normalise to nothing; ours does not"
 
 
-def cases(name):
+def read_cases(name):
     path = GOLDEN / "scoring" / f"{name}.jsonl"
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
-def golds_of(case):
+def get_golds(case):
     gold = case["input"]["gold"]
     return tuple(gold) if isinstance(gold, list) else (gold,)
 
 
-def unexplained(differences, *tables):
+def filter_unexplained(differences, *tables):
     return [d for d in differences if not any(d[:2] in table for table in tables)]
 
 
 @pytest.mark.parametrize("name", MATH_FILES)
-def test_mathematics_agrees_or_is_nearer_to_the_human(name):
+def test_mathematics_agrees_with_the_reference_or_the_human(name):
     differences = []
-    for case in cases(name):
+    for case in read_cases(name):
         answer, gold = case["input"]["prediction"], case["input"]["gold"]
         theirs = bool(case["output"].get("value", {}).get(MATH_FILES[name], False))
         ours = math_equal(answer, gold).equal
         if ours not in (theirs, case["human"]):
             differences.append((answer, gold, ours, theirs, case["human"]))
-    assert unexplained(differences, DEBATABLE, OURS_TOO_STRICT) == []
+    assert filter_unexplained(differences, DEBATABLE, OURS_TOO_STRICT) == []
 
 
-def test_mathematics_departs_from_the_human_only_as_listed():
-    cases_ = cases("math_verify_0_9_0")
-    pairs = [(c["input"]["prediction"], c["input"]["gold"], c["human"]) for c in cases_]
+def test_mathematics_differs_from_the_human_only_as_listed():
+    cases = read_cases("math_verify_0_9_0")
+    pairs = [(c["input"]["prediction"], c["input"]["gold"], c["human"]) for c in cases]
     differences = [p for p in pairs if p[2] is not None and math_equal(*p[:2]).equal != p[2]]
-    assert unexplained(differences, OURS_TOO_STRICT) == []
+    assert filter_unexplained(differences, OURS_TOO_STRICT) == []
     assert len(differences) == len(OURS_TOO_STRICT)
 
 
@@ -114,16 +115,16 @@ RESPONSE_RULES = {
     "paren": "(18) is 18",
     "degenerate": "an empty answer is never right, even for an empty gold",
 }
-"""By tag: why ours differs where no human verdict settles it."""
+"""By tag: why ours differs if no human verdict settles it."""
 
 
 @pytest.mark.parametrize(("name", "field"), [("verl_math_resp", "score"), ("verl_gsm8k", "strict")])
 def test_whole_responses_agree_or_follow_a_listed_rule(name, field):
-    for case in cases(name):
+    for case in read_cases(name):
         text = case["input"]["prediction"]
         block = text.rpartition("<answer>")[2].partition("</answer>")[0]
         answer = block if "<answer>" in text else text
-        ours = bool(score_math(answer, Task("t", "q", golds_of(case))).value)
+        ours = bool(score_math(answer, Task("t", "q", get_golds(case))).value)
         theirs = case["output"]["value"][field] == 1
         if ours not in (theirs, case["human"]):
             assert case["human"] is None, case
@@ -133,8 +134,8 @@ def test_whole_responses_agree_or_follow_a_listed_rule(name, field):
 @pytest.mark.parametrize("name", ["hotpot_official", "2wiki_official", "musique_official"])
 def test_qa_agrees_with_the_official_scripts(name):
     f1 = musique_f1 if name == "musique_official" else token_f1
-    for case in cases(name):
-        answer, golds, value = case["input"]["prediction"], golds_of(case), case["output"]["value"]
+    for case in read_cases(name):
+        answer, golds, value = case["input"]["prediction"], get_golds(case), case["output"]["value"]
         em = any(exact_match(answer, gold) for gold in golds)
         if em != bool(value["em"]):
             assert normalize_answer(answer) == "", NOTHING_LEFT
@@ -143,17 +144,17 @@ def test_qa_agrees_with_the_official_scripts(name):
 
 
 def test_search_r1_exact_match_agrees():
-    for case in cases("verl_search_r1_em"):
+    for case in read_cases("verl_search_r1_em"):
         answer = case["input"]["prediction"]
-        em = any(exact_match(answer, gold) for gold in golds_of(case))
+        em = any(exact_match(answer, gold) for gold in get_golds(case))
         if em != bool(case["output"]["value"]["em"]):
             assert normalize_answer(answer) == "", NOTHING_LEFT
 
 
 def test_arpo_evaluation_differs_only_where_it_keeps_punctuation():
-    """ARPO's evaluation does not strip punctuation; the data sets' own scripts, and ours, do."""
-    for case in cases("arpo_eval_qa"):
-        answer, golds = case["input"]["prediction"], golds_of(case)
+    """ARPO's evaluation does not strip punctuation; the data sets' own scripts and ours do."""
+    for case in read_cases("arpo_eval_qa"):
+        answer, golds = case["input"]["prediction"], get_golds(case)
         ours = any(exact_match(answer, gold) for gold in golds)
         if ours and not case["output"]["value"]["em"]:
             assert normalize_answer(answer) in {normalize_answer(gold) for gold in golds}
@@ -163,25 +164,25 @@ def test_arpo_evaluation_differs_only_where_it_keeps_punctuation():
 
 
 def test_gaia_agrees_with_the_official_scorer():
-    for case in cases("gaia_official"):
+    for case in read_cases("gaia_official"):
         answer = case["input"]["prediction"]
-        ours = bool(score_gaia(answer, Task("t", "q", golds_of(case))).value)
+        ours = bool(score_gaia(answer, Task("t", "q", get_golds(case))).value)
         if ours != case["output"]["value"]["correct"]:
-            assert "boxed" in case["tags"], "only that the box is opened first"
+            assert "boxed" in case["tags"], "the only difference: ours opens the box first"
             assert case["human"] is True
 
 
 def test_gaia_close_call_is_not_used():
-    """It is not GAIA's; it accepts "Not Paris" for "Paris". Ours never accepts more."""
-    for case in cases("gaia_close_call"):
-        ours = bool(score_gaia(case["input"]["prediction"], Task("t", "q", golds_of(case))).value)
+    """It is not part of GAIA; it accepts "Not Paris" for "Paris". Ours never accepts more."""
+    for case in read_cases("gaia_close_call"):
+        ours = bool(score_gaia(case["input"]["prediction"], Task("t", "q", get_golds(case))).value)
         assert case["output"]["value"]["close_call"] or not ours or "boxed" in case["tags"]
 
 
 def test_the_reward_of_the_reference_agrees_to_the_letter():
-    for case in cases("arpo_rl_reward"):
+    for case in read_cases("arpo_rl_reward"):
         value = case["output"]["value"]
-        ours = arpo_reward(case["input"]["prediction"], golds_of(case))
+        ours = arpo_reward(case["input"]["prediction"], get_golds(case))
         assert ours == (value["score"], value["reason"], value["answer"], value["f1_score"])
 
 
@@ -217,7 +218,7 @@ EXTRACTION_RULES = {
 
 
 def test_extraction_agrees_or_follows_a_listed_rule():
-    for case in cases("arpo_extract_answer"):
+    for case in read_cases("arpo_extract_answer"):
         theirs = case["output"]["value"]["extracted"]
         ours = last_boxed(case["input"]["prediction"])
         if ours is None:  # theirs falls back to the text around; ours leaves that to the scorer
@@ -230,21 +231,25 @@ def test_extraction_agrees_or_follows_a_listed_rule():
     "name", ["arpo_llm_judge_parse", "xbench_judge_parse", "deepresearch_judge_parse"]
 )
 def test_replies_in_other_protocols_are_no_verdict(name):
-    """The reference parsers guess from words and err both ways; ours reads one protocol only."""
-    wrong = [c for c in cases(name) if c["human"] is not None and _said(c) != c["human"]]
+    """The reference parsers guess from words and err both ways; ours reads only one protocol."""
+    wrong = [
+        c
+        for c in read_cases(name)
+        if c["human"] is not None and _reference_verdict(c) != c["human"]
+    ]
     assert wrong, "the reference parsers misread some replies"
-    assert all(parse_verdict(c["input"]["prediction"], "abcd") is None for c in cases(name))
+    assert all(parse_verdict(c["input"]["prediction"], "abcd") is None for c in read_cases(name))
 
 
-def _said(case):
+def _reference_verdict(case):
     value = case["output"]["value"]
     return bool(value.get("is_correct", value.get("score")))
 
 
 def test_pass_at_k_agrees_and_refuses_more_draws_than_samples():
-    for case in cases("pass_at_k"):
+    for case in read_cases("pass_at_k"):
         n, c, k = (case["input"][name] for name in "nck")
-        if k > n:  # the reference says 1.0 even with nothing right
+        if k > n:  # the reference returns 1.0 even if nothing is correct
             with pytest.raises(ValueError, match="lower k"):
                 pass_at_k(n, c, k)
         else:
@@ -252,13 +257,13 @@ def test_pass_at_k_agrees_and_refuses_more_draws_than_samples():
 
 
 def test_calibration_agrees_up_to_the_order_of_equal_confidences():
-    """The reference sorts unstably, so that members of neighbouring bins may swap."""
-    for case in cases("hle_calibration"):
+    """The reference's sort is not stable, so that members of neighbouring bins may swap."""
+    for case in read_cases("hle_calibration"):
         confidence = [value / 100 for value in case["input"]["confidence"]]
         correct, size = case["input"]["correct"], case["input"]["beta"]
         theirs = case["output"]["value"]["p2"]
         assert calibration_error(confidence, correct, size) >= 0
-        if isinstance(theirs, dict):  # IndexError below 100 answers, where ours counts one bin
+        if isinstance(theirs, dict):  # IndexError below 100 answers; ours counts one bin
             assert len(confidence) < size
             continue
         ours = calibration_error(confidence, correct, size, count_last=False)

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from learners import appo, appo_reference
 from learners import appo_reference as formulas
-from learners.policy.batch import pack
+from learners.policy.batch import collate
 from learners.policy.loading import load_model
 from learners.policy.policy import Policy
 from learners.rl import losses
 from learners.rollouts.rollout import Rollouts
 from learners.runs.session import Session, run_iteration
+from learners.sampling.sampler import SamplerStats
 from learners.tree import Completion, Row, Turn
 from tests.fakes import EchoTool, answer, call, toy_env
 from tests.tree_fakes import branch_off, grow, new_tree
@@ -135,7 +136,7 @@ def test_the_loss_on_policy_is_minus_twice_the_advantage(aggregation, counts):
     tree = new_tree()
     rows = [Row(grow(tree, (2, 0), logprobs=-1.0), torch.ones(2)) for _ in range(2)]
     weights = [torch.full((2,), counts * 0.25 / 4)] * 2
-    batch, noted = pack(rows, share=0.5, weights=weights), {}
+    batch, noted = collate(rows, share=0.5, weights=weights), {}
     loss = appo_reference.policy_loss(
         batch.old_logprobs.clone(),
         batch,
@@ -223,6 +224,8 @@ def test_aggregating_nothing_gives_zero(aggregation):
 class Player:
     """Roots call a tool and then answer, one of them right; branches answer as their path says."""
 
+    keep = None
+
     def __init__(self, tokenizer):
         self._tokenizer, self._waiting = tokenizer, []
 
@@ -237,6 +240,9 @@ class Player:
             text = call("echo", "so") if request.position == 0 else answer(right)
             ids = tuple(self._tokenizer.encode(text, add_special_tokens=False))
             yield request, Completion(ids, (-3.0,) * len(ids), (0.5,) * len(ids), "tag")
+
+    def stats(self):
+        return SamplerStats()
 
     def sync(self):
         pass

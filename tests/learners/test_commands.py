@@ -1,4 +1,4 @@
-"""Commands that cannot do what they are asked: what was given, what was expected, what to do."""
+"""Commands that fail with a message: what was given, what was expected, what to do."""
 
 import importlib.util
 import json
@@ -12,7 +12,8 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from benchmarks import BENCHMARKS, DataUnavailable
 from benchmarks.sources import HubTable, fetch_from_hub
-from learners.console import expected_errors, explained
+from learners.console import expected_errors, report_errors
+from learners.errors import CommandError
 from learners.runs.training import main
 from tests.conftest import ROOT
 from tests.fakes import TOY, toy_load
@@ -22,7 +23,7 @@ METHODS = ("learners.appo", "learners.grpo")
 
 
 def refused(capsys, given, method="learners.appo"):
-    """What a command says when it exits with 2; always a name of the error and no traceback."""
+    """The message of a command that exits with 2, which never has a traceback."""
     with pytest.raises(SystemExit) as ended:
         main(method, given.split())
     said = " ".join(capsys.readouterr().err.split())
@@ -32,22 +33,22 @@ def refused(capsys, given, method="learners.appo"):
 
 
 def ended_with(error, capsys, resumable=None):
-    """Exit code and words of a command that such an error ends."""
-    with pytest.raises(SystemExit) as ended, explained("learners.x", ["--a", "b c"], resumable):
+    """Exit code and message of a command that an error ends."""
+    with pytest.raises(SystemExit) as ended, report_errors("learners.x", ["--a", "b c"], resumable):
         raise error
     return ended.value.code, capsys.readouterr().err.strip()
 
 
-def test_an_interrupt_says_how_to_go_on_where_one_can(capsys):
+def test_an_interrupt_says_how_to_resume_if_that_is_possible(capsys):
     whole = "Stopped. The run is resumable: python -m learners.x --a 'b c'"
     assert ended_with(KeyboardInterrupt(), capsys, "run") == (130, whole)
     assert ended_with(KeyboardInterrupt(), capsys) == (130, "Stopped.")
 
 
-def test_errors_for_the_person_are_a_line_and_others_stay(capsys):
-    for kind in expected_errors():
+def test_expected_errors_become_one_line_and_others_are_raised(capsys):
+    for kind in (*expected_errors(), *CommandError.__subclasses__()):
         assert ended_with(kind("this is why"), capsys) == (2, f"{kind.__name__}: this is why")
-    with pytest.raises(ZeroDivisionError), explained("learners.x", []):
+    with pytest.raises(ZeroDivisionError), report_errors("learners.x", []):
         raise ZeroDivisionError
 
 
@@ -79,7 +80,7 @@ def test_help_names_every_field_and_imports_no_transformers(method):
 
 
 def test_a_command_without_its_error_shows_no_traceback():
-    """As a person starts it; the other errors are asked for in this process."""
+    """Started as a person starts it; the tests below run the command in this process."""
     status, _, said = python("-m", "learners.appo", "--env", "appo/GSM8k-v0")
     assert status == 2
     assert said.endswith(
@@ -98,7 +99,7 @@ def test_an_unknown_environment_names_the_nearest(capsys, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_an_environment_of_others_is_refused(capsys, tmp_path):
+def test_an_environment_that_is_not_ours_is_refused(capsys, tmp_path):
     said = refused(capsys, f"--env CartPole-v1 --out {tmp_path}/run")
     assert "--env CartPole-v1 is not one of ours; expected appo/<Benchmark>-v0" in said
 
@@ -109,7 +110,7 @@ def test_test_rows_are_not_trained_on_by_accident(capsys, tmp_path):
     assert "add --train-on-test" in said
 
 
-def test_a_folder_that_is_not_there_is_named(capsys, tmp_path):
+def test_a_missing_folder_is_named(capsys, tmp_path):
     said = refused(capsys, f"--model {tmp_path}/none --tools search --out {tmp_path}/run")
     assert said == f"ModelNotFound: --model {tmp_path}/none: there is no such folder"
 
@@ -130,7 +131,8 @@ def test_a_data_folder_without_rows_says_where_they_belong(capsys, tmp_path):
 
 def test_a_benchmark_without_demonstrations_says_so(tmp_path):
     from learners.errors import UsageError
-    from learners.sft.__main__ import Config, cold_start
+    from learners.sft.config import Config
+    from learners.sft.training import cold_start
 
     config = Config.of(env="appo/HotpotQA-v0", out=str(tmp_path / "run"))
     with pytest.raises(UsageError, match="HotpotQA-v0: this benchmark has no demonstrations"):
@@ -153,11 +155,11 @@ REFUSED = {
     "--search web --corpus auto": "backend 'auto' is not the name of one engine",
     "--env appo/GSM8K-v0 --tools search --search local": "brings no corpus for search='local'",
 }
-"""What a person may type, and what is said before anything is opened or written."""
+"""Options and the error that they end in, before anything is opened or written."""
 
 
 @pytest.mark.parametrize("given", REFUSED)
-def test_what_cannot_be_a_run_is_refused_before_anything_is_written(capsys, tmp_path, given):
+def test_unusable_options_are_refused_before_anything_is_written(capsys, tmp_path, given):
     said = refused(capsys, f"{given} --out {tmp_path}/run")
     assert REFUSED[given] in said
     assert not (tmp_path / "run").exists()
@@ -182,7 +184,7 @@ def test_every_command_that_plays_has_the_settings_of_gym_make(module):
         ),
     ],
 )
-def test_a_package_that_is_missing_is_named_with_its_command(
+def test_a_missing_package_is_named_with_the_command_that_installs_it(
     capsys, tmp_path, monkeypatch, given, module, extra
 ):
     (tmp_path / "vectors").mkdir()
@@ -197,7 +199,7 @@ def test_a_package_that_is_missing_is_named_with_its_command(
 
 
 def test_a_gated_data_set_is_named_before_the_model_is_loaded(capsys, tmp_path, monkeypatch):
-    """Training rows are at hand, the test rows behind terms: nothing but this is said."""
+    """The training rows can be read, the test rows are gated: that is the only message."""
 
     def gated(split, data_dir=None):
         if split == "test":
@@ -220,13 +222,13 @@ def test_a_kernel_without_landlock_is_named_before_the_model_is_loaded(
     monkeypatch.setattr(sandlock, "landlock_abi_version", lambda: 2)
     given = f"--model {tmp_path}/none --tools python --sandbox local --out {tmp_path}/run"
     said = refused(capsys, given)
-    assert "ToolUnavailable: no sandbox for Python code can be had here." in said
+    assert "ToolUnavailable: no sandbox can run Python code on this machine." in said
     assert "Landlock version 2" in said
     assert "Docker" in said
 
 
 def test_a_replay_that_lacks_an_answer_stops_the_run(taught, capsys, tmp_path):
-    """Asking again would not help, and an outage it is not: nothing is dropped, nothing trained."""
+    """It is no outage, and a retry would not help: no tree is dropped and nothing is trained."""
     cache = Cache(tmp_path / "web.sqlite")
     cache.answer({"source": "remote", "query": "another", "k": 3}, lambda: Answer("[]"))
     cache.close()
@@ -236,7 +238,7 @@ def test_a_replay_that_lacks_an_answer_stops_the_run(taught, capsys, tmp_path):
 
 
 def test_a_run_whose_tools_fail_stops_with_a_report(taught, capsys, tmp_path):
-    """No recording is there: every tree that searches loses its tools, more than a tenth."""
+    """There is no recording: every tree that searches loses its tools, more than a tenth."""
     said = refused(capsys, outside(taught, tmp_path) + " --max-unavailable 0.1")
     found = re.search(r"RunStopped: (\d+) of 3 trees of iteration 1 lost their tools", said)
     assert found, said
@@ -255,7 +257,7 @@ def test_a_run_whose_tools_fail_stops_with_a_report(taught, capsys, tmp_path):
 
 
 def test_an_evaluation_whose_tools_fail_stops_the_run(taught, capsys, tmp_path):
-    """It would be of the tasks that need no search."""
+    """Otherwise it would only count tasks that need no search."""
     given = outside(taught, tmp_path).replace("--eval-tasks 0", "--eval-tasks 6")
     said = refused(capsys, f"{given} --max-unavailable 0")
     assert re.search(r"RunStopped: \d of 6 tasks, before training, lost their tools", said), said
@@ -263,7 +265,7 @@ def test_an_evaluation_whose_tools_fail_stops_the_run(taught, capsys, tmp_path):
 
 
 def outside(model, folder):
-    """A run of one iteration that searches outside, by a recording alone."""
+    """A run of one iteration whose searches are answered by a recording only."""
     return (
         f"--model {model} --tools search calculator --prompts 3 --minibatch-prompts 1 --rollouts 4 "
         "--initial-rollouts 2 --iterations 1 --max-response-tokens 80 --eval-tasks 0 --threads 1 "
@@ -285,7 +287,7 @@ for given in sys.argv[1].split(";"):
 
 @pytest.mark.slow
 def test_what_the_hub_would_have_to_give_is_named_when_it_is_out_of_reach(tmp_path):
-    """A model, an open data set, a training mixture and, while it is evaluated, a gated one."""
+    """A model, an open data set, and a benchmark whose training rows are a mixture."""
     commands = "--model nobody/nothing --tools search;--env appo/GSM8K-v0;--env appo/GAIA-v0"
     _, _, said = python(
         "-c", OFFLINE, commands, str(tmp_path / "run"), HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path)
@@ -301,7 +303,7 @@ def test_what_the_hub_would_have_to_give_is_named_when_it_is_out_of_reach(tmp_pa
 
 
 def test_an_error_of_the_hubs_http_library_is_data_unavailable():
-    """Its client wraps the answers of the hub, not failures to reach it."""
+    """The hub's client wraps error responses, but not failures to connect."""
 
     def load_dataset(*where, **how):
         raise HfHubHTTPError.__bases__[0]("no route to host")

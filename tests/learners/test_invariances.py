@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from learners import aepo, gigpo
-from learners.policy.batch import pack
+from learners.policy.batch import collate
 from learners.rl.advantages import normalise_groups
 from tests.method_fakes import METHODS, Composed, Credited, forest, loss_of
 
@@ -19,7 +19,7 @@ def gradients(method, trees, micro):
     found = {}
     for start in range(0, len(rows), micro):
         part = rows[start : start + micro]
-        batch = pack(part, weights=weights[start : start + micro])
+        batch = collate(part, weights=weights[start : start + micro])
         logprobs = torch.full(batch.token_ids.shape, 7.0)  # whatever is outside of the response
         for line, row in enumerate(part):
             length, tokens = len(row.trajectory), len(row.trajectory.prompt_ids)
@@ -119,7 +119,7 @@ def test_what_is_tested_is_what_an_iteration_puts_together(method):
     masks = [torch.tensor(row.trajectory.response_mask) for row in rows]
     for one, other in zip(run.weights(masks), weighting(masks), strict=True):
         assert one.tolist() == other.tolist()
-    batch = pack(rows, weights=weighting(masks))
+    batch = collate(rows, weights=weighting(masks))
     logprobs = batch.old_logprobs + batch.response_mask * torch.linspace(
         -1, 1, batch.weights.shape[1]
     )
@@ -140,6 +140,6 @@ def test_aepo_credits_and_weighs_every_optimiser_step_by_itself():
             assert found.trajectory is row.trajectory
             torch.testing.assert_close(found.advantages, row.advantages * factor)
         assert float(sum(weight.sum() for weight in update.weights)) == pytest.approx(1)
-        batch = pack(update.rows, weights=update.weights)
+        batch = collate(update.rows, weights=update.weights)
         logprobs = batch.old_logprobs + batch.response_mask * 0.5
         assert update.loss(logprobs, batch) == aepo.policy_loss(logprobs, batch, config)

@@ -66,15 +66,15 @@ def trained(folder, method, iterations=2, seed=0):
     for _ in range(iterations):
         found.append(numbers(run_iteration(session, iteration)))
         session.iteration += 1
-    return found, session.run
+    return found, session
 
 
 @quick_if_own
 def test_the_same_seed_gives_the_same_metrics_and_weights_twice(taught, method):
-    first, run = trained(taught, method)
+    first, session = trained(taught, method)
     second, again = trained(taught, method)
     assert first == second
-    ours, theirs = (one.policy.model.parameters() for one in (run, again))
+    ours, theirs = (one.policy.model.parameters() for one in (session, again))
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     other, _ = trained(taught, method, seed=1)
     assert other != first

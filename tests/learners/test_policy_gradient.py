@@ -10,7 +10,7 @@ from itertools import product
 import pytest
 import torch
 
-from learners.policy.batch import pack
+from learners.policy.batch import collate
 from tests.method_fakes import METHODS, TRAINED_BRANCHES, fork_after, loss_of
 from tests.tree_fakes import grow, new_tree
 
@@ -65,7 +65,7 @@ def group_gradient(method, paths, branches=()):
         return torch.zeros_like(LOGITS)
     rows = [row._replace(advantages=row.advantages.double()) for row in rows]
     weights = weighting([torch.tensor(row.trajectory.response_mask) for row in rows])
-    batch = pack(rows, weights=weights)
+    batch = collate(rows, weights=weights)
     now = torch.zeros(batch.token_ids.shape, dtype=torch.float64)
     for line, row in enumerate(rows):
         now[line, [2, 4]] = logprobs_of(logits, path_of[row.trajectory])

@@ -178,7 +178,7 @@ class Sampled(Notes):
         super().__init__()
         self.rewards, self.asked = iter(rewards), []
         tasks = [replace(TASK, id=f"t{i}") for i in range(6)]
-        self.rollouts = SimpleNamespace(env=SimpleNamespace(tasks=tasks))
+        self.rollouts = SimpleNamespace(tasks=tasks)
 
     def new_trees(self, tasks, roots):
         self.asked.append([task.id for task in tasks])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from learners import dapo, gigpo, reinforce_pp, tree_grpo
-from learners.policy.batch import pack
+from learners.policy.batch import collate
 from learners.rl.advantages import leave_one_out, normalise, normalise_groups
 from learners.rl.losses import mismatch_weights, sequence_mean, sequence_sum, token_mean
 from learners.tree import Row
@@ -108,7 +108,7 @@ def test_trap_7_attention_is_not_the_trained_mask():
     """What tools said is read by every later token, and padding by none."""
     tree = new_tree()
     rows = [Row(grow(tree, *turns), torch.ones(5)) for turns in (((2, 2), (1, 0)), ((5, 0),))]
-    batch = pack([*rows, Row(grow(tree, (1, 0)), torch.ones(1))])
+    batch = collate([*rows, Row(grow(tree, (1, 0)), torch.ones(1))])
     assert batch.attention_mask.tolist() == [[1] * 7, [1] * 7, [1] * 3 + [0] * 4]
     assert batch.response_mask[0].tolist() == [False, False, True, True, False, False, True]
 

@@ -8,7 +8,7 @@ import torch
 
 from learners import aepo, arpo, cispo, dapo, dr_grpo, gigpo, gppo, grpo, gspo, rloo, tree_grpo
 from learners.ledger import Ledger
-from learners.policy.batch import pack
+from learners.policy.batch import collate
 from learners.policy.policy import UpdateMetrics
 from learners.rl import branching
 from learners.rl.advantages import normalise_groups
@@ -124,8 +124,8 @@ def test_trap_25_weights_are_of_the_whole_mini_batch(weighting):
     tree = tree_with([1, 0, 0.5], turns=((3, 0),))
     rows = [Row(root, torch.ones(3)) for root in tree.roots]
     weights = weighting([torch.tensor(r.response_mask) for r in tree.roots])
-    whole = pack(rows, weights=weights).weights.sum()
-    parts = [pack([r], weights=[w]).weights.sum() for r, w in zip(rows, weights, strict=True)]
+    whole = collate(rows, weights=weights).weights.sum()
+    parts = [collate([r], weights=[w]).weights.sum() for r, w in zip(rows, weights, strict=True)]
     assert float(sum(parts)) == pytest.approx(float(whole))
 
 

@@ -68,14 +68,14 @@ def once(
     if way == "ours, trunk scored":
         score(loaded, sampler, trunk.prefix_ids)
     apart = way in ("a prefix at a time", "an unshared batch")
-    read = sampler.prefilled_tokens
+    read = sampler.stats().prefilled_tokens
     with (
-        patch("learners.sampling.transformers_sampler.read_together", lambda *_: None)
+        patch("learners.sampling.transformers_sampler.prefill_shared", lambda *_: None)
         if apart
         else nullcontext()
     ):
         taken = seconds_of(lambda: branch_out(sampler, branches, way), clock)
-    tokens[way] = sampler.prefilled_tokens - read
+    tokens[way] = sampler.stats().prefilled_tokens - read
     return taken
 
 

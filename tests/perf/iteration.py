@@ -9,11 +9,11 @@ spent in tools; what is left is bookkeeping.
 
 Beside it the same iterations by a plain path, in turn: rows padded, not read as trees (a switch of
 `Policy`), attention that repeats grouped keys (transformers' own), prompts that rows share read for
-each (`read_together` replaced), and no prefix known from an earlier turn, root or branch
-(`Lines.longest` replaced). What cannot be turned off stays in both: finished rows leave the
-batch, and tokens are drawn by inverse CDF; `tests.perf.sampling` has the loop without them. Draws
-belong to tokens, so both sample the same until roundings differ: the tokens are printed. A script,
-not a test: times are printed and never asserted.
+each (`prefill_shared` replaced), and no prefix known from an earlier turn, root or branch
+(`KVCache.longest_prefix` replaced). What cannot be turned off stays in both: finished rows leave
+the batch, and tokens are drawn by inverse CDF; `tests.perf.sampling` has the loop without them.
+Draws belong to tokens, so both sample the same until roundings differ: the tokens are printed. A
+script, not a test: times are printed and never asserted.
 """
 
 import tempfile
@@ -37,8 +37,8 @@ from learners.policy.batch import Packs
 from learners.policy.loading import load_model
 from learners.policy.policy import Policy
 from learners.rollouts.rollout import Rollouts
-from learners.runs.session import Session, record, run_iteration
-from learners.sampling.kv_cache import Lines
+from learners.runs.session import Session, run_iteration, save_iteration
+from learners.sampling.kv_cache import KVCache, PrefixMatch
 from learners.sampling.opening import open_sampler
 from tests.learner_fakes import teach
 from tests.perf.clocks import CLOCKS, measuring_parser, ratio, spread
@@ -79,8 +79,8 @@ def session(
 def paid_twice() -> Iterator[None]:
     """Nothing that was read is known, and nothing is shared."""
     with (
-        patch("learners.sampling.transformers_sampler.read_together", lambda *_: None),
-        patch.object(Lines, "longest", lambda *_: (0, None)),
+        patch("learners.sampling.transformers_sampler.prefill_shared", lambda *_: None),
+        patch.object(KVCache, "longest_prefix", lambda *_: PrefixMatch(0, None)),
     ):
         yield
 
@@ -144,7 +144,7 @@ def iterated(one: Session) -> Counter[str]:
     """Seconds and counts of an iteration; what is written after it stands apart."""
     metrics = {"iteration": one.iteration, **run_iteration(one, appo.iteration)}
     with one.ledger.phase("record"):
-        record(one, metrics, last=False)
+        save_iteration(one, metrics, last=False)
     found = Counter({name: metrics.get(f"seconds/{name}", 0.0) for name in PHASES})
     return found + Counter(
         iteration=metrics["seconds/iteration"],

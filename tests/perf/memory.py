@@ -26,10 +26,10 @@ import torch
 
 from learners.config import OptimizerName
 from learners.policy import lora
-from learners.policy.activations import Kept
+from learners.policy.activations import SavedTensors
 from learners.policy.loading import load_model
 from learners.policy.policy import Policy
-from learners.runs.memory import Resident, held, tensors_in
+from learners.runs.memory import ProcessMeter, iter_tensors, tensor_bytes
 from tests.learner_fakes import likelihood
 from tests.perf.clocks import in_turn, measuring_parser, ratio, seconds_of
 from tests.perf.update import add_tree_arguments, tree_rows
@@ -79,16 +79,16 @@ def measured(way: str, given: argparse.Namespace) -> Measured:
     rows = tree_rows(given, loaded.model.config.vocab_size)
     weights = [torch.full((len(row.trajectory),), 1 / len(rows)) for row in rows]
     update = partial(policy.update, rows, weights, likelihood)
-    kept = policy.kept = Kept()
+    kept = policy.saved_tensors = SavedTensors()
     update()
-    policy.kept = None
-    meter = Resident()
+    policy.saved_tensors = None
+    meter = ProcessMeter()
     meter.reset()
     seconds = [seconds_of(update, given.clock) for _ in range(given.updates)]
     return Measured(
         peak=meter.peak(),
         kept=kept.bytes,
-        state=held(tensors_in(policy.optimizer.state_dict())),
+        state=tensor_bytes(iter_tensors(policy.optimizer.state_dict())),
         seconds=statistics.median(seconds),
         tokens=policy.work.computed_tokens,
     )

@@ -21,6 +21,7 @@ from learners.config import RunConfig
 from learners.policy.loading import load_model
 from learners.rollouts.rollout import Rollouts
 from learners.sampling.opening import open_sampler
+from learners.sampling.sampler import SamplerStats
 from tests.fakes import EchoTool, answer, toy_env
 from tests.perf.sampling import without_ends
 
@@ -33,6 +34,8 @@ class ToldSampler:
 
     The prefixes it reads hold what it drew in place of the script: it knows them from before.
     """
+
+    keep = None
 
     def __init__(self, sampler, scripts):
         self.sampler, self.scripts = sampler, scripts
@@ -55,6 +58,12 @@ class ToldSampler:
     def script(self, key):
         """Of the turn that a trajectory is at."""
         return self.scripts[key.split("/", 2)[2]][len(self.drawn[key])]
+
+    def stats(self):
+        return SamplerStats()
+
+    def sync(self):
+        self.sampler.sync()
 
     def rest(self):
         self.sampler.rest()

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from learners.policy.loading import load_model
-from learners.replay.trees import stored_trees
+from learners.replay.trees import build_trees
 from learners.rollouts.storage import list_iterations, read_rows, rollout_file, write_rollouts
 from learners.run_folder import read_metrics
 
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("model")
     given = parser.parse_args()
     newest = list_iterations(given.run)[-1]
-    trees = stored_trees(read_rows(given.run, newest))
+    trees = build_trees(read_rows(given.run, newest))
     tokenizer = load_model(given.model).tokenizer
     tokens = sum(len(t) for tree in trees for t in tree.trajectories)
     took = []

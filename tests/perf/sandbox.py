@@ -1,9 +1,9 @@
-"""What a cell costs, side by side in one run: python -m tests.perf.sandbox [--rounds N] [--quick]
+"""Measures what a cell costs: python -m tests.perf.sandbox [--rounds N] [--quick]
 
-Every round measures each row once, in an order drawn anew, so that what the neighbours do to the
-machine is done to all rows alike. The ratios are what to keep. The limit is the time that os.fork()
-takes to return in a process of the same size (numpy and sympy imported and used, no huge pages); a
-row that could not be measured says why.
+Every round measures each row once, in a new random order, so that other load on the machine affects
+all rows alike. The ratios are what counts. The limit is the time that os.fork() takes to return in
+a process of the same size (numpy and sympy imported and used, no huge pages). A row that could not
+be measured says why.
 """
 
 import argparse
@@ -37,17 +37,17 @@ import numpy, sympy
 x = sympy.Symbol('x'); sympy.solve(x**2 - 2, x); sympy.integrate(sympy.sin(x) * x, x)
 gc.collect(); gc.freeze()
 for line in sys.stdin:
-    begun = time.perf_counter()
+    start = time.perf_counter()
     pid = os.fork()
     if not pid: os._exit(0)
     returned = time.perf_counter()
     os.waitpid(pid, 0)
-    print(returned - begun, time.perf_counter() - begun, flush=True)
+    print(returned - start, time.perf_counter() - start, flush=True)
 """
 
 
 class Forker:
-    """A process as large as a state's, that forks on demand."""
+    """A process of the size of a state's, which forks on demand."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
@@ -69,27 +69,27 @@ class Forker:
         self.process.communicate()
 
 
-def timed(action: Callable[[], object]) -> float:
-    begun = time.perf_counter()
+def measure(action: Callable[[], object]) -> float:
+    start = time.perf_counter()
     action()
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
-def together(actions: Sequence[Callable[[], object]]) -> float:
-    """Seconds until the last has returned, each on a thread of its own."""
+def measure_together(actions: Sequence[Callable[[], object]]) -> float:
+    """Return the seconds until the last action has returned, each on a thread of its own."""
     threads = [threading.Thread(target=action) for action in actions]
 
-    def all_of_them() -> None:
+    def run_all() -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
 
-    return timed(all_of_them)
+    return measure(run_all)
 
 
-class Played:
-    """A sandbox with one live state, and the operations that are measured on it."""
+class Operations:
+    """A sandbox with one live state, and the operations measured on it."""
 
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
@@ -101,45 +101,45 @@ class Played:
         self.state = state
 
     def run(self) -> float:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         reply = self.sandbox.run(self.state, ["x = 1"])
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - start
         assert reply.state is not None
         self.sandbox.drop([reply.state])
         return seconds
 
     def sixteen(self) -> float:
-        """Sixteen children of one state, asked for at once, until the last has answered."""
-        made: list[int] = []
+        """Run sixteen children of one state at once, until the last has answered."""
+        states: list[int] = []
 
         def one() -> None:
             reply = self.sandbox.run(self.state, ["x = 1"])
             assert reply.state is not None
-            made.append(reply.state)
+            states.append(reply.state)
 
-        seconds = together([one] * 16)
-        self.sandbox.drop(made)
+        seconds = measure_together([one] * 16)
+        self.sandbox.drop(states)
         return seconds
 
     def first(self) -> float:
-        """An episode's first cell, which needs no state before it."""
-        begun = time.perf_counter()
+        """Run an episode's first cell, which needs no state before it."""
+        start = time.perf_counter()
         reply = self.sandbox.open(0, [], ["x = 1"])
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - start
         assert reply.state is not None
         self.sandbox.drop([reply.state])
         return seconds
 
     def replay(self) -> float:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         reply = self.sandbox.run(self.session, [*HISTORY, "x = 1"])
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - start
         assert reply.state is not None
         self.sandbox.drop([reply.state])
         return seconds
 
     def throughput(self, sessions: int, cells: int) -> float:
-        """Cells a second on sessions that are open already, each on a thread of its own."""
+        """Return cells per second over open sessions, each on a thread of its own."""
         states = [self.sandbox.open(seed, []).state for seed in range(sessions)]
 
         def play(state: int | None) -> None:
@@ -149,17 +149,17 @@ class Played:
                 assert following is not None
                 self.sandbox.drop([following])
 
-        seconds = together([partial(play, state) for state in states])
+        seconds = measure_together([partial(play, state) for state in states])
         self.sandbox.drop([state for state in states if state is not None])
         return sessions * cells / seconds
 
 
 def fresh(code: str) -> float:
-    return timed(lambda: subprocess.run([sys.executable, "-c", code], check=True))
+    return measure(lambda: subprocess.run([sys.executable, "-c", code], check=True))
 
 
 def docker_rows(image: str) -> dict[str, Callable[[], float]]:
-    """What a new process in a container, and a new container, cost."""
+    """Return rows for a new process in a container and for a new container."""
     run = ["docker", "run", "--rm", "--network", "none", image, "python3", "-c"]
     name = f"appo-perf-{os.getpid()}"
     subprocess.run(
@@ -182,10 +182,10 @@ def docker_rows(image: str) -> dict[str, Callable[[], float]]:
     execute = ["docker", "exec", name, "python3", "-c"]
     code = IMPORTS + "; x = 1"
     return {
-        "docker exec python3, same imports": lambda: timed(
+        "docker exec python3, same imports": lambda: measure(
             lambda: subprocess.run([*execute, code], check=True)
         ),
-        "docker run python3, same imports": lambda: timed(
+        "docker run python3, same imports": lambda: measure(
             lambda: subprocess.run([*run, code], check=True)
         ),
     }
@@ -193,7 +193,7 @@ def docker_rows(image: str) -> dict[str, Callable[[], float]]:
 
 @contextlib.contextmanager
 def jupyter_rows() -> Iterator[dict[str, Callable[[], float]]]:
-    """A kernel per episode: its start with the imports, and one cell on a live one."""
+    """Yield rows for a kernel per episode: its start with imports, and a cell on a live one."""
     from jupyter_client.manager import KernelManager
 
     def begin() -> tuple[KernelManager, object]:
@@ -206,9 +206,9 @@ def jupyter_rows() -> Iterator[dict[str, Callable[[], float]]]:
         return manager, client
 
     def start() -> float:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         manager, client = begin()
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - start
         client.stop_channels()
         manager.shutdown_kernel(now=True)
         return seconds
@@ -217,7 +217,7 @@ def jupyter_rows() -> Iterator[dict[str, Callable[[], float]]]:
     try:
         yield {
             "Jupyter kernel: start, imports, x = 1": start,
-            "Jupyter kernel: x = 1 on a live one (cannot fork)": lambda: timed(
+            "Jupyter kernel: x = 1 on a live one (cannot fork)": lambda: measure(
                 lambda: client.execute_interactive("x = 1", timeout=60)
             ),
         }
@@ -228,7 +228,7 @@ def jupyter_rows() -> Iterator[dict[str, Callable[[], float]]]:
 
 @dataclasses.dataclass
 class Table:
-    """Rows and what they took; a slow row is measured in fewer rounds."""
+    """Rows and their times; a slow row is measured in fewer rounds."""
 
     rows: dict[str, Callable[[], float]] = dataclasses.field(default_factory=dict)
     slow: dict[str, Callable[[], float]] = dataclasses.field(default_factory=dict)
@@ -243,7 +243,7 @@ class Table:
             for name in names:
                 action = self.rows.get(name) or self.slow[name]
                 self.took.setdefault(name, []).append(action())
-                # Between two cells a model thinks; what was dropped ends, the next state is forked.
+                # A model thinks between two cells, while dropped states end and a spare is forked.
                 time.sleep(PAUSE)
 
     def show(self, limit: str) -> str:
@@ -276,7 +276,7 @@ def main() -> None:
         stack.callback(forker.close)
         table.rows[limit] = lambda: forker.fork(0)
         table.rows["os.fork(), child exits, waited for"] = lambda: forker.fork(1)
-        played = {}
+        operations = {}
         openers = {
             "local": lambda: open_local(LIMITS),
             "docker": lambda: open_docker(LIMITS, DockerOptions(image=arguments.image)),
@@ -293,23 +293,23 @@ def main() -> None:
                 table.missing.append(f"{name}: {error}")
                 continue
             stack.callback(sandbox.close)
-            one = played[name] = Played(sandbox)
+            one = operations[name] = Operations(sandbox)
             table.rows[f"{name}: x = 1 on a live state"] = one.run
             table.rows[f"{name}: sixteen branches of a state"] = one.sixteen
             table.rows[f"{name}: the first cell of an episode"] = one.first
             table.rows[f"{name}: replay five cells instead"] = one.replay
             plain = late[name]()
             stack.callback(plain.close)
-            table.rows[f"{name}: x = 1, nothing forked in advance"] = Played(plain).run
+            table.rows[f"{name}: x = 1, nothing forked in advance"] = Operations(plain).run
         if not arguments.quick:
             table.slow["fresh python -c, same imports (the reference)"] = lambda: fresh(IMPORTS)
-            add_others(table, stack, arguments.image, "docker" in played)
+            add_others(table, stack, arguments.image, "docker" in operations)
         table.measure(arguments.rounds)
         print(table.show(limit))
-        for name, one in played.items():
+        for name, one in operations.items():
             rates = {count: one.throughput(count, 320 // count) for count in (1, 2, 16, 64)}
             shown = ", ".join(f"{count} sessions {rate:.0f}" for count, rate in rates.items())
-            print(f"{name}: cells a second with {shown} ({os.cpu_count()} cores)")
+            print(f"{name}: cells per second with {shown} ({os.cpu_count()} cores)")
 
 
 def add_others(table: Table, stack: contextlib.ExitStack, image: str, docker: bool) -> None:

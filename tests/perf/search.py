@@ -1,10 +1,10 @@
-"""What searching costs and finds, side by side with the alternatives.
+"""Measures the speed of searching, side by side with the alternatives.
 
     python -m tests.perf.search speed           queries per second against the libraries themselves
     python -m tests.perf.search overlap         64 episodes against a retriever that takes 200 ms
     python -m tests.perf.search service         queries per second through the retrieval server
 
-`tests.perf.search_recall` tells what is found; `tests.perf.search_growth` measures build time,
+`tests.perf.search_recall` measures what is found; `tests.perf.search_growth` measures build time,
 size, speed and memory by corpus size.
 The corpus is read from $APPO_DATA/corpus, ../shared/data by default.
 """
@@ -31,7 +31,7 @@ from pathlib import Path
 
 from tools.search.local_index import LocalRetriever, build, read_passages
 from tools.search.remote import RemoteRetriever
-from tools.search.retrievers import TITLE_WEIGHT, MemoryRetriever, query_terms, terms
+from tools.search.retrievers import MemoryRetriever, passage_terms, query_terms
 from tools.search.tool import SearchTool
 
 ROOT = Path(__file__).parent.parent.parent
@@ -39,13 +39,13 @@ CORPUS = Path(os.environ.get("APPO_DATA", ROOT.parent / "shared" / "data")) / "c
 SETS = ("hotpotqa", "musique", "2wiki")
 
 
-def questions(name):
+def read_questions(name):
     with (CORPUS / f"questions_{name}.jsonl").open() as file:
         return [json.loads(line) for line in file]
 
 
 class PlainBM25:
-    """What fits on a page: dictionaries of postings, scores added up in a dictionary."""
+    """BM25 as it fits on a page: postings in dictionaries, scores added up in a dictionary."""
 
     def __init__(self, documents):
         self.postings, self.lengths = collections.defaultdict(list), list(map(len, documents))
@@ -57,16 +57,16 @@ class PlainBM25:
     def search(self, words, k):
         scores, size = collections.defaultdict(float), len(self.lengths)
         for word in words:
-            found = self.postings.get(word, ())
-            idf = math.log(1 + (size - len(found) + 0.5) / (len(found) + 0.5))
-            for number, count in found:
+            postings = self.postings.get(word, ())
+            idf = math.log(1 + (size - len(postings) + 0.5) / (len(postings) + 0.5))
+            for number, count in postings:
                 norm = 1.2 * (0.25 + 0.75 * self.lengths[number] / self.mean)
                 scores[number] += idf * count / (count + norm)
         return sorted(scores, key=lambda number: (-scores[number], number))[:k]
 
 
-def direct_tantivy(path):
-    """The library's own calls for the same query and the same stored text."""
+def call_tantivy_directly(path):
+    """A search by the library's own calls, for the same query and the same stored text."""
     import tantivy
 
     index = tantivy.Index.open(str(path))
@@ -77,76 +77,76 @@ def direct_tantivy(path):
             (tantivy.Occur.Should, tantivy.Query.term_query(schema, "terms", word, "freq"))
             for word in query_terms(query)
         ]
-        wanted = tantivy.Query.boolean_query(clauses)
-        hits = searcher.search(wanted, k, count=False).hits
-        return [json.loads(searcher.doc(place)["page"][0]) for _, place in hits]
+        query = tantivy.Query.boolean_query(clauses)
+        hits = searcher.search(query, k, count=False).hits
+        return [json.loads(searcher.doc(address)["page"][0]) for _, address in hits]
 
     return search
 
 
-def direct_bm25s(pages, backend="numpy"):
+def call_bm25s_directly(pages, backend="numpy"):
     import bm25s
 
     index = bm25s.BM25(method="lucene", k1=1.2, b=0.75, backend=backend)
-    documents = [terms(page.title) * TITLE_WEIGHT + terms(page.text) for page in pages]
+    documents = [passage_terms(page.title, page.text) for page in pages]
     index.index(documents, show_progress=False)
 
     def search(query, k):
-        found = index.retrieve([query_terms(query)], k=k, show_progress=False).documents[0]
-        return [pages[number] for number in found]
+        numbers = index.retrieve([query_terms(query)], k=k, show_progress=False).documents[0]
+        return [pages[number] for number in numbers]
 
     return search
 
 
-def per_second(search, queries, clock=time.process_time, k=3):
-    """Queries per second: of processor time, so that other work on the machine does not count."""
+def measure_rate(search, queries, clock=time.process_time, k=3):
+    """Queries per second of processor time, so that other work on the machine does not count."""
     start = clock()
     for query in queries:
         search(query, k)
     return len(queries) / (clock() - start)
 
 
-def speed(given):
-    pages = list(itertools.islice(read_passages(CORPUS / "passages.jsonl"), given.size))
-    queries = [row["question"] for name in SETS for row in questions(name)][: given.queries]
-    documents = [terms(page.title) * TITLE_WEIGHT + terms(page.text) for page in pages]
+def measure_speed(options):
+    pages = list(itertools.islice(read_passages(CORPUS / "passages.jsonl"), options.size))
+    queries = [row["question"] for name in SETS for row in read_questions(name)][: options.queries]
+    documents = [passage_terms(page.title, page.text) for page in pages]
     plain = PlainBM25(documents)
     with tempfile.TemporaryDirectory() as folder:
         build(pages, Path(folder) / "i")
         engines = {
             "LocalRetriever (disk)": LocalRetriever(Path(folder) / "i").search,
-            "tantivy called directly": direct_tantivy(Path(folder) / "i"),
+            "tantivy called directly": call_tantivy_directly(Path(folder) / "i"),
             "MemoryRetriever": MemoryRetriever(pages).search,
-            "bm25s called directly": direct_bm25s(pages),
+            "bm25s called directly": call_bm25s_directly(pages),
             "dictionaries in Python": lambda query, k: plain.search(query_terms(query), k),
         }
         if importlib.util.find_spec("numba"):
-            engines["bm25s with numba"] = direct_bm25s(pages, "numba")
-        if not given.skip_rank_bm25:
+            engines["bm25s with numba"] = call_bm25s_directly(pages, "numba")
+        if not options.skip_rank_bm25:
             from rank_bm25 import BM25Okapi
 
             okapi = BM25Okapi(documents)
             engines["rank-bm25"] = lambda query, k: okapi.get_top_n(query_terms(query), pages, k)
-        slow = {"dictionaries in Python": 10, "rank-bm25": 30}
+        sampling = {"dictionaries in Python": 10, "rank-bm25": 30}  # every n-th query
         rates = {name: [] for name in engines}
-        for _ in range(given.rounds):
+        for _ in range(options.rounds):
             for name, search in engines.items():
-                some = queries[:: slow.get(name, 1)]
-                per_second(search, some[:5])
-                rates[name].append(per_second(search, some))
-        print(f"{len(pages)} passages, {len(queries)} questions, median of {given.rounds} rounds")
+                sample = queries[:: sampling.get(name, 1)]
+                measure_rate(search, sample[:5])
+                rates[name].append(measure_rate(search, sample))
+        print(f"{len(pages)} passages, {len(queries)} questions, median of {options.rounds} rounds")
         print(
             "| engine | queries per CPU second | LocalRetriever is faster by | MemoryRetriever by |"
         )
         print("|---|---|---|---|")
-        middle = {name: statistics.median(found) for name, found in rates.items()}
-        for name, rate in middle.items():
-            disk, memory = middle["LocalRetriever (disk)"] / rate, middle["MemoryRetriever"] / rate
-            print(f"| {name} | {rate:,.0f} | {disk:.2f}x | {memory:.2f}x |")
+        medians = {name: statistics.median(values) for name, values in rates.items()}
+        for name, rate in medians.items():
+            ratios = (medians[ours] / rate for ours in ("LocalRetriever (disk)", "MemoryRetriever"))
+            print(f"| {name} | {rate:,.0f} |", " | ".join(f"{ratio:.2f}x" for ratio in ratios), "|")
 
 
-def slow_service(pipe, seconds):
-    """A /retrieve service that takes its time and never is in anyone's way."""
+def serve_slowly(pipe, seconds):
+    """Serve /retrieve so that each answer takes `seconds` and no processor time."""
     body = json.dumps({"result": [[{"document": {"title": "T", "text": "x"}, "score": 1.0}]]})
     answer = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
 
@@ -171,33 +171,33 @@ def slow_service(pipe, seconds):
     asyncio.run(main())
 
 
-def overlap(given):
-    mine, theirs = multiprocessing.Pipe()
-    arguments = (theirs, given.seconds)
-    service = multiprocessing.get_context("spawn").Process(target=slow_service, args=arguments)
+def measure_overlap(options):
+    receiver, sender = multiprocessing.Pipe()
+    arguments = (sender, options.seconds)
+    service = multiprocessing.get_context("spawn").Process(target=serve_slowly, args=arguments)
     service.start()
     try:
-        tool = SearchTool(RemoteRetriever(f"http://127.0.0.1:{mine.recv()}"))
+        tool = SearchTool(RemoteRetriever(f"http://127.0.0.1:{receiver.recv()}"))
 
-        def episode(number):
-            for call in range(given.calls):
+        def play(number):
+            for call in range(options.calls):
                 assert tool.run(None, f"question {number} {call}")[1].ok
 
-        ideal, shares, busy = given.calls * given.seconds, [], []
-        for round_ in range(given.rounds + 1):
-            episodes = [threading.Thread(target=episode, args=(n,)) for n in range(given.episodes)]
-            start, worked = time.perf_counter(), time.process_time()
+        ideal, shares, busy = options.calls * options.seconds, [], []
+        for round_ in range(options.rounds + 1):
+            episodes = [threading.Thread(target=play, args=(n,)) for n in range(options.episodes)]
+            start, cpu = time.perf_counter(), time.process_time()
             for thread in episodes:
                 thread.start()
             for thread in episodes:
                 thread.join()
-            if round_:  # the first opens the connections
+            if round_:  # the first one opens the connections
                 shares.append(ideal / (time.perf_counter() - start))
-                busy.append(time.process_time() - worked)
+                busy.append(time.process_time() - cpu)
         print(
-            f"{given.episodes} episodes of {given.calls} calls at {given.seconds} s:"
+            f"{options.episodes} episodes of {options.calls} calls at {options.seconds} s:"
             f" {statistics.median(shares):.3f} of the ideal overlap"
-            f" (rounds: {', '.join(f'{share:.3f}' for share in shares)}); the interpreter works for"
+            f" (rounds: {', '.join(f'{share:.3f}' for share in shares)}); the interpreter takes"
             f" {statistics.median(busy):.3f} s of the ideal {ideal:.1f} s: with a core of its own"
             f" at least {ideal / (ideal + statistics.median(busy)):.3f}"
         )
@@ -207,8 +207,8 @@ def overlap(given):
         service.join()
 
 
-def service(given):
-    queries = [row["question"] for name in SETS for row in questions(name)]
+def measure_service(options):
+    queries = [row["question"] for name in SETS for row in read_questions(name)]
     with tempfile.TemporaryDirectory() as folder:
         build(read_passages(CORPUS / "passages.jsonl"), Path(folder) / "i")
         command = [sys.executable, "-m", "tools.retrieval_server", f"{folder}/i", "--port", "0"]
@@ -216,16 +216,16 @@ def service(given):
         url = server.stdout.readline().strip()
         try:
             remote = RemoteRetriever(url)
-            per_second(remote.search, queries[:50])
-            rate = per_second(remote.search, queries, time.perf_counter)
+            measure_rate(remote.search, queries[:50])
+            rate = measure_rate(remote.search, queries, time.perf_counter)
             print(f"one query a request, one client: {rate:,.0f}/s")
             remote.close()
-            with multiprocessing.get_context("spawn").Pool(given.clients) as pool:
-                pool.map(ask_service, [(url, queries[:20], 4)] * given.clients)
+            with multiprocessing.get_context("spawn").Pool(options.clients) as pool:
+                pool.map(ask_service, [(url, queries[:20], 4)] * options.clients)
                 start = time.perf_counter()
-                pool.map(ask_service, [(url, queries, 4)] * given.clients)
-                rate = given.clients * len(queries) / (time.perf_counter() - start)
-            print(f"one query a request, {given.clients} clients of 4 threads: {rate:,.0f}/s")
+                pool.map(ask_service, [(url, queries, 4)] * options.clients)
+                rate = options.clients * len(queries) / (time.perf_counter() - start)
+            print(f"one query a request, {options.clients} clients of 4 threads: {rate:,.0f}/s")
             body = json.dumps({"queries": queries[:1000], "topk": 3}).encode()
             start = time.perf_counter()
             urllib.request.urlopen(urllib.request.Request(url, body)).read()
@@ -240,7 +240,7 @@ def ask_service(arguments):
     remote = RemoteRetriever(url)
     parts = [queries[n::threads] for n in range(threads)]
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda part: per_second(remote.search, part), parts))
+        list(pool.map(lambda part: measure_rate(remote.search, part), parts))
     remote.close()
 
 
@@ -260,9 +260,9 @@ def main():
     command.add_argument("--seconds", type=float, default=0.2)
     command.add_argument("--rounds", type=int, default=5)
     commands.add_parser("service").add_argument("--clients", type=int, default=2)
-    given = parser.parse_args()
-    run = {"speed": speed, "overlap": overlap, "service": service}
-    run[given.command](given)
+    options = parser.parse_args()
+    run = {"speed": measure_speed, "overlap": measure_overlap, "service": measure_service}
+    run[options.command](options)
 
 
 if __name__ == "__main__":

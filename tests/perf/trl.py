@@ -35,7 +35,7 @@ import torch
 from envs import ToolEnv
 from learners import grpo
 from learners.runs.session import run_iteration
-from learners.runs.task_order import served
+from learners.runs.task_order import select_tasks
 from tests.perf.clocks import CLOCKS, measuring_parser, ratio, spread
 from tests.perf.iteration import TOOLS, environment, session
 
@@ -226,7 +226,7 @@ def trl(given: argparse.Namespace) -> Counted:
     data = [
         {"prompt": [{"role": "user", "content": task.question}], "task": task.id}
         for number in range(given.iterations + 1)
-        for task in served(configuration(given), env.tasks, number)
+        for task in select_tasks(configuration(given), env.tasks, number)
     ]
     trainer = GRPOTrainer(
         model=model,

@@ -62,7 +62,7 @@ def tree_rows(arguments: argparse.Namespace, vocabulary: int) -> list[Row]:
 def once(policy: Policy, rows: list[Row], clock: str, *, shared: bool) -> float:
     """Seconds of an update."""
     weights = [torch.full((len(row.trajectory),), 1 / len(rows)) for row in rows]
-    nothing = patch("learners.policy.batch._shared", lambda one, other: 0)
+    nothing = patch("learners.policy.batch.common_prefix_length", lambda one, other: 0)
     with nullcontext() if shared else nothing:
         return seconds_of(lambda: policy.update(rows, weights, likelihood), clock)
 

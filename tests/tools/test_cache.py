@@ -14,12 +14,20 @@ from contextlib import closing
 import pytest
 
 from tests.conftest import ROOT
-from tools.cache import Answer, Cache, ReplayMiss, canonical, export_answers, import_answers, main
+from tools.cache import (
+    Answer,
+    Cache,
+    ReplayMiss,
+    canonicalize,
+    export_answers,
+    import_answers,
+    main,
+)
 from tools.tool import ToolUnavailable
 
 
 def never():
-    raise AssertionError("asked although the store holds the answer")
+    raise AssertionError("fetched although the store has the answer")
 
 
 def record(path, **answers):
@@ -29,7 +37,7 @@ def record(path, **answers):
     cache.close()
 
 
-def test_a_recorded_answer_is_not_asked_again(tmp_path):
+def test_a_recorded_answer_is_not_fetched_again(tmp_path):
     cache = Cache(tmp_path / "deep" / "c.sqlite")
     assert cache.answer({"query": "a"}, lambda: Answer("one")) == "one"
     assert cache.answer({"query": "a"}, never) == "one"
@@ -38,7 +46,7 @@ def test_a_recorded_answer_is_not_asked_again(tmp_path):
     cache.close()
 
 
-def test_live_asks_every_time_and_opens_no_file(tmp_path):
+def test_live_fetches_every_time_and_opens_no_file(tmp_path):
     cache = Cache(tmp_path / "c.sqlite", "live")
     assert [cache.answer({"q": 1}, lambda i=i: Answer(str(i))) for i in range(2)] == ["0", "1"]
     assert list(tmp_path.iterdir()) == []
@@ -72,13 +80,13 @@ def test_an_unknown_mode_is_refused(tmp_path):
         Cache(tmp_path / "c.sqlite", "online")
 
 
-def test_an_answer_that_expired_is_asked_again_but_still_replays(tmp_path):
+def test_an_expired_answer_is_fetched_again_but_still_replays(tmp_path):
     cache = Cache(tmp_path / "c.sqlite")
-    assert cache.answer({"q": 1}, lambda: Answer("", lasts_s=-1)) == ""
+    assert cache.answer({"q": 1}, lambda: Answer("", ttl_s=-1)) == ""
     replay = Cache(tmp_path / "c.sqlite", "replay")
     assert replay.answer({"q": 1}, never) == ""
     replay.close()
-    assert cache.answer({"q": 1}, lambda: Answer("later", lasts_s=1000)) == "later"
+    assert cache.answer({"q": 1}, lambda: Answer("later", ttl_s=1000)) == "later"
     assert cache.answer({"q": 1}, never) == "later"
     cache.close()
 
@@ -92,9 +100,9 @@ def test_a_failure_is_not_stored(tmp_path):
 
 
 def test_requests_are_equal_up_to_blanks_and_unicode_form_only():
-    assert canonical({"q": " e\u0301  x\n", "k": 3}) == canonical({"k": 3, "q": "\u00e9 x"})
+    assert canonicalize({"q": " e\u0301  x\n", "k": 3}) == canonicalize({"k": 3, "q": "\u00e9 x"})
     different = ["C++", "C#", "c#", "1.5", "15", "\ud800"]
-    assert len({canonical({"q": q}) for q in different}) == len(different)
+    assert len({canonicalize({"q": q}) for q in different}) == len(different)
 
 
 def test_any_text_survives(tmp_path):
@@ -106,56 +114,57 @@ def test_any_text_survives(tmp_path):
 
 
 def test_threads_that_ask_the_same_wait_for_the_first(tmp_path):
-    cache, asked, inside = Cache(tmp_path / "c.sqlite"), [], threading.Event()
+    cache, fetches, release = Cache(tmp_path / "c.sqlite"), [], threading.Event()
 
-    def ask():
-        asked.append(1)
-        inside.wait(10)
+    def fetch():
+        fetches.append(1)
+        release.wait(10)
         return Answer("once")
 
-    found = []
+    answers = []
     threads = [
-        threading.Thread(target=lambda: found.append(cache.answer({"q": 1}, ask))) for _ in range(8)
+        threading.Thread(target=lambda: answers.append(cache.answer({"q": 1}, fetch)))
+        for _ in range(8)
     ]
     for thread in threads:
         thread.start()
-    inside.set()
+    release.set()
     for thread in threads:
         thread.join()
-    assert (found, asked) == (["once"] * 8, [1])
+    assert (answers, fetches) == (["once"] * 8, [1])
     cache.close()
 
 
 def test_threads_that_ask_the_same_share_its_failure(tmp_path):
-    cache, asked, gate = Cache(tmp_path / "c.sqlite"), [], threading.Event()
+    cache, fetches, release = Cache(tmp_path / "c.sqlite"), [], threading.Event()
 
-    def ask():
-        asked.append(1)
-        gate.wait(10)
+    def fetch():
+        fetches.append(1)
+        release.wait(10)
         raise ToolUnavailable("broken")
 
-    def one():
+    def answer():
         try:
-            cache.answer({"q": 1}, ask)
+            cache.answer({"q": 1}, fetch)
         except ToolUnavailable as error:
             failed.append(str(error))
 
-    failed, threads = [], [threading.Thread(target=one) for _ in range(8)]
+    failed, threads = [], [threading.Thread(target=answer) for _ in range(8)]
     for thread in threads:
         thread.start()
     while len(cache._store.get()._flights) == 0:
         time.sleep(0.001)
     time.sleep(0.05)
-    gate.set()
+    release.set()
     for thread in threads:
         thread.join()
     assert failed == ["broken"] * 8
-    assert len(asked) < 8
+    assert len(fetches) < 8
     assert cache.answer({"q": 1}, lambda: Answer("well again")) == "well again"
     cache.close()
 
 
-def test_the_oldest_answers_go_when_the_file_is_full(tmp_path):
+def test_the_oldest_answers_are_deleted_when_the_file_is_full(tmp_path):
     cache, limit = Cache(tmp_path / "c.sqlite", max_bytes=1 << 20), 1 << 20
     noise = random.Random(0)
     for i in range(600):
@@ -166,7 +175,7 @@ def test_the_oldest_answers_go_when_the_file_is_full(tmp_path):
     assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 2 * limit
 
 
-def test_one_answer_larger_than_the_limit_is_given_but_not_kept(tmp_path):
+def test_an_answer_larger_than_the_limit_is_returned_but_not_stored(tmp_path):
     cache, text = Cache(tmp_path / "c.sqlite", max_bytes=100_000), os.urandom(200_000).hex()
     assert cache.answer({"q": 1}, lambda: Answer(text)) == text
     assert cache.answer({"q": 1}, lambda: Answer("again")) == "again"
@@ -206,7 +215,7 @@ def test_the_command_line_exports_imports_and_counts(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == "1 answers"
 
 
-def test_a_cache_travels_as_a_value(tmp_path):
+def test_a_cache_can_be_pickled(tmp_path):
     record(tmp_path / "c.sqlite", a="1")
     cache = Cache(tmp_path / "c.sqlite", "replay")
     cache.answer({"query": "a"}, never)
@@ -216,8 +225,8 @@ def test_a_cache_travels_as_a_value(tmp_path):
     cache.close()
 
 
-def _ask_everything(cache, who, found):
-    found.put([cache.answer({"q": i}, lambda i=i: Answer(f"{who}:{i}")) for i in range(200)])
+def _answer_all(cache, worker, queue):
+    queue.put([cache.answer({"q": i}, lambda i=i: Answer(f"{worker}:{i}")) for i in range(200)])
     cache.close()
 
 
@@ -225,14 +234,14 @@ def _ask_everything(cache, who, found):
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_processes_that_ask_the_same_agree(tmp_path, start):
     context = multiprocessing.get_context(start)
-    cache, found = Cache(tmp_path / "c.sqlite"), context.Queue()
+    cache, queue = Cache(tmp_path / "c.sqlite"), context.Queue()
     cache.answer({"q": -1}, lambda: Answer("opened before the fork"))
     workers = [
-        context.Process(target=_ask_everything, args=(cache, who, found)) for who in range(4)
+        context.Process(target=_answer_all, args=(cache, number, queue)) for number in range(4)
     ]
     for worker in workers:
         worker.start()
-    answers = [found.get(timeout=60) for _ in workers]
+    answers = [queue.get(timeout=60) for _ in workers]
     for worker in workers:
         worker.join()
     assert answers == answers[:1] * 4
@@ -253,15 +262,17 @@ while True:
 
 
 @pytest.mark.parametrize("max_bytes", [4 << 30, 300_000])
-def test_sigkill_at_any_moment_loses_no_answer_that_was_given(tmp_path, max_bytes):
-    """Two writers a round are killed after a random time; what each printed last must be there.
+def test_sigkill_at_any_moment_loses_no_answer_that_was_returned(tmp_path, max_bytes):
+    """Two writers a round are killed after a random time; the last answer of each must be there.
 
-    A small file drops old answers all the while, and one writer may have dropped the other's last:
-    of what it holds, all must be whole.
+    A small file deletes old answers all the while, so that one writer may have deleted the other's
+    last one; then every answer that is left must be intact.
     """
     path, noise = tmp_path / "c.sqlite", random.Random(1)
     for round_ in range(6):
-        writers = [_writer(path, (2 * round_ + number) * 1_000_000, max_bytes) for number in (0, 1)]
+        writers = [
+            _start_writer(path, (2 * round_ + number) * 1_000_000, max_bytes) for number in (0, 1)
+        ]
         firsts = [int(writer.stdout.readline()) for writer in writers]
         time.sleep(noise.random() * 0.2)
         for writer in writers:
@@ -279,16 +290,16 @@ def test_sigkill_at_any_moment_loses_no_answer_that_was_given(tmp_path, max_byte
         assert connection.execute("SELECT count(*) FROM answers").fetchone()[0] > 20
 
 
-def _writer(path, first, max_bytes):
+def _start_writer(path, first, max_bytes):
     command = [sys.executable, "-c", _WRITER, str(path), str(first), str(max_bytes)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True)
 
 
-def test_two_processes_make_a_new_file_at_once(tmp_path):
-    """SQLite refuses to wait when two turn a new file to its log at the same moment."""
+def test_two_processes_can_create_a_file_concurrently(tmp_path):
+    """SQLite does not wait if two processes switch a new file to its log at the same moment."""
     for round_ in range(12):
         path = tmp_path / f"{round_}.sqlite"
-        writers = [_writer(path, number * 1_000_000, 4 << 30) for number in (0, 1)]
+        writers = [_start_writer(path, number * 1_000_000, 4 << 30) for number in (0, 1)]
         firsts = [writer.stdout.readline() for writer in writers]
         for writer in writers:
             writer.kill()

@@ -11,7 +11,7 @@ from tools import CalculatorTool, ToolContext
 TOOL = CalculatorTool()
 
 
-def told(argument):
+def answer(argument):
     return TOOL.run(None, argument)[1].text
 
 
@@ -76,18 +76,18 @@ def test_anything_else_is_answered_with_what_is_wrong(expression, complaint):
 
 
 def test_the_deepest_nesting_that_fits_is_answered():
-    assert told("(" * 99 + "1" + ")" * 99) == "1"
-    assert told("-" * 199 + "1") == "-1"
+    assert answer("(" * 99 + "1" + ")" * 99) == "1"
+    assert answer("-" * 199 + "1") == "-1"
 
 
 @given(st.text(max_size=210) | st.text("0123456789.eE_+-*/%() \n", max_size=210))
 def test_no_text_raises_or_warns(argument):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert told(argument)
+        assert answer(argument)
 
 
 def test_it_remembers_nothing():
     assert TOOL.initial_state(ToolContext(seed=1)) is None
     TOOL.close()
-    assert told("1 + 1") == "2"
+    assert answer("1 + 1") == "2"

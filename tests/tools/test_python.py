@@ -1,4 +1,4 @@
-"""The Python tool as an environment meets it: values in, values out."""
+"""The Python tool as an environment uses it: values in, values out."""
 
 import gc
 import json
@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from tests import needs
-from tools.python import PythonTool
+from tools.python import FAULTS, KILLS, Killed, PythonTool, RetryBudget, SandboxDied, StateLost
 from tools.sandbox.protocol import Limits
 from tools.tool import ToolContext, ToolUnavailable
 
@@ -19,21 +19,21 @@ SMALL = Limits(cpu=0.5, wall=5.0, memory=256 << 20, processes=8, disk=8 << 20, f
 
 @pytest.fixture(scope="module")
 def tool():
-    made = PythonTool("local", SMALL)
-    yield made
-    made.close()
+    tool = PythonTool("local", SMALL)
+    yield tool
+    tool.close()
 
 
 @pytest.fixture(scope="module")
 def patient():
-    """For what takes long to import the first time."""
-    made = PythonTool("local", Limits(cpu=60.0))
-    yield made
-    made.close()
+    """A tool with time for libraries that take long to import the first time."""
+    tool = PythonTool("local", Limits(cpu=60.0))
+    yield tool
+    tool.close()
 
 
 def play(tool, *cells, seed=0):
-    """Run cells one after the other; the last state and the last result."""
+    """Run cells one after the other; return the last state and the last result."""
     state, result = tool.initial_state(ToolContext(seed=seed)), None
     for cell in cells:
         state, result = tool.run(state, cell)
@@ -45,11 +45,11 @@ def text(tool, *cells, seed=0):
 
 
 def test_opens_nothing_before_the_first_run():
-    made = PythonTool("local")
-    state = made.initial_state(ToolContext(seed=3))
-    assert made._sandbox is None
+    tool = PythonTool("local")
+    state = tool.initial_state(ToolContext(seed=3))
+    assert tool._sandbox is None
     assert state == ((3, ()), ())
-    made.close()
+    tool.close()
 
 
 def test_an_unknown_sandbox_is_refused_with_what_was_expected():
@@ -73,12 +73,12 @@ def test_open_generators_and_objects_persist(tool):
 
 
 def test_a_traceback_shows_the_lines_of_the_cell_and_none_of_ours(tool):
-    said = text(tool, "def half(n):\n    return 1 / n", "half(0)")
-    assert 'File "<cell 2>", line 1' in said
-    assert 'File "<cell 1>", line 2' in said
-    assert "return 1 / n" in said
-    assert "ZeroDivisionError: division by zero" in said
-    assert "<repl." not in said
+    traceback = text(tool, "def half(n):\n    return 1 / n", "half(0)")
+    assert 'File "<cell 2>", line 1' in traceback
+    assert 'File "<cell 1>", line 2' in traceback
+    assert "return 1 / n" in traceback
+    assert "ZeroDivisionError: division by zero" in traceback
+    assert "<repl." not in traceback
 
 
 def test_a_syntax_error_is_the_models_mistake(tool):
@@ -99,10 +99,10 @@ def test_output_and_errors_interleave_as_written(tool):
 
 
 def test_output_is_cut_in_the_middle_and_the_rest_counted(tool):
-    said = text(tool, "print('a' * 50_000 + 'z')")
-    assert said.startswith("aaa")
-    assert said.endswith("z\n")
-    assert "[... 42002 bytes of output left out ...]" in said
+    output = text(tool, "print('a' * 50_000 + 'z')")
+    assert output.startswith("aaa")
+    assert output.endswith("z\n")
+    assert "[... 42002 bytes of output left out ...]" in output
 
 
 def test_input_and_exit_do_something_sensible(tool):
@@ -253,32 +253,32 @@ def test_a_state_is_rebuilt_in_a_sandbox_that_never_saw_it(tool):
 
 
 def test_a_replay_that_answers_otherwise_is_noticed():
-    made = PythonTool("local", SMALL)
+    tool = PythonTool("local", SMALL)
     try:
-        state, _ = play(made, "import time; time.time_ns()")
-        made._sandbox.drop(list(made._live.values()))
-        with pytest.raises(ToolUnavailable, match="cell 1 of 1 answered otherwise"):
-            made.run(state, "1")
-        assert made.mismatches == 1
+        state, _ = play(tool, "import time; time.time_ns()")
+        tool._sandbox.drop(list(tool._live.values()))
+        with pytest.raises(ToolUnavailable, match="cell 1 of 1 gave another output"):
+            tool.run(state, "1")
+        assert tool.mismatches == 1
     finally:
-        made.close()
+        tool.close()
 
 
 def test_a_killed_hub_is_replaced_and_the_episode_goes_on():
-    made = PythonTool("local", SMALL)
+    tool = PythonTool("local", SMALL)
     try:
-        state, _ = play(made, "x = 41")
-        os.kill(made._sandbox._transport._process.pid, signal.SIGKILL)
-        assert made.run(state, "x + 1")[1].text == "42\n"
+        state, _ = play(tool, "x = 41")
+        os.kill(tool._sandbox._transport._process.pid, signal.SIGKILL)
+        assert tool.run(state, "x + 1")[1].text == "42\n"
     finally:
-        made.close()
+        tool.close()
 
 
 def test_a_forgotten_tool_leaves_nothing_running():
-    made = PythonTool("local", SMALL)
-    play(made, "1")
-    hub = made._sandbox._transport._process
-    del made
+    tool = PythonTool("local", SMALL)
+    play(tool, "1")
+    hub = tool._sandbox._transport._process
+    del tool
     gc.collect()
     assert hub.poll() is not None
 
@@ -333,3 +333,16 @@ def test_an_endless_cell_text_is_not_sent(tool):
     state, result = play(tool, "x = '" + "a" * 200_000 + "'")
     assert state[1] == ()
     assert "100000 are allowed" in result.text
+
+
+def test_each_failure_spends_its_own_part_of_a_calls_retries():
+    """Seven attempts: four kills, two faults, one eviction; a lost sandbox blames no state."""
+    budget = RetryBudget()
+    for outcome in [Killed()] * 4 + [StateLost("fault"), StateLost("broken"), StateLost("gone")]:
+        budget = budget.after(outcome)
+    assert budget == RetryBudget(attempts=7, kills=KILLS - 4, faults=FAULTS - 2)
+    assert not budget.sandbox_failed
+    assert budget.after(StateLost("lost")) == budget._replace(attempts=8, sandbox_failed=True)
+    assert budget.after(SandboxDied("closed")) == budget._replace(attempts=8, sandbox_failed=True)
+    tested = budget.after(SandboxDied("starts nothing", is_tested=True))
+    assert tested == budget._replace(attempts=8, faults=0, sandbox_failed=True)

@@ -1,14 +1,14 @@
-"""Programs of the Python sandbox. They are sent into it as source and import nothing else of ours.
+"""Programs of the Python sandbox, sent into it as source. They import only each other.
 
 boot    receives the other modules and enters one
 main    starts and ends a hub
-hub     knows all states, forwards cells, enforces limits
-jobs    live states, running cells and folders
-patrol  evicts states and ends stray processes
+hub     forwards cells to states and enforces limits
+jobs    live states, the cells that they run and their folders
+patrol  evicts states and kills stray processes
 usage   reads memory, CPU and disk usage from /proc
 link    the hub's end of a state's channel
-state   the process of one state, forked to run a cell
-cell    runs a cell as a Python prompt would
+state   the process of one state, which forks to run a cell
+cell    runs cells as an interactive interpreter would
 kernel  drops capabilities and sets resource limits
 filter  the seccomp filter
 jail    launches the first process under sandlock

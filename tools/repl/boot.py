@@ -1,6 +1,6 @@
-"""What `python3 -c` is given: read a message from descriptor 0, make its modules, enter one.
+"""The program of `python3 -c`: reads a message from descriptor 0, makes its modules, enters one.
 
-So the interpreter inside a sandbox needs no files of ours, and any python3 serves.
+The interpreter inside a sandbox therefore needs none of our files, and any python3 will do.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import types
 
 
-def _exactly(size: int) -> bytes:
+def _read_exactly(size: int) -> bytes:
     data = b""
     while len(data) < size:
         part = os.read(0, size - len(data))
@@ -24,14 +24,14 @@ def _exactly(size: int) -> bytes:
 
 
 def _boot() -> None:
-    body = json.loads(_exactly(struct.unpack("!I", _exactly(4))[0]))
+    body = json.loads(_read_exactly(struct.unpack("!I", _read_exactly(4))[0]))
     tools = sys.modules["tools"] = types.ModuleType("tools")
     package = sys.modules["tools.repl"] = types.ModuleType("tools.repl")
     tools.__dict__["repl"] = package
     for name, source in body["modules"]:
         module = types.ModuleType(f"tools.repl.{name}")
         module.__file__ = f"<repl.{name}>"
-        # A copy of our own: a cell may replace the builtins that everyone else shares.
+        # Each module has its own copy: a cell may replace the builtins that all others share.
         module.__dict__["__builtins__"] = dict(vars(builtins))
         sys.modules[f"tools.repl.{name}"] = module
         setattr(package, name, module)

@@ -1,8 +1,8 @@
 """A seccomp filter on top of the sandbox's own: no sockets, no harm to others of the same user.
 
-Landlock says nothing of some calls by which a process can hurt another of its user, or its files:
-limits and priorities of others are refused here; modes, owners and times of files cannot be
-changed, and asking is ignored.
+Landlock does not cover some calls by which a process can hurt another one of its user, or its
+files. The limits and priorities of other processes are refused here. Modes, owners and times of
+files cannot be changed, and a request to change them is ignored.
 """
 
 from __future__ import annotations
@@ -15,32 +15,37 @@ from collections.abc import Mapping
 
 from tools.repl.kernel import LIBC, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, prctl
 
+# BPF instructions: load a word, compare it and jump, return a verdict.
+LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+
+# Verdicts; PRETEND reports success without making the call, ABSENT reports an unknown call.
 ALLOW, REFUSE, PRETEND, ABSENT = 0x7FFF0000, 0x50001, 0x50000, 0x50000 | errno.ENOSYS
-
-
 KILL = 0x80000000
 
+# Offsets in the kernel's `seccomp_data`: call number, machine, low words of the arguments.
+NUMBER, MACHINE, FIRST_ARGUMENT, SECOND_ARGUMENT = 0, 4, 16, 24
 
-NAMESPACES = 0x7E020000
+X32_BIT = 0x40000000
+"""Bit of the call numbers of x86's 32-bit pointers, whose table is another one."""
+
+NAMESPACE_FLAGS = 0x7E020000
 """Flags of clone(2) that make namespaces."""
-
 
 CLONE_THREAD = 0x10000
 
-
-PLAIN = 0x013041FF
+PLAIN_FLAGS = 0x013041FF
 """Flags of clone(2) that fork, vfork and posix_spawn use, and the signal at the child's end.
 
-Others would make a child of somebody else, or be refused by the kernel only after sandlock has
-counted the process that never comes to be.
+Other flags would make a child of another process, or the kernel would refuse them only after
+sandlock has counted a process that never comes to be.
 """
 
-
 CLONE3 = 435
-"""The same on every machine; it hides its flags from filters, and libc falls back to clone."""
+"""The same number on every machine. It hides its flags from filters; libc falls back to clone."""
 
 MACHINES = {"x86_64": (0, 0xC000003E, 56), "aarch64": (1, 0xC00000B7, 220)}
-"""Machine: column in the tables below, its AUDIT_ARCH, its number of clone."""
+"""Each machine's column in the tables below, its AUDIT_ARCH and its number of clone."""
+
 # Without setsid and setpgid the sandbox stays one process group: one kill ends it.
 REFUSED = {
     "ptrace": (101, 117),
@@ -81,10 +86,8 @@ REFUSED = {
     "sched_setparam": (142, 118),
 }
 
-
 OWN_ONLY = {"prlimit64": (302, 261), "sched_setaffinity": (203, 122)}
 """Refused unless the first argument, a process, is 0: the caller itself."""
-
 
 SIGNALS = {
     "kill": (62, 129),
@@ -94,15 +97,13 @@ SIGNALS = {
     "rt_tgsigqueueinfo": (297, 240),
     "pidfd_send_signal": (424, 424),
 }
-"""Refused too where the kernel cannot keep signals inside (Landlock before version 6)."""
+"""Refused too if the kernel cannot confine signals (Landlock before version 6)."""
 
-
-OWNERS = {"fcntl": (72, 25), "ioctl": (16, 29)}
-"""Ways to have a descriptor send signals: refused there for these second arguments."""
-
+OWNER_CALLS = {"fcntl": (72, 25), "ioctl": (16, 29)}
+"""Calls by which a descriptor can be made to send signals."""
 
 OWNER_REQUESTS = {"fcntl": (8, 10, 15), "ioctl": (0x8901, 0x8902)}
-
+"""Second arguments that do so; these are refused together with `SIGNALS`."""
 
 PRETENDED = {
     "fchmod": (91, 52),
@@ -125,83 +126,86 @@ PRETENDED = {
     "utimes": (235, None),
     "futimesat": (261, None),
 }
+"""Calls that do nothing and report success."""
 
 
-def _step(code: int, yes: int, no: int, value: int) -> bytes:
-    return struct.pack("HBBI", code, yes, no, value)
+def _instruction(code: int, if_true: int, if_false: int, value: int) -> bytes:
+    return struct.pack("HBBI", code, if_true, if_false, value)
 
 
-def _numbers(table: Mapping[str, tuple[int, int | None]], column: int) -> list[int]:
-    found = [numbers[column] for numbers in table.values()]
-    return [number for number in found if number is not None]
+def _list_numbers(table: Mapping[str, tuple[int, int | None]], column: int) -> list[int]:
+    column_numbers = [numbers[column] for numbers in table.values()]
+    return [number for number in column_numbers if number is not None]
 
 
-def _owner_steps(column: int) -> list[bytes]:
+def _build_owner_rules(column: int) -> list[bytes]:
     """Refuse to name the process that a descriptor signals."""
-    steps = []
-    for name, numbers in OWNERS.items():
+    rules = []
+    for name, numbers in OWNER_CALLS.items():
         requests = OWNER_REQUESTS[name]
-        steps += [
-            _step(0x15, 0, 2 + 2 * len(requests), numbers[column]),
-            _step(0x20, 0, 0, 24),
+        rules += [
+            _instruction(EQUAL, 0, 2 + 2 * len(requests), numbers[column]),
+            _instruction(LOAD, 0, 0, SECOND_ARGUMENT),
         ]
         for request in requests:
-            steps += [_step(0x15, 0, 1, request), _step(0x06, 0, 0, REFUSE)]
-        steps.append(_step(0x06, 0, 0, ALLOW))
-    return steps
+            rules += [
+                _instruction(EQUAL, 0, 1, request),
+                _instruction(RETURN, 0, 0, REFUSE),
+            ]
+        rules.append(_instruction(RETURN, 0, 0, ALLOW))
+    return rules
 
 
-def program(machine: str, signals: bool = True) -> bytes | None:
-    """The filter's instructions; None for a machine without a table.
+def build_program(machine: str, signals: bool = True) -> bytes | None:
+    """Return the filter's instructions; None for a machine without a table.
 
     Without `signals`, no process may signal another, not even its own children.
     """
     if machine not in MACHINES:
         return None
     column, arch, clone = MACHINES[machine]
-    load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
-    steps = [
-        _step(load, 0, 0, 4),
-        _step(equal, 1, 0, arch),
-        _step(give, 0, 0, KILL),
-        _step(load, 0, 0, 0),
-        _step(at_least, 0, 1, 0x40000000),
-        _step(give, 0, 0, REFUSE),
+    rules = [
+        _instruction(LOAD, 0, 0, MACHINE),
+        _instruction(EQUAL, 1, 0, arch),
+        _instruction(RETURN, 0, 0, KILL),
+        _instruction(LOAD, 0, 0, NUMBER),
+        _instruction(AT_LEAST, 0, 1, X32_BIT),
+        _instruction(RETURN, 0, 0, REFUSE),
     ]
     table = REFUSED if signals else {**REFUSED, **SIGNALS}
-    refused = [(number, REFUSE) for number in _numbers(table, column)]
-    pretended = [(number, PRETEND) for number in _numbers(PRETENDED, column)]
-    for number, action in [(CLONE3, ABSENT), *refused, *pretended]:
-        steps += [_step(equal, 0, 1, number), _step(give, 0, 0, action)]
-    for number in _numbers(OWN_ONLY, column):
-        steps += [
-            _step(equal, 0, 4, number),
-            _step(load, 0, 0, 16),
-            _step(equal, 0, 1, 0),
-            _step(give, 0, 0, ALLOW),
-            _step(give, 0, 0, REFUSE),
+    refused = [(number, REFUSE) for number in _list_numbers(table, column)]
+    pretended = [(number, PRETEND) for number in _list_numbers(PRETENDED, column)]
+    for number, verdict in [(CLONE3, ABSENT), *refused, *pretended]:
+        rules += [_instruction(EQUAL, 0, 1, number), _instruction(RETURN, 0, 0, verdict)]
+    for number in _list_numbers(OWN_ONLY, column):
+        rules += [
+            _instruction(EQUAL, 0, 4, number),
+            _instruction(LOAD, 0, 0, FIRST_ARGUMENT),
+            _instruction(EQUAL, 0, 1, 0),
+            _instruction(RETURN, 0, 0, ALLOW),
+            _instruction(RETURN, 0, 0, REFUSE),
         ]
-    steps += [] if signals else _owner_steps(column)
-    steps += [
-        _step(equal, 0, 4, clone),
-        _step(load, 0, 0, 16),
-        _step(any_bit, 3, 0, NAMESPACES),
-        _step(any_bit, 1, 0, CLONE_THREAD),
-        _step(any_bit, 1, 0, 0xFFFFFFFF & ~PLAIN),
-        _step(give, 0, 0, ALLOW),
-        _step(give, 0, 0, REFUSE),
+    rules += [] if signals else _build_owner_rules(column)
+    rules += [
+        _instruction(EQUAL, 0, 4, clone),
+        _instruction(LOAD, 0, 0, FIRST_ARGUMENT),
+        _instruction(ANY_BIT, 3, 0, NAMESPACE_FLAGS),
+        _instruction(ANY_BIT, 1, 0, CLONE_THREAD),
+        _instruction(ANY_BIT, 1, 0, 0xFFFFFFFF & ~PLAIN_FLAGS),
+        _instruction(RETURN, 0, 0, ALLOW),
+        _instruction(RETURN, 0, 0, REFUSE),
     ]
-    return b"".join(steps)
+    return b"".join(rules)
 
 
 def filter_system_calls(signals: bool) -> bool:
-    """Install the filter in this process and all it will ever start; False where there is none."""
-    body = program(platform.machine(), signals)
-    if body is None:
+    """Install the filter in this process and its descendants; False if the machine has none."""
+    program = build_program(platform.machine(), signals)
+    if program is None:
         return False
-    instructions = ctypes.create_string_buffer(body)
+    instructions = ctypes.create_string_buffer(program)
     address = ctypes.addressof(instructions)
-    head = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(body) // 8, address))
+    head = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(program) // 8, address))
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     if LIBC.prctl(PR_SET_SECCOMP, 2, head, 0, 0) < 0:
         raise OSError(ctypes.get_errno(), "seccomp filter refused")

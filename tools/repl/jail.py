@@ -1,6 +1,6 @@
-"""Starts the first process under sandlock, beside the hub, on the learner's machine.
+"""Launches the first process under sandlock, next to the hub on the learner's machine.
 
-Sent to the hub as source, like the other parts; needs the package sandlock.
+Sent to the hub as source, like the other modules; needs the package sandlock.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from collections.abc import Callable
 
 import sandlock
 
-from tools.repl.link import Message
+from tools.repl.link import HubMessage
 
-ROOM = 2
-"""Times the processes of a sandbox that sandlock lets start.
+PROCESS_MARGIN = 2
+"""Factor by which sandlock's limit of processes exceeds the sandbox's own.
 
-Its count never gives back the place of a process that is killed before its first look at a file,
-so the hub keeps the limits; this one only holds a fork bomb until the hub has seen it.
+sandlock never releases its slot for a process that is killed before its first access to a file.
+The hub therefore enforces the limits; this one only contains a fork bomb until the hub sees it.
 """
 
 
-def launch(settings: Message, channel: socket.socket) -> tuple[int, Callable[[], None]]:
-    """Run the interpreter with `channel` as its descriptor 0; its process id and how to end it."""
+def launch(settings: HubMessage, channel: socket.socket) -> tuple[int, Callable[[], None]]:
+    """Run the interpreter on `channel` as descriptor 0; return its process id and how to end it."""
     degraded = [getattr(sandlock.Protection, name) for name in settings["degraded"]]
     sandbox = sandlock.Sandbox(
         fs_readable=[*settings["state"]["roots"], *settings["state"]["devices"]],
@@ -30,7 +30,7 @@ def launch(settings: Message, channel: socket.socket) -> tuple[int, Callable[[],
         cwd=settings["folder"],
         clean_env=True,
         env=settings["env"],
-        max_processes=ROOM * int(settings["limits"]["all_processes"]),
+        max_processes=PROCESS_MARGIN * int(settings["limits"]["all_processes"]),
         no_randomize_memory=True,
         allow_degraded=degraded,
     )

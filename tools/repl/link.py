@@ -1,4 +1,4 @@
-"""The hub's end of what a state can say, read without ever waiting or believing.
+"""The hub's end of a state's channel. It never waits for a state and never trusts what it sends.
 
 Runs in any python3 on Linux with the standard library alone.
 """
@@ -12,29 +12,29 @@ import socket
 import struct
 from typing import Any
 
-Message = dict[str, Any]
+HubMessage = dict[str, Any]
+"""A JSON message between the hub and a state, or its settings."""
+
+MAX_MESSAGE_BYTES = 1 << 16
+"""Longest message that a state may send; a longer one ends the state."""
 
 
-LARGEST = 1 << 16
-"""Bytes of the longest message that a state may send; a longer one ends the state."""
+class ChannelBroken(Exception):
+    """The other end is gone or violates the protocol."""
 
 
-class Broken(Exception):
-    """The other end is gone or does not keep to the protocol."""
-
-
-class Ended(Exception):
-    """The hub cannot go on, or has nobody to go on for."""
+class HubStopped(Exception):
+    """The hub cannot go on, or has no client left."""
 
 
 class Link:
-    """Messages to and from one state; the kernel, not the state, says who sent one."""
+    """Messages to and from one state; the kernel, not the state, names the sender."""
 
     def __init__(self) -> None:
-        ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        ours.setblocking(False)
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        self.socket = ours
+        hub_end, self.state_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        hub_end.setblocking(False)
+        hub_end.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self.socket = hub_end
         self.inbox = b""
         self.outbox: collections.deque[tuple[bytes, tuple[int, ...]]] = collections.deque()
         self.sender = 0
@@ -42,8 +42,8 @@ class Link:
     def fileno(self) -> int:
         return self.socket.fileno()
 
-    def send(self, message: Message, fds: tuple[int, ...] = ()) -> bool:
-        """Queue a message, and descriptors to hand over; True when nothing is left to write."""
+    def send(self, message: HubMessage, fds: tuple[int, ...] = ()) -> bool:
+        """Queue a message and descriptors to hand over; True when nothing is left to write."""
         body = json.dumps(message).encode()
         self.outbox.append((struct.pack("!I", len(body)) + body, fds))
         return self.flush()
@@ -66,61 +66,63 @@ class Link:
         except BlockingIOError:
             return False
         except OSError as error:
-            raise Broken(str(error)) from None
+            raise ChannelBroken(str(error)) from None
         return True
 
-    def receive(self) -> list[Message]:
-        """The complete messages that are there; Broken at the end or at nonsense."""
+    def receive(self) -> list[HubMessage]:
+        """Return the messages that are complete. Raises ChannelBroken at the end or at garbage."""
         try:
-            data, ancillary, _flags, _address = self.socket.recvmsg(LARGEST, socket.CMSG_SPACE(12))
+            data, ancillary, _flags, _address = self.socket.recvmsg(
+                MAX_MESSAGE_BYTES, socket.CMSG_SPACE(12)
+            )
         except BlockingIOError:
             return []
         except OSError as error:
-            raise Broken(str(error)) from None
+            raise ChannelBroken(str(error)) from None
         for level, kind, value in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
                 self.sender = struct.unpack("3i", value[:12])[0]
         if not data:
-            raise Broken("closed")
+            raise ChannelBroken("closed")
         self.inbox += data
-        found = []
+        messages = []
         while len(self.inbox) >= 4:
             size = struct.unpack("!I", self.inbox[:4])[0]
-            if size > LARGEST:
-                raise Broken("message too long")
+            if size > MAX_MESSAGE_BYTES:
+                raise ChannelBroken("message too long")
             if len(self.inbox) < 4 + size:
                 break
-            found.append(_parse(self.inbox[4 : 4 + size]))
+            messages.append(_parse(self.inbox[4 : 4 + size]))
             self.inbox = self.inbox[4 + size :]
-        return found
+        return messages
 
     def close(self) -> None:
-        """Give back every descriptor, those that were never sent too."""
+        """Close every descriptor, including those that were never sent."""
         self.socket.close()
-        self.theirs.close()
+        self.state_end.close()
         for _data, fds in self.outbox:
             for fd in fds:
                 os.close(fd)
         self.outbox.clear()
 
 
-def _parse(body: bytes) -> Message:
+def _parse(body: bytes) -> HubMessage:
     try:
         message = json.loads(body)
     except (ValueError, RecursionError):
-        raise Broken("not a message") from None
+        raise ChannelBroken("not a message") from None
     if not isinstance(message, dict):
-        raise Broken("not a message")
+        raise ChannelBroken("not a message")
     return message
 
 
 class Output:
-    """What a cell writes: the beginning and the end are kept, the middle is counted."""
+    """The output of a cell: its beginning and end are kept, the bytes between are counted."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, max_bytes: int) -> None:
         self.reader, self.writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         os.set_blocking(self.writer, True)
-        self.half = most // 2
+        self.half = max_bytes // 2
         self.clear()
 
     def fileno(self) -> int:
@@ -129,17 +131,17 @@ class Output:
     def clear(self) -> None:
         self.head, self.tail, self.total = b"", b"", 0
 
-    def read(self, most: int = 1 << 22) -> bool:
-        """Take what is there, up to `most` bytes; False when every writer is gone."""
-        taken = 0
-        while taken < most:
+    def read(self, max_bytes: int = 1 << 22) -> bool:
+        """Read what is available, up to `max_bytes`; False when every writer is gone."""
+        count = 0
+        while count < max_bytes:
             try:
                 data = os.read(self.reader, 1 << 16)
             except BlockingIOError:
                 return True
             if not data:
                 return False
-            taken += len(data)
+            count += len(data)
             self.total += len(data)
             room = self.half - len(self.head)
             self.head += data[:room]
@@ -148,7 +150,7 @@ class Output:
         return True
 
     def text(self) -> str:
-        """What is shown: all of it, or both ends with a note of how much was left out."""
+        """Return all of the output, or both ends with a note of how much was left out."""
         missing = self.total - len(self.head) - len(self.tail)
         if not missing:
             return (self.head + self.tail).decode("utf-8", "replace")

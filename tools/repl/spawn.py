@@ -1,4 +1,4 @@
-"""Starts the first process where the container is the sandbox: a plain child of the hub."""
+"""Launches the first process if the container is the sandbox: as a plain child of the hub."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from tools.repl.link import Message
+from tools.repl.link import HubMessage
 
 
-def launch(settings: Message, channel: socket.socket) -> tuple[int, Callable[[], None]]:
-    """Run the interpreter with `channel` as its descriptor 0; its process id and how to end it."""
-    # The image says where its programs are: its Python need not be where Debian's is.
+def launch(settings: HubMessage, channel: socket.socket) -> tuple[int, Callable[[], None]]:
+    """Run the interpreter on `channel` as descriptor 0; return its process id and how to end it."""
+    # The image decides where its programs are: its Python need not be where Debian's is.
     settings["env"]["PATH"] = os.environ.get("PATH", settings["env"]["PATH"])
     settings["state"]["roots"] += [sys.prefix, sys.base_prefix]
     command: list[str] = [sys.executable, "-s", "-c", settings["boot"]]

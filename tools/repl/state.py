@@ -1,8 +1,8 @@
-"""The processes inside the sandbox: one frozen process per state, forked to run a cell.
+"""The process of one state, frozen until it is forked to run a cell.
 
-The first one imports what cells are likely to need and forks sessions; a session forks its first
-state, and so on. Each process hears only its own channel. The hub trusts nothing of this: a cell
-owns the process it runs in.
+The first process imports what cells are likely to need and forks sessions; a session forks its
+first state, and so on. Each process has a channel of its own to the hub. The hub trusts nothing
+that runs here: a cell controls the process it runs in.
 """
 
 from __future__ import annotations
@@ -23,26 +23,34 @@ import threading
 from typing import Any
 
 from tools.repl import kernel
-from tools.repl.cell import Descriptors, Prompt, copy_folder, create, note, reopen
+from tools.repl.cell import (
+    Descriptors,
+    Interpreter,
+    copy_folder,
+    create_file,
+    reopen_files,
+    write_note,
+)
 from tools.repl.filter import filter_system_calls
 
-Message = dict[str, Any]
+HubMessage = dict[str, Any]
+"""A JSON message between the hub and a state; `link` has the hub's end and is not sent here."""
 
 
 class Channel:
-    """One end of the stream between a state and the hub: JSON messages, each after its length."""
+    """The state's end of the stream to the hub: JSON messages, each preceded by its length."""
 
     def __init__(self, fd: int) -> None:
         self.socket = socket.socket(fileno=fd)
 
-    def send(self, message: Message) -> None:
+    def send(self, message: HubMessage) -> None:
         body = json.dumps(message).encode()
         data = struct.pack("!I", len(body)) + body
         while data:
             data = data[os.write(self.socket.fileno(), data) :]
 
-    def receive(self) -> tuple[Message, list[int]] | None:
-        """The next message and the descriptors that came with it; None at the end."""
+    def receive(self) -> tuple[HubMessage, list[int]] | None:
+        """Return the next message and the descriptors that came with it; None at the end."""
         header, ancillary, _flags, _address = self.socket.recvmsg(4, socket.CMSG_SPACE(8))
         fds: list[int] = []
         for _level, _kind, data in ancillary:
@@ -58,26 +66,27 @@ class Channel:
 
 
 class State:
-    """This process: its channel, folder and names. Changed by every cell and in every child."""
+    """This process: its channel, folder and names. Mutated by every cell and in every child."""
 
-    def __init__(self, channel: Channel, settings: Message) -> None:
+    def __init__(self, channel: Channel, settings: HubMessage) -> None:
         self.channel = channel
         self.folder = settings["folder"]
         self.limits = settings["limits"]
-        self.prompt = Prompt(self.limits)
-        self.walls = kernel.Walls(settings["roots"], settings["devices"], kernel.landlock_abi())
+        self.interpreter = Interpreter(self.limits)
+        abi = kernel.query_landlock_abi()
+        self.landlock = kernel.LandlockLayer(settings["roots"], settings["devices"], abi)
         self.open_files: list[int] = []
-        self.missing = 0
-        self.dead: list[int] = []
+        self.missing_files = 0
+        self.killed_children: list[int] = []
         self.has_files = False
-        self.alone = True
-        self.mask = kernel.only(signal.SIGCONT)
+        self.is_single_threaded = True
+        self.signal_mask = kernel.build_signal_set(signal.SIGCONT)
         files = settings["limits"]["open_files"]
-        self.cell_files, self.own_files = (files, files + 32), (files + 32, files + 32)
+        self.cell_file_limits, self.own_file_limits = (files, files + 32), (files + 32, files + 32)
         self.descriptors = Descriptors(files + 32)
 
     def serve(self) -> None:
-        """Answer the hub until it closes the channel; a forked child goes on here with its own."""
+        """Answer the hub until it closes the channel; a forked child continues with its own."""
         while True:
             received = self.channel.receive()
             if received is None:
@@ -87,57 +96,60 @@ class State:
             if operation == "fork":
                 self._fork(message, fds)
             elif operation == "session":
-                self._begin_session(message)
+                self._start_session(message)
                 self.channel.send({"op": "done", "status": "ok"})
-                self._look_around()
+                self._record_files()
             elif operation == "exec":
-                self._execute(message)
+                self.channel.send(self._run_cell(message))
+                self._record_files()
             elif operation == "reap":
-                self._bury(message["pid"])
+                self._reap_killed(message["pid"])
 
-    def _bury(self, pid: int) -> None:
-        """Take away children that the hub has ended; others it has yet to look at."""
-        self.dead.append(pid)
-        self.dead = [pid for pid in self.dead if not _buried(pid)]
+    def _reap_killed(self, pid: int) -> None:
+        """Reap the children that the hub has killed; it may still inspect the others."""
+        self.killed_children.append(pid)
+        self.killed_children = [pid for pid in self.killed_children if not _reap(pid)]
 
-    def _fork(self, message: Message, fds: list[int]) -> None:
-        """Become two: the parent stays as it is, the child takes the channel that came."""
-        numbers = None if self.alone else random.getstate()
+    def _fork(self, message: HubMessage, fds: list[int]) -> None:
+        """Fork: the parent stays as it is, the child takes the channel that came."""
+        # `os.fork` seeds `random` anew in the child, the C library's fork does not.
+        generator = None if self.is_single_threaded else random.getstate()
+        fork = kernel.fork if self.is_single_threaded else os.fork
         try:
-            parent = kernel.persist(kernel.fork if self.alone else os.fork) != 0
+            is_parent = kernel.fork_with_retries(fork) != 0
         except OSError:
-            # Still no room for a process: the hub sees the channel closed, this state lives on.
-            parent = True
-        if parent:
+            # Still no room for a process: the hub sees the channel close, this state lives on.
+            is_parent = True
+        if is_parent:
             for fd in fds:
                 os.close(fd)
             return
-        if numbers is not None:
-            random.setstate(numbers)
-        self.alone = True
-        self.dead = []
+        if generator is not None:
+            random.setstate(generator)
+        self.is_single_threaded = True
+        self.killed_children = []
         self.channel.socket.close()
         self.channel = Channel(fds[0])
         os.dup2(fds[1], 1)
         os.dup2(fds[1], 2)
         os.close(fds[1])
-        self._move(message["folder"])
+        self._move_to(message["folder"])
         self.channel.send({"op": "born"})
 
-    def _move(self, folder: str) -> None:
-        """Give this state its own copy of the work folder, and walls around it."""
+    def _move_to(self, folder: str) -> None:
+        """Copy the work folder for this state and confine the process to the copy."""
         old, self.folder = self.folder, folder
         os.mkdir(folder)
-        self.missing = copy_folder(old, folder) if self.has_files else 0
-        self.missing += reopen(self.open_files, old, folder)
-        _enter(folder, old)
+        self.missing_files = copy_folder(old, folder) if self.has_files else 0
+        self.missing_files += reopen_files(self.open_files, old, folder)
+        _enter_folder(folder, old)
         for name in ("HOME", "TMPDIR"):
             os.environ[name] = folder
-        tempfile.tempdir = None  # it remembers the folder of before
-        self.walls.enclose(folder)
+        tempfile.tempdir = None  # it caches the parent's folder
+        self.landlock.confine(folder)
 
-    def _begin_session(self, message: Message) -> None:
-        """Seed every generator and lay out the task's files, read-only."""
+    def _start_session(self, message: HubMessage) -> None:
+        """Seed every generator and write the task's files, read-only."""
         seed = message["seed"]
         random.seed(seed)
         numpy_random = sys.modules.get("numpy.random")
@@ -147,93 +159,93 @@ class State:
         if sympy_random is not None:
             sympy_random.seed(seed)
         for name, content in message["files"]:
-            with create(name, 0o444) as file:
+            with create_file(name, 0o444) as file:
                 file.write(base64.b64decode(content))
 
-    def _look_around(self) -> None:
-        """What a child will have to be given; found out while nobody waits."""
-        self.open_files = self.descriptors.regular_files()
+    def _record_files(self) -> None:
+        """Record which files a child must copy or reopen, while no request waits for it."""
+        self.open_files = self.descriptors.list_regular_files()
         try:
             self.has_files = bool(os.listdir(self.folder))
         except OSError:
             self.has_files = True
 
-    def _execute(self, message: Message) -> None:
-        self.channel.send(self._done(message))
-        self._look_around()
-
-    def _done(self, message: Message) -> Message:
-        """Run a cell; the answer."""
+    def _run_cell(self, message: HubMessage) -> HubMessage:
+        """Run a cell and return the answer."""
         if message.get("begin"):
-            self._begin_session(message["begin"])
-        kernel.adopt_orphans(True)
-        resource.setrlimit(resource.RLIMIT_NOFILE, self.cell_files)
-        if self.missing:
-            note(f"{self.missing} file(s) of the work folder could not be carried over")
-        kernel.block_signals(self.mask)
-        status = self.prompt.run(message["cell"])
-        # A frozen state hears of no signal: what the cell set up for one would change the state.
-        self.mask = kernel.block_signals(kernel.EVERY_SIGNAL)
-        resource.setrlimit(resource.RLIMIT_NOFILE, self.own_files)
-        threads = self._settle()
-        kernel.adopt_orphans(False)
-        self.alone = not threads
+            self._start_session(message["begin"])
+        kernel.set_subreaper(True)
+        resource.setrlimit(resource.RLIMIT_NOFILE, self.cell_file_limits)
+        if self.missing_files:
+            write_note(f"{self.missing_files} file(s) of the work folder could not be carried over")
+        kernel.block_signals(self.signal_mask)
+        status = self.interpreter.run(message["cell"])
+        # A frozen state receives no signal: a handler of the cell's would change the state.
+        self.signal_mask = kernel.block_signals(kernel.ALL_SIGNALS)
+        resource.setrlimit(resource.RLIMIT_NOFILE, self.own_file_limits)
+        threads = self._clean_up()
+        kernel.set_subreaper(False)
+        self.is_single_threaded = not threads
         return {"op": "done", "status": status, "threads": threads}
 
-    def rehearse(self) -> None:
-        """Do once what every child will do, so that it need not be done anew in each.
+    def warm_up(self) -> None:
+        """Run a few cells once, so that children need not repeat what the first run costs.
 
-        Python adapts code that runs, fills caches and binds what it calls: each is a page written,
-        and a page that a child writes is first copied for it.
+        Python specialises code that runs, fills caches and binds names. Each of these writes to a
+        page of memory, and a page that a child writes to must first be copied for it.
         """
-        shown, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
+        stdout, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
         for cell in ["x = [1]\nprint(x)\nx", "1 / 0"] * 8:
             message = json.loads(json.dumps({"cell": cell, "begin": {"seed": 0, "files": []}}))
-            json.dumps(self._done(message))
-            self._look_around()
-        os.dup2(shown, 1)
-        for fd in (shown, nowhere):
+            json.dumps(self._run_cell(message))
+            self._record_files()
+        os.dup2(stdout, 1)
+        for fd in (stdout, null):
             os.close(fd)
         linecache.clearcache()
-        self.prompt = Prompt(self.limits)
-        self.prompt.install()
+        self.interpreter = Interpreter(self.limits)
+        self.interpreter.install()
 
-    def _settle(self) -> bool:
-        """Leave no process running, no timer set; whether threads beside the main one are left."""
+    def _clean_up(self) -> bool:
+        """End the cell's processes and timers; return True if it has left threads running."""
+        # The folder has two links of its own and one for each thread.
         threads = os.stat("/proc/self/task").st_nlink > 3
-        # Those that a library keeps for itself are nothing the cell should hear of.
+        # Threads that a library keeps for itself are not worth a note to the model.
         if threads and threading.active_count() > 1:
-            note("threads that are still running stop here: they do not go on in the next cell")
+            write_note(
+                "threads that are still running stop here: they do not go on in the next cell"
+            )
         signal.setitimer(signal.ITIMER_REAL, 0)
-        if reap(os.WNOHANG):
+        if reap_children(os.WNOHANG):
             self.channel.send({"op": "sweep"})
             received = self.channel.receive()
-            reap(0)
+            reap_children(0)
             count = received[0]["count"] if received else 0
-            note(f"{count} process(es) that the cell left running were ended")
+            write_note(f"{count} process(es) that the cell left running were ended")
         return threads
 
 
-def _enter(folder: str, old: str) -> None:
-    """Stand in the copy of the folder in which the cell before stood."""
+def _enter_folder(folder: str, old: str) -> None:
+    """Enter the copy of the current folder if it lies in `old`, else the top of the copy."""
     try:
-        here = os.getcwd()
-        inside = here[len(old) :] if here.startswith(old + "/") else ""
+        current = os.getcwd()
+        inside = current[len(old) :] if current.startswith(old + "/") else ""
         os.chdir(folder + inside)
     except OSError:
         os.chdir(folder)
 
 
-def _buried(pid: int) -> bool:
+def _reap(pid: int) -> bool:
+    """Reap a child if it is dead; return True if it is gone."""
     try:
         return os.waitpid(pid, os.WNOHANG)[0] == pid
     except ChildProcessError:
         return True
 
 
-def reap(flags: int) -> bool:
-    """Take away children that are dead (or, with no flag, wait for all); whether any lives on."""
+def reap_children(flags: int) -> bool:
+    """Reap dead children (all of them, waiting, if `flags` is 0); return True if any lives on."""
     try:
         while os.waitpid(-1, flags)[0]:
             pass
@@ -242,54 +254,55 @@ def reap(flags: int) -> bool:
     return True
 
 
-def warm(modules: list[str]) -> list[str]:
-    """Import what cells are likely to use, touch what is slow the first time; what was there."""
-    found = []
+def import_modules(modules: list[str]) -> list[str]:
+    """Import the modules that are installed and return their names; use sympy once to warm it."""
+    imported = []
     for name in modules:
         try:
             __import__(name)
-            found.append(name)
+            imported.append(name)
         except ImportError:
             continue
-    if "sympy" in found:
+    if "sympy" in imported:
         import sympy
 
         x = sympy.Symbol("x")
         sympy.solve(x**2 - 2, x)
         sympy.integrate(sympy.sin(x) * x, x)
-    return found
+    return imported
 
 
-def _look(path: str) -> None:
-    """Look at a file, with what no cell can replace."""
+def _access(path: str) -> None:
+    """Call access(2) by the C library, which no cell can replace."""
     kernel.LIBC.access(path.encode(), os.F_OK)
 
 
-def main(settings: Message) -> None:
-    """Be the first process: warmed, limited, never running a cell itself."""
+def main(settings: HubMessage) -> None:
+    """Be the first process: warm up, give up rights, and fork sessions; run no cell of a model."""
     channel = Channel(os.dup(0))
-    kernel.offer_to_the_oom_killer(os.getpid())
+    kernel.set_oom_score(os.getpid())
     kernel.drop_capabilities()
-    found = warm(settings["warm"])
+    modules = import_modules(settings["warm"])
     state = State(channel, settings)
     os.chdir(settings["folder"])
-    state.prompt.install()
-    state.rehearse()
+    state.interpreter.install()
+    state.warm_up()
     for name in [name for name in sys.modules if name.partition(".")[0] == "tools"]:
         del sys.modules[name]
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    # sandlock learns of a process by its first look at a file, and only then of its end.
-    os.register_at_fork(after_in_child=lambda: _look(os.devnull))
-    # Fork hands a child the SIGSTOP of its group, but a SIGCONT only where it is not ignored; one
-    # that is blocked is not: else who is forked while the hub holds all still stays stopped.
-    kernel.block_signals(kernel.EVERY_SIGNAL)
-    filtered = filter_system_calls(state.walls.abi >= 6 and settings["signals"])
+    # sandlock learns of a process by its first access to a file, and only then of its end.
+    os.register_at_fork(after_in_child=lambda: _access(os.devnull))
+    # A process forked while the hub pauses its group inherits the SIGSTOP, but the SIGCONT only if
+    # that signal is not ignored. A blocked signal is not ignored: without the block, the child
+    # would stay stopped for good.
+    kernel.block_signals(kernel.ALL_SIGNALS)
+    filtered = filter_system_calls(state.landlock.abi >= 6 and settings["signals"])
     gc.collect()
     gc.freeze()
-    versions = {"landlock": state.walls.abi, "filtered": filtered}
-    channel.send({"op": "ready", "modules": found, **versions})
+    versions = {"landlock": state.landlock.abi, "filtered": filtered}
+    channel.send({"op": "ready", "modules": modules, **versions})
     received = channel.receive()
     assert received is not None
     kernel.set_limits(received[0]["limits"])
-    kernel.collapse(received[0]["huge"])
+    kernel.request_huge_pages(received[0]["huge"])
     state.serve()

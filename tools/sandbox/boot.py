@@ -1,4 +1,4 @@
-"""What a sandbox is started with: source of the hub and of what runs inside, environment."""
+"""Builds the first message to a hub: sources of its programs, settings and environment."""
 
 from __future__ import annotations
 
@@ -8,59 +8,13 @@ from collections.abc import Mapping, Sequence
 
 from tools.sandbox.protocol import Limits
 
-INSIDE = ("kernel", "filter", "cell", "state")
-"""Modules of the processes that run cells."""
+STATE_MODULES = ("kernel", "filter", "cell", "state")
+"""Modules of `tools.repl` for the processes that run cells, each after those that it imports."""
 
+HUB_MODULES = ("kernel", "usage", "link", "jobs", "patrol")
+"""Modules for the hub; its launcher, `hub` and `main` follow."""
 
-HUB = ("kernel", "usage", "link", "jobs", "patrol")
-"""Modules of the hub, before its launcher, `hub` and `main`."""
-
-
-def sources(names: Sequence[str]) -> list[tuple[str, str]]:
-    """(name, source) of modules of `tools.repl`."""
-    here = importlib.resources.files("tools") / "repl"
-    return [(name, (here / f"{name}.py").read_text(encoding="utf-8")) for name in names]
-
-
-def boot_code() -> str:
-    """What the interpreter in the sandbox is started with."""
-    return sources(["boot"])[0][1]
-
-
-def boot_message(
-    launcher: str, settings: Mapping[str, object], state: Mapping[str, object], limits: Limits
-) -> dict[str, object]:
-    """The first message to a hub: its source, and what it hands on to the first process inside."""
-    bounds = dataclasses.asdict(limits)
-    return {
-        "modules": sources([*HUB, launcher, "hub", "main"]),
-        "entry": "main",
-        "settings": {
-            **settings,
-            "launcher": launcher,
-            "boot": boot_code(),
-            "modules": sources(INSIDE),
-            "limits": bounds,
-            "state": {**state, "limits": bounds},
-        },
-    }
-
-
-def environment(folder: str) -> dict[str, str]:
-    """Environment of the processes that run cells: nothing of the learner's."""
-    return {
-        "PATH": "/usr/local/bin:/usr/bin:/bin",
-        "HOME": folder,
-        "TMPDIR": folder,
-        "LANG": "C.UTF-8",
-        "PYTHONHASHSEED": "0",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "MPLBACKEND": "Agg",
-        **{f"{name}_NUM_THREADS": "1" for name in ("OPENBLAS", "OMP", "MKL", "NUMEXPR")},
-    }
-
-
-WARM = [
+PRELOADED = [
     "math",
     "cmath",
     "decimal",
@@ -83,4 +37,48 @@ WARM = [
     "numpy.random",
     "sympy",
 ]
-"""Modules that the first process imports if they are there, so that no cell waits for them."""
+"""Modules that the first process imports if they are installed, so that no cell waits for them."""
+
+
+def read_sources(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return (name, source) of modules of `tools.repl`."""
+    folder = importlib.resources.files("tools") / "repl"
+    return [(name, (folder / f"{name}.py").read_text(encoding="utf-8")) for name in names]
+
+
+def read_boot_code() -> str:
+    """Return the program that the interpreter in a sandbox is started with."""
+    return read_sources(["boot"])[0][1]
+
+
+def build_boot_message(
+    launcher: str, settings: Mapping[str, object], state: Mapping[str, object], limits: Limits
+) -> dict[str, object]:
+    """Return the first message to a hub, with what the hub sends on to its first process."""
+    limit_values = dataclasses.asdict(limits)
+    return {
+        "modules": read_sources([*HUB_MODULES, launcher, "hub", "main"]),
+        "entry": "main",
+        "settings": {
+            **settings,
+            "launcher": launcher,
+            "boot": read_boot_code(),
+            "modules": read_sources(STATE_MODULES),
+            "limits": limit_values,
+            "state": {**state, "limits": limit_values},
+        },
+    }
+
+
+def build_environment(folder: str) -> dict[str, str]:
+    """Return the environment of processes that run cells; nothing in it is the learner's."""
+    return {
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "HOME": folder,
+        "TMPDIR": folder,
+        "LANG": "C.UTF-8",
+        "PYTHONHASHSEED": "0",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "MPLBACKEND": "Agg",
+        **{f"{name}_NUM_THREADS": "1" for name in ("OPENBLAS", "OMP", "MKL", "NUMEXPR")},
+    }

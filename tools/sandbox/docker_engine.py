@@ -1,6 +1,7 @@
-"""The Docker sandbox: a container without network, rights or a writable root; the hub inside it.
+"""The Docker sandbox: a container without network, capabilities or a writable root.
 
-Any image that has python3 (3.9 or later) serves: everything of ours is sent as source.
+The hub is the container's first process. Any image with python3 (3.9 or later) will do, because the
+sandbox's programs are sent as source.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from tools.sandbox.boot import WARM, boot_code, boot_message, environment
-from tools.sandbox.hub_client import HubSandbox, readable
+from tools.sandbox.boot import PRELOADED, build_boot_message, build_environment, read_boot_code
+from tools.sandbox.hub_client import HubSandbox, wait_readable
 from tools.sandbox.protocol import DockerOptions, Limits
 from tools.tool import ToolUnavailable
 
@@ -26,12 +27,9 @@ log = logging.getLogger(__name__)
 
 FOLDER = "/work"
 
-
-BUILD = "build one with `docker build -t appo-sandbox:local - < tools/Dockerfile`"
-
+BUILD_HINT = "build one with `docker build -t appo-sandbox:local - < tools/Dockerfile`"
 
 ROOTS = ["/usr", "/lib", "/lib64", "/bin", "/sbin", "/etc", "/opt", "/proc/cpuinfo"]
-
 
 DEVICES = ["/dev/null", "/dev/zero", "/dev/urandom", "/dev/random"]
 
@@ -44,7 +42,7 @@ class DockerTransport:
     def __init__(self, client: docker.DockerClient, container: str) -> None:
         self.container = container
         self._client = client
-        self._host = _address()
+        self._host = _read_address()
         attach = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
         self._stream = client.api.attach_socket(container, params=attach)
         self._socket = self._stream._sock
@@ -59,7 +57,7 @@ class DockerTransport:
         self._socket.sendall(data)
 
     def receive(self, seconds: float) -> bytes | None:
-        """Standard output of the hub; its standard error is kept for `kill` to tell."""
+        """Return what the hub writes to standard output; its standard error is kept for `kill`."""
         while True:
             while len(self._frames) >= 8:
                 kind, size = struct.unpack_from(">BxxxI", self._frames)
@@ -70,7 +68,7 @@ class DockerTransport:
                 if kind == 1 and body:
                     return body
                 self._errors = (self._errors + body)[-2000:]
-            if not readable(self._socket, seconds):
+            if not wait_readable(self._socket, seconds):
                 return None
             data = self._socket.recv(1 << 16)
             if not data:
@@ -86,7 +84,7 @@ class DockerTransport:
                 return self._ended
             self._ended = self._errors.decode("utf-8", "replace").strip()
             try:
-                _ask_first(self._host)
+                _check_engine(self._host)
                 self._client.api.remove_container(self.container, force=True)
             except docker.errors.NotFound:
                 pass
@@ -107,60 +105,60 @@ def open_docker(limits: Limits, options: DockerOptions) -> HubSandbox:
     """Start a container with a hub.
 
     Raises:
-        ToolUnavailable: no engine, no image; says what to do.
-        SandboxLost: the container started and ended; the text says what it complained of.
+        ToolUnavailable: there is no engine or no image; the text says what to do.
+        SandboxLost: the container started and ended; the text has its error output.
     """
     if sys.platform == "win32":
-        raise ToolUnavailable("on Windows run under WSL 2, where Docker and the rest serve")
-    client = _client()
+        raise ToolUnavailable("on Windows, run under WSL 2, where Docker and the rest work")
+    client = _connect()
     import docker
 
     try:
-        container = _create(client, limits, options)
+        container = _create_container(client, limits, options)
         transport = DockerTransport(client, container)
     except docker.errors.ImageNotFound:
         client.close()
-        raise ToolUnavailable(f"the engine has no image {options.image!r}; {BUILD}") from None
+        raise ToolUnavailable(f"the engine has no image {options.image!r}; {BUILD_HINT}") from None
     except docker.errors.DockerException as error:
         client.close()
         raise ToolUnavailable(f"the container could not be started: {error}") from None
     settings = {
         "folder": FOLDER,
         "own_disk": FOLDER,
-        "env": environment(FOLDER),
+        "env": build_environment(FOLDER),
         "python": "python3",
     }
     state = {
         "folder": FOLDER,
         "roots": ROOTS,
         "devices": DEVICES,
-        "warm": list(WARM),
+        "warm": list(PRELOADED),
         "signals": True,
     }
-    sandbox = HubSandbox(transport, boot_message("spawn", settings, state, limits), limits)
+    sandbox = HubSandbox(transport, build_boot_message("spawn", settings, state, limits), limits)
     if not sandbox.filtered:
         log.warning(
-            "on the engine's machine no filter of system calls of ours is known: cells have the"
-            " engine's own, which leaves them more"
+            "there is no filter of system calls for the engine's machine: cells run under the"
+            " engine's own filter, which allows more"
         )
-    if sandbox.apart:
+    if sandbox.single_session:
         log.warning(
-            "the engine's kernel has Landlock version %d: states in a container are not kept from"
-            " each other's files, so each episode gets a container of its own; better from Linux"
-            " 6.2 on",
+            "the engine's kernel has Landlock version %d: states in a container are not kept out"
+            " of each other's files, so each episode gets a container of its own; Linux 6.2 or"
+            " later avoids that",
             sandbox.landlock,
         )
     return sandbox
 
 
-def _create(client: docker.DockerClient, limits: Limits, options: DockerOptions) -> str:
-    """A container that has nothing but its interpreter and a work folder in memory; its id."""
+def _create_container(client: docker.DockerClient, limits: Limits, options: DockerOptions) -> str:
+    """Create a container with only an interpreter and a work folder in memory; return its id."""
     processors = options.cpus or float(client.info()["NCPU"])
     host = client.api.create_host_config(
         auto_remove=True,
         network_mode="none",
         read_only=True,
-        tmpfs={FOLDER: _tmpfs(limits, options.user)},
+        tmpfs={FOLDER: _build_tmpfs_options(limits, options.user)},
         cap_drop=["ALL"],
         security_opt=["no-new-privileges"],
         pids_limit=limits.all_processes,
@@ -171,9 +169,9 @@ def _create(client: docker.DockerClient, limits: Limits, options: DockerOptions)
         shm_size="1m",
         runtime=options.runtime,
     )
-    made = client.api.create_container(
+    container = client.api.create_container(
         options.image,
-        entrypoint=["python3", "-s", "-c", boot_code()],
+        entrypoint=["python3", "-s", "-c", read_boot_code()],
         command=[],
         stdin_open=True,
         user=options.user,
@@ -183,19 +181,19 @@ def _create(client: docker.DockerClient, limits: Limits, options: DockerOptions)
         host_config=host,
         labels={"appo-sandbox": str(os.getpid())},
     )
-    return str(made["Id"])
+    return str(container["Id"])
 
 
-def _client() -> docker.DockerClient:
+def _connect() -> docker.DockerClient:
     try:
         import docker
     except ImportError as error:
         raise ToolUnavailable(
             f"the package docker is missing ({error}); pip install docker"
         ) from None
-    host = _address()
+    host = _read_address()
     try:
-        _ask_first(host)
+        _check_engine(host)
         client = docker.from_env(timeout=60)
         client.ping()
     except (docker.errors.DockerException, OSError) as error:
@@ -206,18 +204,18 @@ def _client() -> docker.DockerClient:
     return client
 
 
-def _address() -> str:
+def _read_address() -> str:
     return os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
 
 
-def _ask_first(host: str) -> None:
-    """OSError if nobody answers: the package would leave a socket open for each such call."""
+def _check_engine(host: str) -> None:
+    """Raise OSError if no engine answers: the package would leave a socket open for the attempt."""
     if host.startswith("unix://"):
-        with socket.socket(socket.AF_UNIX) as asked:
-            asked.connect(host.removeprefix("unix://"))
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.connect(host.removeprefix("unix://"))
 
 
-def _tmpfs(limits: Limits, user: str) -> str:
+def _build_tmpfs_options(limits: Limits, user: str) -> str:
     uid, _, gid = user.partition(":")
     size = max(limits.disk * 8, 1 << 30)
     inodes = max(limits.files * 16, 65_536)

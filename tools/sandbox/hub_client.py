@@ -1,4 +1,4 @@
-"""A sandbox behind a byte stream: requests and answers in any order, as JSON."""
+"""The client of a hub behind a byte stream: requests and answers are JSON, in any order."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from tools.sandbox.protocol import CellResult, Limits, Reply, SandboxLost
+from tools.sandbox.protocol import CellResult, Limits, SandboxLost, SandboxReply
 
-APART_BELOW = 3
-"""Version of Landlock below which a state's files are open to the others of its sandbox."""
+MIN_ISOLATING_LANDLOCK = 3
+"""Version of Landlock from which on states cannot change each other's files."""
 
 
 class Transport(Protocol):
@@ -26,29 +26,29 @@ class Transport(Protocol):
 
     def send(self, data: bytes) -> None: ...
     def receive(self, seconds: float) -> bytes | None:
-        """The next bytes; empty at the end, None if none came in time."""
+        """Return the next bytes; empty at the end, None if none came in time."""
         ...
 
     def kill(self) -> str:
-        """End every process behind the stream, however it fares; what it last complained of."""
+        """End every process behind the stream in any case; return its last error output."""
         ...
 
 
-def readable(stream: socket.socket, seconds: float) -> bool:
-    """Whether something can be read within `seconds`."""
+def wait_readable(stream: socket.socket, seconds: float) -> bool:
+    """Return True if something can be read within `seconds`."""
     poller = select.poll()
     poller.register(stream, select.POLLIN)
     return bool(poller.poll(seconds * 1e3))
 
 
-def _end(transport: Transport, owner: int) -> None:
-    """What is forgotten is ended, but never by a forked process, whose parent goes on with it."""
+def _kill_if_owner(transport: Transport, owner: int) -> None:
+    """Kill the sandbox, but not from a forked process: its parent still uses the sandbox."""
     if os.getpid() == owner:
         transport.kill()
 
 
 class HubSandbox:
-    """A sandbox behind a stream. Mutable: the requests that wait for an answer."""
+    """A sandbox behind a stream; thread-safe. Mutated by requests that wait for an answer."""
 
     def __init__(self, transport: Transport, boot: Mapping[str, object], limits: Limits) -> None:
         self.name = transport.name
@@ -61,17 +61,17 @@ class HubSandbox:
         self._inbox = bytearray()
         self._next = 1
         self._lost: str | None = None
-        weakref.finalize(self, _end, transport, os.getpid())
-        self._post(boot)
-        started = self._wait(0, 60.0)
+        weakref.finalize(self, _kill_if_owner, transport, os.getpid())
+        self._send(boot)
+        started = self._wait_for_answer(0, 60.0)
         self.pid = int(str(started["pid"]))
         ready = started["ready"]
         assert isinstance(ready, dict)
         self.modules = tuple(str(name) for name in ready["modules"])
         self.landlock = int(ready["landlock"])
-        self.apart = self.landlock < APART_BELOW
+        self.single_session = self.landlock < MIN_ISOLATING_LANDLOCK
         self.filtered = bool(ready["filtered"])
-        """Whether system calls are filtered: only on machines that `tools.repl.filter` knows."""
+        """True if system calls are filtered: only on machines that `tools.repl.filter` knows."""
 
     def open(
         self,
@@ -79,18 +79,18 @@ class HubSandbox:
         files: Sequence[tuple[str, str]],
         cells: Sequence[str] = (),
         session: int = 0,
-    ) -> Reply:
+    ) -> SandboxReply:
         begin = {"op": "open", "seed": seed, "files": list(files), "session": session}
-        return self._cells({**begin, "cells": list(cells)}, max(1, len(cells)))
+        return self._run_cells({**begin, "cells": list(cells)}, max(1, len(cells)))
 
-    def run(self, state: int, cells: Sequence[str]) -> Reply:
-        return self._cells({"op": "run", "state": state, "cells": list(cells)}, len(cells))
+    def run(self, state: int, cells: Sequence[str]) -> SandboxReply:
+        return self._run_cells({"op": "run", "state": state, "cells": list(cells)}, len(cells))
 
     def drop(self, states: Sequence[int]) -> None:
-        self._post({"op": "drop", "states": list(states)})
+        self._send({"op": "drop", "states": list(states)})
 
     def status(self) -> Mapping[str, int]:
-        counters = self._ask({"op": "status"}, 30.0)["counters"]
+        counters = self._request({"op": "status"}, 30.0)["counters"]
         assert isinstance(counters, dict)
         return counters
 
@@ -100,12 +100,12 @@ class HubSandbox:
         self._transport.kill()
         self._wake_all()
 
-    def _cells(self, message: dict[str, object], count: int) -> Reply:
-        answer = self._ask(message, self.limits.answer + self.limits.wall * count)
+    def _run_cells(self, message: dict[str, object], count: int) -> SandboxReply:
+        answer = self._request(message, self.limits.answer + self.limits.wall * count)
         results = answer["results"]
         assert isinstance(results, list)
         state, why = answer["state"], answer["why"]
-        return Reply(
+        return SandboxReply(
             state if isinstance(state, int) else None,
             tuple(
                 CellResult(str(one["status"]), str(one["text"]), one["seconds"], one["code"])
@@ -114,14 +114,14 @@ class HubSandbox:
             None if why is None else str(why),
         )
 
-    def _ask(self, message: dict[str, object], seconds: float) -> Mapping[str, object]:
+    def _request(self, message: dict[str, object], seconds: float) -> Mapping[str, object]:
         with self._lock:
             number, self._next = self._next, self._next + 1
             self._wakers[number] = threading.Event()
-        self._post({**message, "id": number})
-        return self._wait(number, seconds)
+        self._send({**message, "id": number})
+        return self._wait_for_answer(number, seconds)
 
-    def _post(self, message: Mapping[str, object]) -> None:
+    def _send(self, message: Mapping[str, object]) -> None:
         body = json.dumps(message).encode()
         with self._lock:
             if self._lost:
@@ -131,8 +131,11 @@ class HubSandbox:
             except OSError as error:
                 raise SandboxLost(f"writing to the {self.name} sandbox: {error}") from None
 
-    def _wait(self, number: int, seconds: float) -> Mapping[str, object]:
-        """The answer to a request. Whoever waits first reads for all; there is no reader thread."""
+    def _wait_for_answer(self, number: int, seconds: float) -> Mapping[str, object]:
+        """Return the answer to a request.
+
+        There is no reader thread: the thread that waits first reads for all.
+        """
         deadline = time.monotonic() + seconds
         waker = self._wakers[number]
         try:
@@ -142,21 +145,23 @@ class HubSandbox:
                         return self._answers.pop(number)
                     if self._lost:
                         raise SandboxLost(self._lost)
-                    leading = not self._reading
+                    is_reader = not self._reading
                     self._reading = True
                     waker.clear()
                 remaining = deadline - time.monotonic()
-                if leading:
-                    self._lead(remaining)
+                if is_reader:
+                    self._read_answers(remaining)
                 elif remaining > 0:
                     waker.wait(remaining)
                 if remaining <= 0:
-                    self._lose(f"the {self.name} sandbox did not answer within {seconds:.0f} s")
+                    self._mark_lost(
+                        f"the {self.name} sandbox did not answer within {seconds:.0f} s"
+                    )
         finally:
-            self._hand_over(number)
+            self._leave(number)
 
-    def _lead(self, seconds: float) -> None:
-        """Read once, deliver what came, make way for another reader."""
+    def _read_answers(self, seconds: float) -> None:
+        """Read once, deliver the answers, and make way for another reader."""
         try:
             part = self._transport.receive(max(seconds, 0.0))
         except (OSError, ValueError):
@@ -172,21 +177,21 @@ class HubSandbox:
                     self._answers[number] = answer
                     waker.set()
         if part == b"":
-            self._lose(f"the {self.name} sandbox ended")
+            self._mark_lost(f"the {self.name} sandbox ended")
 
     def _parse(self, part: bytes) -> list[dict[str, object]]:
         self._inbox += part
-        found = []
+        answers = []
         while len(self._inbox) >= 4:
             size = struct.unpack_from("!I", self._inbox)[0]
             if len(self._inbox) < 4 + size:
                 break
-            found.append(json.loads(bytes(self._inbox[4 : 4 + size])))
+            answers.append(json.loads(bytes(self._inbox[4 : 4 + size])))
             del self._inbox[: 4 + size]
-        return found
+        return answers
 
-    def _hand_over(self, number: int) -> None:
-        """Leave; let another waiter read if nobody does."""
+    def _leave(self, number: int) -> None:
+        """Stop waiting; wake another waiter to read if no thread is reading."""
         with self._lock:
             del self._wakers[number]
             self._answers.pop(number, None)
@@ -195,12 +200,12 @@ class HubSandbox:
                     waker.set()
                     break
 
-    def _lose(self, why: str) -> None:
+    def _mark_lost(self, why: str) -> None:
         with self._lock:
             if not self._lost:
                 self._lost = why
-                said = self._transport.kill()
-                self._lost = f"{why}: {said}" if said else why
+                errors = self._transport.kill()
+                self._lost = f"{why}: {errors}" if errors else why
         self._wake_all()
 
     def _wake_all(self) -> None:

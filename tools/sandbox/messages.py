@@ -1,12 +1,11 @@
-"""What the model is told when a cell was not run or was stopped: which limit, and what is left."""
+"""Texts for the model about a cell that was not run or was stopped: which limit, what is left."""
 
 from __future__ import annotations
 
 from tools.sandbox.protocol import Limits
 
-LONGEST_CELL = 100_000
-"""Characters of one cell."""
-
+MAX_CELL_CHARACTERS = 100_000
+"""Longest cell that is run."""
 
 BROKEN = (
     "[not run: an earlier cell has broken this interpreter (it replaced, closed or blocked what"
@@ -14,18 +13,18 @@ BROKEN = (
 )
 
 
-def too_long(cell: str) -> str:
-    """Why a cell was not even sent."""
-    return f"[not run: the cell has {len(cell)} characters, {LONGEST_CELL} are allowed]"
+def explain_too_long(cell: str) -> str:
+    """Return why a cell was not even sent."""
+    return f"[not run: the cell has {len(cell)} characters, {MAX_CELL_CHARACTERS} are allowed]"
 
 
-def joined(text: str, note: str) -> str:
-    """What a cell printed, and our note on a line of its own."""
+def append_note(text: str, note: str) -> str:
+    """Return a cell's output with a note on a line of its own."""
     return f"{text}\n{note}" if text and not text.endswith("\n") else text + note
 
 
-def stopped(status: str, code: int | None, limits: Limits) -> str:
-    """What stopped a cell, for the model."""
+def explain_stop(status: str, code: int | None, limits: Limits) -> str:
+    """Return what stopped a cell."""
     reasons = {
         "cpu": f"the cell used more than {limits.cpu:g} s of CPU time",
         "wall": f"the cell took longer than {limits.wall:g} s",

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Opens the sandbox asked for, or the first that works, and proves by a cell that it does."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def open_sandbox(kind: str, limits: Limits, docker: DockerOptions) -> Sandbox:
     """Start a sandbox and run a cell in it.
 
     Args:
-        kind: local, docker, or auto: local if it works here, else docker.
-        limits: of cells and of the sandbox.
-        docker: how a docker sandbox is made.
+        kind: local, docker, or auto: local if it works on this machine, else docker.
+        limits: of cells, sessions and the sandbox.
+        docker: options of a docker sandbox.
 
     Raises:
         ValueError: `kind` is none of these.
-        ToolUnavailable: none could be had; says what is missing and what to install.
+        ToolUnavailable: no sandbox works; the text says what is missing and what to install.
     """
     openers: dict[str, Callable[[], Sandbox]] = {
         "local": lambda: open_local(limits),
@@ -35,7 +35,7 @@ def open_sandbox(kind: str, limits: Limits, docker: DockerOptions) -> Sandbox:
     for name in openers if kind == "auto" else [kind]:
         try:
             sandbox = openers[name]()
-            _prove(sandbox)
+            _check(sandbox)
         except (SandboxLost, ToolUnavailable) as error:
             failures.append(f"{name}: {error}")
             continue
@@ -43,14 +43,14 @@ def open_sandbox(kind: str, limits: Limits, docker: DockerOptions) -> Sandbox:
             log.warning("python cannot run in the sandbox %s", failure)
         log.info("python runs in the %s sandbox", sandbox.name)
         return sandbox
-    raise ToolUnavailable("no sandbox for Python code can be had here.\n" + "\n".join(failures))
+    raise ToolUnavailable("no sandbox can run Python code on this machine.\n" + "\n".join(failures))
 
 
-def _prove(sandbox: Sandbox) -> None:
-    """Run a cell: the only proof that a sandbox works."""
+def _check(sandbox: Sandbox) -> None:
+    """Run a cell, the only proof that a sandbox works; SandboxLost if it does not."""
     reply = sandbox.open(0, [], ["6 * 7"])
-    said = reply.results[-1].text if reply.results else ""
-    if reply.state is None or said != "42\n":
+    text = reply.results[-1].text if reply.results else ""
+    if reply.state is None or text != "42\n":
         sandbox.close()
-        raise SandboxLost(f"a first cell did not run ({reply.why}) {said}")
+        raise SandboxLost(f"the first cell did not run ({reply.why}) {text}")
     sandbox.drop([reply.state])

@@ -1,8 +1,7 @@
-"""Where model-written code runs: open a session, run a cell from a state, drop states.
+"""The Sandbox protocol: open a session, run cells from a state, drop states.
 
-Two sandboxes speak one protocol: `local` (Landlock and seccomp through sandlock) and `docker`.
-`open_sandbox` starts one and proves by a cell that it works. What happens inside is in
-`tools.repl`, whose files are sent there as source.
+Two sandboxes implement it: `local` (Landlock and seccomp through sandlock) and `docker`. The
+programs inside them are in `tools.repl`, whose files are sent there as source.
 """
 
 from __future__ import annotations
@@ -14,103 +13,107 @@ from typing import NamedTuple, Protocol
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a cell may use before it is stopped, and what one sandbox may hold; bytes, seconds."""
+    """Limits of a cell, of a session and of a whole sandbox, in bytes and seconds."""
 
     cpu: float = 10.0
     """CPU time of a cell, its subprocesses included."""
     wall: float = 100.0
-    """Time on the clock of a cell; the backstop behind `cpu`."""
+    """Wall-clock time of a cell; the backstop behind `cpu`."""
     start: float = 15.0
-    """Time for a state to fork; one that does not is given up."""
+    """Time for a state to fork; then the fork counts as failed."""
     answer: float = 30.0
-    """Time on top of the cells' own for the hub to answer; one that does not is given up."""
+    """Time for the hub to answer, on top of the cells' own; then the sandbox counts as lost."""
     memory: int = 1 << 30
-    """Memory of a cell's processes together; also what one may add to the bare interpreter."""
+    """Memory of all processes of a cell; each may add as much to the bare interpreter's."""
     processes: int = 32
     """Processes of a cell at one time."""
     threads: int = 256
-    """Threads of all its processes at one time."""
+    """Threads of all processes of a cell at one time."""
     output: int = 16 << 20
     """Output of a cell before it is stopped."""
     output_shown: int = 8000
-    """Output of a cell that is kept: half from the beginning, half from the end."""
+    """Output of a cell that is shown: half from the beginning, half from the end."""
     disk: int = 128 << 20
-    """Size of a state's work folder, deleted files that are still open included."""
+    """Size of a state's work folder, including deleted files that are still open."""
     files: int = 4096
     """Entries of a state's work folder."""
     file_size: int = 64 << 20
     """Size of one file."""
     open_files: int = 256
-    """Descriptors of one process."""
+    """Open files of one process."""
     session_cpu: float = 600.0
-    """CPU time of all cells that led to a state, and of the one that follows."""
+    """CPU time of all cells that led to a state and of the one that runs now."""
     session_wall: float = 3000.0
-    """Likewise time on the clock."""
+    """Wall-clock time of the same cells."""
     session_output: int = 256 << 20
-    """Likewise output, shown or not."""
+    """Output of the same cells, whether shown or not."""
     session_memory: int = 4 << 30
-    """Memory of all live states and running cells of one session, shared pages counted once."""
+    """Memory of all live states and running cells of a session, shared pages counted once."""
     session_disk: int = 1 << 30
-    """Size of all their work folders."""
+    """Size of the work folders of all live states and running cells of a session."""
     session_processes: int = 512
-    """All their processes, and the threads of each; a live state is one."""
+    """Processes and threads of all live states and running cells of a session."""
     live_states: int = 512
-    """States kept alive; the longest unused are forgotten and rebuilt by replay when needed."""
+    """States kept alive; beyond that the longest unused are evicted and rebuilt by replay."""
     spares: int = 32
-    """States forked in advance while nothing runs, so that their next cell need not wait."""
+    """States forked in advance while nothing runs, so that the next cell need not wait."""
     live_memory: int = 2 << 30
     """Memory of all live states, shared pages counted once."""
     all_processes: int = 1536
-    """Processes and their threads of the whole sandbox, frozen states included."""
+    """Processes and threads of the whole sandbox, including frozen states."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DockerOptions:
-    """How a docker sandbox is made."""
+    """Options of a docker sandbox."""
 
     image: str = "appo-sandbox:local"
-    """Any image with python3 (3.9 or later); nothing is pulled."""
+    """Image of the container: any with python3 (3.9 or later). Nothing is pulled."""
     runtime: str | None = None
-    """Runtime of the engine, such as gVisor's `runsc`; None is the engine's default."""
+    """Container runtime, such as gVisor's `runsc`; None: the engine's default."""
     memory: int = 4 << 30
-    """Bytes of the whole container, its work folder included."""
+    """Memory of the whole container in bytes, including its work folder."""
     cpus: float | None = None
-    """Processors of the whole container; None is all that the engine has."""
+    """Processors of the whole container; None: all that the engine has."""
     user: str = "65534:65534"
     """User and group inside the container; never root."""
 
 
 class CellResult(NamedTuple):
-    """How one cell ended."""
+    """The result of one cell."""
 
     status: str
-    """ok, error (it raised), or the limit that stopped it, or crash."""
+    """ok, error (it raised), crash, or the limit that stopped it."""
     text: str
     seconds: float
     code: int | None
-    """Exit code of a crash, or minus its signal; None where unknown."""
+    """Exit code of a crash, or minus its signal; None if unknown."""
 
 
-class Reply(NamedTuple):
-    """What a sandbox answers."""
+class SandboxReply(NamedTuple):
+    """A sandbox's answer to a request."""
 
     state: int | None
     """The state after the last cell; None if there is none."""
     results: tuple[CellResult, ...]
     why: str | None
-    """Why there is no state: gone, deep, fault, lost (its sandbox), or what stopped the cell."""
+    """Reason that there is no state: what stopped the cell, crash, or one of these.
+
+    gone: the state has ended. broken: it has ended by its own doing. fault: its fork has failed.
+    deep: its chain of forks is as long as the kernel allows. lost: its sandbox has died.
+    """
 
 
 class SandboxLost(RuntimeError):
-    """The sandbox died or does not answer; its states are gone and can be rebuilt in a new one."""
+    """The sandbox died or does not answer. Its states can be rebuilt in a new one."""
 
 
 class Sandbox(Protocol):
     """A running sandbox. Thread-safe; belongs to the process that opened it."""
 
     name: str
-    apart: bool
-    """Whether states are not kept from each other's files, so that each session needs its own."""
+    single_session: bool
+    """True if states are not kept out of each other's files: each session needs its own sandbox."""
 
     def open(
         self,
@@ -118,27 +121,27 @@ class Sandbox(Protocol):
         files: Sequence[tuple[str, str]],
         cells: Sequence[str] = (),
         session: int = 0,
-    ) -> Reply:
-        """A fresh session, and `cells` run in it: the state after them.
+    ) -> SandboxReply:
+        """Open a session and run `cells` in it; the reply has the state after them.
 
         Args:
-            seed: of every generator.
-            files: (name, content in base64), laid in its work folder.
-            cells: those that an episode begins with; none leaves a state to run them from.
-            session: its number, where several share the limits of one session; 0: its own.
+            seed: for every random generator.
+            files: (name, content in base64) of files for the work folder.
+            cells: the first cells of an episode; with none, the state is that before any cell.
+            session: number of a session whose limits this one shares; 0: it has its own.
         """
         ...
 
-    def run(self, state: int, cells: Sequence[str]) -> Reply:
+    def run(self, state: int, cells: Sequence[str]) -> SandboxReply:
         """Fork `state` and run `cells` in the child, which becomes the next state."""
         ...
 
     def drop(self, states: Sequence[int]) -> None:
-        """Forget states."""
+        """Forget states and end their processes."""
         ...
 
     def status(self) -> Mapping[str, int]:
-        """Counters of the hub."""
+        """Return the hub's counters."""
         ...
 
     def close(self) -> None:

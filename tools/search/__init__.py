@@ -1,11 +1,11 @@
 """The search tool and its retrievers.
 
-tool         the tool
-retrievers   the Retriever protocol, BM25 in memory, hybrids
+tool         the search tool
+retrievers   the Retriever protocol, BM25 in memory, rank fusion
 local_index  BM25 on disk
 dense        vectors on disk
-remote       a retrieval service
-server       serves a retriever
+remote       a retrieval service, and recorded answers
+server       serves a retriever over HTTP
 web          web search through ddgs
 opening      opens a retriever by name
 """

@@ -1,7 +1,7 @@
-"""Passages by meaning: exact nearest neighbours among vectors on disk, memory-mapped.
+"""Search by meaning: exact nearest neighbours among vectors on disk, memory-mapped.
 
-Time and memory grow with the corpus: 384 numbers of 4 bytes a passage with the model it is tested
-with. `python -m tools.dense --help` builds an index.
+Time and memory grow with the corpus: 1.5 kB a passage with the tested model (384 dimensions of 4
+bytes). `python -m tools.dense --help` builds an index.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tools.extras import require
 from tools.per_process import PerProcess
-from tools.search.local_index import read_passages, whole_folder
+from tools.search.local_index import create_folder_atomically, read_passages
 from tools.search.retrievers import Hit, PassageLike
 from tools.tool import ToolUnavailable
 
@@ -26,31 +26,15 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-
 Encode = Callable[[Sequence[str]], "NDArray[np.float32]"]
 """Texts to vectors of length 1, (N, D)."""
 
-
-_NOTE = "appo-dense.json"
-
-
 _FORMAT = 1
-
-
-_BATCH = 256
-
-
-_ROWS_AT_ONCE = 1 << 17
-
-
-class _Note(NamedTuple):
-    """What a folder says of itself."""
-
-    format: int
-    model: str
-    query_prefix: str
-    passages: int
-    dimensions: int
+_INFO_FILE = "appo-dense.json"
+_BATCH_SIZE = 256
+"""Passages encoded together."""
+_SCORE_ROWS = 1 << 17
+"""Vectors per matrix product, which bounds the memory that a search adds."""
 
 
 class DenseRetriever:
@@ -60,11 +44,11 @@ class DenseRetriever:
     """
 
     def __init__(self, path: str | Path, encode: Encode | None = None) -> None:
-        """A retriever; nothing is opened yet.
+        """Prepare a retriever; nothing is opened yet.
 
         Args:
             path: a folder made by `build`.
-            encode: of queries; None: the model that the folder names.
+            encode: encodes queries; None: the model that the folder names.
 
         Raises:
             FileNotFoundError: there is no index.
@@ -76,36 +60,36 @@ class DenseRetriever:
             raise FileNotFoundError(f"{path} holds no index of vectors; make one with `{command}`")
         if encode is None:
             require("dense", "sentence_transformers")
-        self._opened = PerProcess(partial(_Opened, self.path, encode))
+        self._index = PerProcess(partial(_OpenIndex, self.path, encode))
 
     def search(self, query: str, k: int) -> list[Hit]:
-        """The `k` passages nearest to the query; the score is the cosine.
+        """Return the `k` passages nearest to the query; the score is the cosine.
 
         Raises:
             ToolUnavailable: the index cannot be read.
         """
-        return self._opened.get().search(query, k) if query.strip() and k > 0 else []
+        return self._index.get().search(query, k) if query.strip() and k > 0 else []
 
     def close(self) -> None:
-        """Forget model and index; the next search opens them again."""
-        self._opened.pop()
+        """Drop model and index; the next search opens them again."""
+        self._index.pop()
 
 
 def is_dense(path: Path) -> bool:
-    """Whether a folder holds an index of vectors."""
-    return (path / _NOTE).is_file()
+    """Return True if a folder holds an index of vectors."""
+    return (path / _INFO_FILE).is_file()
 
 
 def sentence_encoder(model: str, prefix: str = "", device: str | None = None) -> Encode:
-    """A model of sentence-transformers as an encoder.
+    """Load a model of sentence-transformers as an encoder.
 
     Args:
         model: a name on the hub, or a folder.
-        prefix: put before every text; E5 wants "query: " and "passage: ".
+        prefix: put before every text; E5 needs "query: " and "passage: ".
         device: as torch names it.
     """
     require("dense", "sentence_transformers")
-    # By name, because type checkers do not find what is not installed.
+    # Imported by name, so that mypy passes without the package.
     network = import_module("sentence_transformers").SentenceTransformer(model, device=device)
 
     def encode(texts: Sequence[str]) -> NDArray[np.float32]:
@@ -127,65 +111,76 @@ def build(
     model: str = "",
     query_prefix: str = "",
 ) -> int:
-    """Make an index; it appears under its name when it is whole.
+    """Build an index; it appears under its name once it is complete.
 
     Args:
         passages: read once.
-        path: a folder that does not exist.
-        encode: of passages.
-        model: what `DenseRetriever` encodes queries with.
+        path: a folder that does not exist yet.
+        encode: encodes passages.
+        model: with which `DenseRetriever` encodes queries.
         query_prefix: put before each query.
 
     Returns:
         The number of passages.
 
     Raises:
-        FileExistsError: there is something already.
+        FileExistsError: the path exists.
     """
-    with whole_folder(path) as folder:
+    with create_folder_atomically(path) as folder:
         count, dimensions = _write(passages, folder, encode)
-        note = _Note(_FORMAT, model, query_prefix, count, dimensions)
-        (folder / _NOTE).write_text(json.dumps(note._asdict()) + "\n")
+        info = _IndexInfo(_FORMAT, model, query_prefix, count, dimensions)
+        (folder / _INFO_FILE).write_text(json.dumps(info._asdict()) + "\n")
     return count
 
 
-class _Opened:
-    """Model and index as one process sees them."""
+class _IndexInfo(NamedTuple):
+    """A folder's description of itself, stored as JSON under these names."""
+
+    format: int
+    model: str
+    query_prefix: str
+    passages: int
+    dimensions: int
+
+
+class _OpenIndex:
+    """Model and index as opened by one process."""
 
     def __init__(self, path: Path, encode: Encode | None) -> None:
         import numpy as np
 
         try:
-            note = _Note(**json.loads((path / _NOTE).read_text()))
-            if note.format != _FORMAT:
-                raise ToolUnavailable(f"{path} is of another version; build it anew")
-            size = note.passages
+            info = _IndexInfo(**json.loads((path / _INFO_FILE).read_text()))
+            if info.format != _FORMAT:
+                raise ToolUnavailable(f"{path} has another version of the format; build it again")
+            size = info.passages
             self._starts = np.memmap(path / "starts", np.int64, "r", shape=(size + 1,))
             self._pages = np.memmap(path / "pages", np.uint8, "r", shape=(int(self._starts[-1]),))
             self._vectors = np.memmap(
-                path / "vectors", np.float32, "r", shape=(size, note.dimensions)
+                path / "vectors", np.float32, "r", shape=(size, info.dimensions)
             )
         except (OSError, ValueError, TypeError) as error:
             raise ToolUnavailable(f"cannot open the vectors in {path}: {error}") from error
-        self._encode = encode or sentence_encoder(note.model, note.query_prefix)
+        self._encode = encode or sentence_encoder(info.model, info.query_prefix)
 
     def search(self, query: str, k: int) -> list[Hit]:
         import numpy as np
 
-        wanted = self._encode([query])[0]
-        if wanted.shape != self._vectors.shape[1:]:
-            sizes = f"{len(wanted)} numbers a text, the index {self._vectors.shape[1]}"
+        vector = self._encode([query])[0]  # (D,)
+        if vector.shape != self._vectors.shape[1:]:
+            sizes = f"{len(vector)} numbers a text, the index {self._vectors.shape[1]}"
             raise ValueError(f"the encoder gives {sizes}")
         scores = np.concatenate(
             [
-                self._vectors[first : first + _ROWS_AT_ONCE] @ wanted
-                for first in range(0, len(self._vectors), _ROWS_AT_ONCE)
+                self._vectors[first : first + _SCORE_ROWS] @ vector
+                for first in range(0, len(self._vectors), _SCORE_ROWS)
             ]
-        )
+        )  # (N,)
         k = min(k, len(scores))
+        # Every passage as near as the k-th is a candidate, so that ties break by their order.
         least = np.partition(scores, len(scores) - k)[len(scores) - k]
-        nearest = np.flatnonzero(scores >= least)
-        best = nearest[np.lexsort((nearest, -scores[nearest]))][:k]
+        candidates = np.flatnonzero(scores >= least)
+        best = candidates[np.lexsort((candidates, -scores[candidates]))][:k]
         return [Hit(*self._page(int(i)), float(scores[i])) for i in best]
 
     def _page(self, number: int) -> tuple[str, str]:
@@ -195,16 +190,17 @@ class _Opened:
 
 
 def _write(passages: Iterable[PassageLike], folder: Path, encode: Encode) -> tuple[int, int]:
+    """Write the index's files; return the numbers of passages and of dimensions."""
     import numpy as np
 
-    count, dimensions, end, rest = 0, 0, 0, iter(passages)
+    count, dimensions, end, unread = 0, 0, 0, iter(passages)
     with (
         (folder / "pages").open("wb") as pages,
         (folder / "vectors").open("wb") as vectors,
         (folder / "starts").open("wb") as starts,
     ):
         starts.write(np.int64(0).tobytes())
-        while batch := list(islice(rest, _BATCH)):
+        while batch := list(islice(unread, _BATCH_SIZE)):
             rows = encode([f"{passage.title}\n{passage.text}" for passage in batch])
             vectors.write(np.ascontiguousarray(rows, np.float32).tobytes())
             count, dimensions = count + len(batch), rows.shape[1]
@@ -217,16 +213,16 @@ def _write(passages: Iterable[PassageLike], folder: Path, encode: Encode) -> tup
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.dense", description=__doc__)
     command = parser.add_subparsers(dest="command", required=True).add_parser("build")
     command.add_argument("passages", help="JSON lines, maybe in .gz")
     command.add_argument("index", help="the folder")
     command.add_argument("--model", required=True, help="of sentence-transformers, or a folder")
-    command.add_argument("--query-prefix", default="", help='E5 wants "query: "')
-    command.add_argument("--passage-prefix", default="", help='E5 wants "passage: "')
-    given = parser.parse_args(arguments)
-    encode = sentence_encoder(given.model, given.passage_prefix)
-    passages = read_passages(given.passages)
-    count = build(passages, given.index, encode, given.model, given.query_prefix)
-    sys.stdout.write(f"{count} passages written to {given.index}\n")
+    command.add_argument("--query-prefix", default="", help='E5 needs "query: "')
+    command.add_argument("--passage-prefix", default="", help='E5 needs "passage: "')
+    options = parser.parse_args(arguments)
+    encode = sentence_encoder(options.model, options.passage_prefix)
+    passages = read_passages(options.passages)
+    count = build(passages, options.index, encode, options.model, options.query_prefix)
+    sys.stdout.write(f"{count} passages written to {options.index}\n")

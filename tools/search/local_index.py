@@ -1,7 +1,7 @@
 """BM25 over passages on disk, for corpora from a thousand to tens of millions of passages.
 
 An index is a folder, opened memory-mapped: processes share its pages through the operating system.
-It is tantivy's format with terms of our own (`tools.search.retrievers`): recall is that of
+It is tantivy's format over our own terms (`tools.search.retrievers`): recall equals that of
 `MemoryRetriever`, scores differ by a constant and by the rounding of lengths.
 
 `python -m tools.local_index --help` builds one.
@@ -22,25 +22,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tools.per_process import PerProcess
-from tools.search.retrievers import TITLE_WEIGHT, Hit, PassageLike, query_terms, terms
+from tools.search.retrievers import Hit, PassageLike, passage_terms, query_terms
 from tools.tool import ToolUnavailable
 
 if TYPE_CHECKING:
     import tantivy
 
-
 _FORMAT = 1
-"""Raised when terms or fields change, so that an index of another making is refused."""
-
-
-_NOTE = "appo.json"
-
-
-_LONGEST_TERM = 200
-
-
-_TIES = 16
-"""Extra hits looked at where scores are equal, so that those keep the order of the passages."""
+"""Raise it when terms or fields change, so that an index of the old format is refused."""
+_INFO_FILE = "appo.json"
+_MAX_TERM_CHARACTERS = 200
+_TIE_HITS = 16
+"""Extra hits requested if scores are equal, so that passages of equal score keep their order."""
 
 
 class Passage(NamedTuple):
@@ -53,71 +46,74 @@ class Passage(NamedTuple):
 class LocalRetriever:
     """Searches an index on disk. Thread-safe; each process opens it at its first search.
 
-    Passages added later are seen by those who open the index after that.
+    A process that opened the index before passages were added does not see them.
     """
 
     def __init__(self, path: str | Path) -> None:
-        """A retriever; nothing is opened yet.
+        """Prepare a retriever; nothing is opened yet.
 
         Raises:
             FileNotFoundError: there is no index.
         """
         self.path = Path(path)
-        if not (self.path / _NOTE).is_file():
+        if not (self.path / _INFO_FILE).is_file():
             command = f"python -m tools.local_index build passages.jsonl {path}"
             raise FileNotFoundError(f"{path} holds no index; make one with `{command}`")
-        self._opened = PerProcess(partial(_Opened, self.path))
+        self._index = PerProcess(partial(_OpenIndex, self.path))
 
     def search(self, query: str, k: int) -> list[Hit]:
-        """At most `k` passages that share a term with the query, best first.
+        """Return at most `k` passages that share a term with the query, best first.
 
         Raises:
             ToolUnavailable: the index cannot be read.
         """
-        return self._opened.get().search(query, k)
+        return self._index.get().search(query, k)
 
     def close(self) -> None:
-        """Forget the open index; the next search opens it again."""
-        self._opened.pop()
+        """Drop the open index; the next search opens it again."""
+        self._index.pop()
 
     def __len__(self) -> int:
-        return self._opened.get().searcher.num_docs
+        return self._index.get().searcher.num_docs
 
 
 def build(passages: Iterable[PassageLike], path: str | Path, heap_bytes: int = 1 << 30) -> int:
-    """Make an index; it appears under its name when it is whole.
+    """Build an index; it appears under its name once it is complete.
 
     Args:
         passages: read once.
-        path: a folder that does not exist.
+        path: a folder that does not exist yet.
         heap_bytes: memory for passages that are not on disk yet.
 
     Returns:
         The number of passages.
 
     Raises:
-        FileExistsError: there is something already.
+        FileExistsError: the path exists.
     """
     import tantivy
 
-    with whole_folder(path, "; `add` puts passages into an index that is there") as folder:
+    advice = "; `add` puts passages into an index that is there"
+    with create_folder_atomically(path, advice) as folder:
         count = _write(tantivy.Index(_schema(), str(folder)), passages, 0, heap_bytes)
-        (folder / _NOTE).write_text(json.dumps({"format": _FORMAT}) + "\n")
+        (folder / _INFO_FILE).write_text(json.dumps({"format": _FORMAT}) + "\n")
     return count
 
 
 def add(passages: Iterable[PassageLike], path: str | Path, heap_bytes: int = 1 << 30) -> int:
-    """Add passages to an index, all of them or, if anything fails, none.
+    """Add passages to an index: all of them or, if anything fails, none.
+
+    Passages that it already has are not detected.
 
     Returns:
-        The number added. Nothing looks for passages that are there already.
+        The number of passages added.
 
     Raises:
         ToolUnavailable: the index cannot be read, or another process is adding to it.
     """
-    opened = _Opened(Path(path))
+    index = _OpenIndex(Path(path))
     try:
-        return _write(opened.index, passages, opened.searcher.num_docs, heap_bytes)
+        return _write(index.index, passages, index.searcher.num_docs, heap_bytes)
     except ValueError as error:
         if "Lock" not in str(error):
             raise
@@ -125,12 +121,12 @@ def add(passages: Iterable[PassageLike], path: str | Path, heap_bytes: int = 1 <
 
 
 def read_passages(path: str | Path) -> Iterator[Passage]:
-    """Passages from JSON lines, maybe in .gz: with "title" and "text", or with "contents".
+    """Read passages from JSON lines, maybe in .gz: with "title" and "text", or with "contents".
 
     The first line of "contents" is the title.
 
     Raises:
-        ValueError: a line is neither.
+        ValueError: a line has neither.
     """
     path = Path(path)
     open_text = gzip.open if path.suffix == ".gz" else open
@@ -141,24 +137,53 @@ def read_passages(path: str | Path) -> Iterator[Passage]:
                 if "text" in row:
                     yield Passage(str(row.get("title", "")), str(row["text"]))
                 else:
-                    title, _, text = str(row["contents"]).partition("\n")
-                    yield Passage(title.strip().strip('"'), text)
+                    yield split_contents(str(row["contents"]))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                wanted = '{"title": ..., "text": ...} or {"contents": "title\\ntext"}'
-                raise ValueError(f"{path}:{number}: not {wanted}") from error
+                expected = '{"title": ..., "text": ...} or {"contents": "title\\ntext"}'
+                raise ValueError(f"{path}:{number}: not {expected}") from error
 
 
-class _Opened:
-    """An index as one process sees it."""
+def split_contents(contents: str) -> Passage:
+    """Split a "contents" field, whose first line is the title, maybe in quotation marks."""
+    title, _, text = contents.partition("\n")
+    return Passage(title.strip().strip('"'), text)
+
+
+@contextmanager
+def create_folder_atomically(path: str | Path, advice: str = "") -> Iterator[Path]:
+    """Yield a temporary folder next to `path`; rename it to `path` if the block succeeds.
+
+    Args:
+        path: a folder that does not exist yet.
+        advice: what to do if it does.
+
+    Raises:
+        FileExistsError: the path exists.
+    """
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(f"{path} exists{advice}")
+    temporary = path.with_name(f"{path.name}.making-{os.getpid()}")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+class _OpenIndex:
+    """An index as opened by one process."""
 
     def __init__(self, path: Path) -> None:
         import tantivy
 
         self._path = path
         try:
-            note = json.loads((path / _NOTE).read_text())
-            if note.get("format") != _FORMAT:
-                raise ToolUnavailable(f"{path} is of another version; build it anew")
+            info = json.loads((path / _INFO_FILE).read_text())
+            if info.get("format") != _FORMAT:
+                raise ToolUnavailable(f"{path} has another version of the format; build it again")
             self.index = tantivy.Index.open(str(path))
             self.index.config_reader("Manual")  # no thread watches the files
             self.searcher = self.index.searcher()
@@ -173,26 +198,25 @@ class _Opened:
         if not words or k < 1:
             return []
         term, should = tantivy.Query.term_query, tantivy.Occur.Should
-        wanted = tantivy.Query.boolean_query(
+        any_word = tantivy.Query.boolean_query(
             [(should, term(self._schema, "terms", word, "freq")) for word in words]
         )
         try:
-            best = self._best(wanted, k)
-            return [self._hit(score, place) for score, place in best]
+            return [self._hit(score, address) for score, address in self._best(any_word, k)]
         except (OSError, ValueError) as error:
             raise ToolUnavailable(f"cannot read the index {self._path}: {error}") from error
 
-    def _best(self, wanted: tantivy.Query, k: int) -> list[tuple[float, tantivy.DocAddress]]:
-        hits = self.searcher.search(wanted, k + 1, count=False).hits
+    def _best(self, query: tantivy.Query, k: int) -> list[tuple[float, tantivy.DocAddress]]:
+        hits = self.searcher.search(query, k + 1, count=False).hits
         if len({score for score, _ in hits}) == len(hits):
             return hits[:k]
-        hits = self.searcher.search(wanted, k + _TIES, count=False).hits
-        numbers = self.searcher.fast_field_values("number", [place for _, place in hits])
+        hits = self.searcher.search(query, k + _TIE_HITS, count=False).hits
+        numbers = self.searcher.fast_field_values("number", [address for _, address in hits])
         order = sorted(range(len(hits)), key=lambda i: (-hits[i][0], numbers[i]))
         return [hits[i] for i in order[:k]]
 
-    def _hit(self, score: float, place: tantivy.DocAddress) -> Hit:
-        title, text = json.loads(self.searcher.doc(place)["page"][0])
+    def _hit(self, score: float, address: tantivy.DocAddress) -> Hit:
+        title, text = json.loads(self.searcher.doc(address)["page"][0])
         return Hit(title, text, score)
 
 
@@ -209,15 +233,17 @@ def _schema() -> tantivy.Schema:
 def _write(
     index: tantivy.Index, passages: Iterable[PassageLike], first: int, heap_bytes: int
 ) -> int:
+    """Write passages, numbered after the `first` that are there, in one transaction."""
     import tantivy
 
     writer = index.writer(heap_bytes, 1)
     number = first
     try:
         for number, passage in enumerate(passages, start=first + 1):
-            words = terms(passage.title) * TITLE_WEIGHT + terms(passage.text)
+            words = passage_terms(passage.title, passage.text)
             document = tantivy.Document()
-            document.add_text("terms", " ".join(w for w in words if len(w) <= _LONGEST_TERM))
+            document.add_text("terms", " ".join(w for w in words if len(w) <= _MAX_TERM_CHARACTERS))
+            # As JSON bytes, because tantivy's text has no lone surrogates.
             document.add_bytes("page", json.dumps([passage.title, passage.text]).encode())
             document.add_unsigned("number", number)
             writer.add_document(document)
@@ -231,7 +257,7 @@ def _write(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.local_index", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("build", "add"):
@@ -243,35 +269,11 @@ def main(arguments: list[str] | None = None) -> None:
     command.add_argument("index")
     command.add_argument("query")
     command.add_argument("-k", type=int, default=3)
-    given = parser.parse_args(arguments)
-    if given.command == "search":
-        for hit in LocalRetriever(given.index).search(given.query, given.k):
+    options = parser.parse_args(arguments)
+    if options.command == "search":
+        for hit in LocalRetriever(options.index).search(options.query, options.k):
             sys.stdout.write(f"{hit.score:.3f}\t{hit.title}\t{hit.text}\n")
         return
-    write = build if given.command == "build" else add
-    count = write(read_passages(given.passages), given.index, given.heap_mb << 20)
-    sys.stdout.write(f"{count} passages written to {given.index}\n")
-
-
-@contextmanager
-def whole_folder(path: str | Path, advice: str = "") -> Iterator[Path]:
-    """A folder beside `path` to write into; it takes its place if the block ends well.
-
-    Args:
-        path: a folder that does not exist.
-        advice: what to do if it does.
-
-    Raises:
-        FileExistsError: there is something already.
-    """
-    path = Path(path)
-    if path.exists():
-        raise FileExistsError(f"{path} exists{advice}")
-    making = path.with_name(f"{path.name}.making-{os.getpid()}")
-    making.mkdir(parents=True)
-    try:
-        yield making
-        making.rename(path)
-    except BaseException:
-        shutil.rmtree(making, ignore_errors=True)
-        raise
+    write = build if options.command == "build" else add
+    count = write(read_passages(options.passages), options.index, options.heap_mb << 20)
+    sys.stdout.write(f"{count} passages written to {options.index}\n")

@@ -1,4 +1,4 @@
-"""A retriever from words that fit a command line or `gym.make`."""
+"""Opens a retriever described by words that fit a command line or `gym.make`."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from tools.search.dense import DenseRetriever, is_dense
 from tools.search.local_index import LocalRetriever, read_passages
 from tools.search.remote import RecordedRetriever, RemoteRetriever
 from tools.search.retrievers import HybridRetriever, MemoryRetriever, Retriever
-from tools.search.web import EMPTY_LASTS_S, WebRetriever
+from tools.search.web import EMPTY_TTL_S, WebRetriever
 
-Kind = Literal["local", "remote", "web"]
+SearchKind = Literal["local", "remote", "web"]
 
 
 def open_retriever(
-    search: Kind,
+    search: SearchKind,
     corpus: str | Path | None = None,
     cache: Cache | None = None,
     seed: int = 0,
 ) -> Retriever:
-    """The retriever that the words name.
+    """Return the retriever that the words name.
 
-    Nothing is opened before its first search, but a file of passages, which is read at once.
+    Nothing is opened before its first search, except a file of passages, which is read right away.
 
     Args:
         search: passages on this disk, a `/retrieve` service, or the web.
         corpus: local: the folder of an index of words or of vectors, a small file of JSON lines,
-            held in memory, or several of these with commas between, whose ranks are fused;
-            remote: the service's URL; web: one engine of ddgs, duckduckgo by default.
-        cache: records what remote and web say.
+            which is held in memory, or several of these separated by commas, whose rankings are
+            fused; remote: the service's URL; web: one engine of ddgs, duckduckgo by default.
+        cache: records the answers of remote and web.
         seed: draws the pauses between attempts.
 
     Raises:
@@ -42,7 +42,7 @@ def open_retriever(
     if search == "local":
         if corpus is None or cache is not None:
             raise ValueError("search='local' takes passages as corpus, and no cache")
-        return _local(corpus)
+        return _open_local(corpus)
     if search == "remote":
         if corpus is None:
             raise ValueError("search='remote' takes the service's URL as corpus")
@@ -54,15 +54,15 @@ def open_retriever(
         web = WebRetriever("duckduckgo" if corpus is None else str(corpus), seed=seed)
         if cache is None:
             return web
-        return RecordedRetriever(web, cache, web.source, EMPTY_LASTS_S)
-    raise ValueError(f"search={search!r} is none of {', '.join(get_args(Kind))}")
+        return RecordedRetriever(web, cache, web.source, EMPTY_TTL_S)
+    raise ValueError(f"search={search!r} is none of {', '.join(get_args(SearchKind))}")
 
 
-def _local(corpus: str | Path) -> Retriever:
+def _open_local(corpus: str | Path) -> Retriever:
     path = Path(corpus)
     names = str(corpus).split(",")
     if len(names) > 1 and not path.exists():
-        return HybridRetriever([_local(name) for name in names])
+        return HybridRetriever([_open_local(name) for name in names])
     if path.is_file():
         return MemoryRetriever(read_passages(path))
     return DenseRetriever(path) if is_dense(path) else LocalRetriever(path)

@@ -1,7 +1,7 @@
 """Serves one retriever to many machines: `python -m tools.retrieval_server INDEX`.
 
 Speaks POST /retrieve of Search-R1, POST /search and /batch_search of FlashRAG, and GET /health.
-Anyone who reaches the port may ask, so it binds to 127.0.0.1 unless told otherwise.
+Anyone who reaches the port may search, so it binds to 127.0.0.1 by default.
 """
 
 from __future__ import annotations
@@ -25,154 +25,157 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-
-Endpoint = Callable[["Request"], Awaitable["Response"]]
+RequestHandler = Callable[["Request"], Awaitable["Response"]]
+Body = Mapping[str, object]
 
 DEFAULT_TOPK = 3
+MAX_TOPK = 100
+MAX_QUERIES = 1024
+"""Queries of one request."""
+_MAX_REQUEST_BYTES = 8 << 20
 
 
-MOST_TOPK = 100
+class _BadRequest(ValueError):
+    """The request does not follow the schema."""
 
 
-MOST_QUERIES = 1024
-"""Of one request."""
-
-
-_MOST_BYTES = 8 << 20
-
-
-class _Mistake(ValueError):
-    """What was asked is not of the schema."""
-
-
-def application(retriever: Retriever, at_once: int = 64, threads: int = 4) -> Starlette:
-    """The web application around a retriever.
+def build_app(retriever: Retriever, max_requests: int = 64, threads: int = 4) -> Starlette:
+    """Build the web application around a retriever.
 
     Args:
         retriever: answers; it must be thread-safe, as all are.
-        at_once: requests in work or waiting for a thread; more are told to come again (503).
+        max_requests: requests being served or waiting for a thread; more get a 503, to be retried.
         threads: that search; one more than the processor has cores is enough.
     """
     import anyio
     from starlette.applications import Starlette
     from starlette.routing import Route
 
-    working, searching = anyio.CapacityLimiter(at_once), anyio.CapacityLimiter(threads)
+    requests, searches = anyio.CapacityLimiter(max_requests), anyio.CapacityLimiter(threads)
     answers = {"/retrieve": _retrieve, "/search": _search, "/batch_search": _batch_search}
     routes = [
-        Route(path, _endpoint(partial(answer, retriever), working, searching), methods=["POST"])
+        Route(
+            path, _search_handler(partial(answer, retriever), requests, searches), methods=["POST"]
+        )
         for path, answer in answers.items()
     ]
-    routes.append(Route("/health", _health(retriever), methods=["GET"]))
+    routes.append(Route("/health", _health_handler(retriever), methods=["GET"]))
     return Starlette(routes=routes)
 
 
-def _health(retriever: Retriever) -> Endpoint:
+def listen(host: str, port: int) -> socket.socket:
+    """Open a listening socket.
+
+    The protocol is named because asyncio disables Nagle's delays of 40 ms only on such sockets.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((host, port))
+    listener.listen(1024)
+    return listener
+
+
+def _health_handler(retriever: Retriever) -> RequestHandler:
     from starlette.concurrency import run_in_threadpool
     from starlette.responses import JSONResponse
 
-    async def health(request: Request) -> Response:
+    async def report_health(request: Request) -> Response:
         try:
             await run_in_threadpool(retriever.search, "health", 1)
         except ToolUnavailable as error:
             return JSONResponse({"status": "unavailable", "error": str(error)}, 503)
         return JSONResponse({"status": "ok"})
 
-    return health
+    return report_health
 
 
-def _endpoint(
-    answer: Callable[[Mapping[str, object]], object],
-    working: anyio.CapacityLimiter,
-    searching: anyio.CapacityLimiter,
-) -> Endpoint:
+def _search_handler(
+    answer: Callable[[Body], object],
+    requests: anyio.CapacityLimiter,
+    searches: anyio.CapacityLimiter,
+) -> RequestHandler:
     import anyio
-    from starlette.responses import JSONResponse
+    from starlette.responses import JSONResponse, Response
 
-    async def endpoint(request: Request) -> Response:
+    async def handle(request: Request) -> Response:
         try:
-            working.acquire_on_behalf_of_nowait(request)
+            requests.acquire_on_behalf_of_nowait(request)
         except anyio.WouldBlock:
             return JSONResponse({"error": "busy"}, 503, {"Retry-After": "1"})
         try:
-            wanted = _parsed(await _body(request))
-            found = await anyio.to_thread.run_sync(partial(answer, wanted), limiter=searching)
-        except _Mistake as mistake:
-            return JSONResponse({"error": str(mistake)}, 400)
+            body = _parse_body(await _read_body(request))
+            result = await anyio.to_thread.run_sync(partial(answer, body), limiter=searches)
+        except _BadRequest as error:
+            return JSONResponse({"error": str(error)}, 400)
         except ToolUnavailable as error:
             return JSONResponse({"error": str(error)}, 503, {"Retry-After": "5"})
         finally:
-            working.release_on_behalf_of(request)
-        # json.dumps keeps lone surrogates as escapes, which JSONResponse cannot encode.
-        return _json_response(json.dumps(found))
+            requests.release_on_behalf_of(request)
+        # json.dumps escapes lone surrogates, which JSONResponse cannot encode.
+        return Response(json.dumps(result), media_type="application/json")
 
-    return endpoint
-
-
-def _json_response(text: str) -> Response:
-    from starlette.responses import Response
-
-    return Response(text, media_type="application/json")
+    return handle
 
 
-async def _body(request: Request) -> bytes:
+async def _read_body(request: Request) -> bytes:
     body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > _MOST_BYTES:
-            raise _Mistake(f"the request is longer than {_MOST_BYTES} bytes")
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _MAX_REQUEST_BYTES:
+            raise _BadRequest(f"the request is longer than {_MAX_REQUEST_BYTES} bytes")
     return bytes(body)
 
 
-def _parsed(body: bytes) -> Mapping[str, object]:
+def _parse_body(content: bytes) -> Body:
     try:
-        wanted = json.loads(body)
+        body = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise _Mistake(f"not JSON: {error}") from error
-    if not isinstance(wanted, dict):
-        raise _Mistake("the request is no JSON object")
-    return wanted
+        raise _BadRequest(f"not JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise _BadRequest("the request is not a JSON object")
+    return body
 
 
-def _retrieve(retriever: Retriever, wanted: Mapping[str, object]) -> object:
-    queries, k = _queries(wanted, "queries"), _topk(wanted, "topk")
-    scored = bool(wanted.get("return_scores", False))
-    found = [retriever.search(query, k) for query in queries]
-    return {"result": [[_item(hit, scored) for hit in hits] for hits in found]}
+def _retrieve(retriever: Retriever, body: Body) -> object:
+    queries, k = _get_queries(body, "queries"), _get_topk(body, "topk")
+    scored = bool(body.get("return_scores", False))
+    results = [retriever.search(query, k) for query in queries]
+    return {"result": [[_item(hit, scored) for hit in hits] for hits in results]}
 
 
-def _search(retriever: Retriever, wanted: Mapping[str, object]) -> object:
-    query, k = wanted.get("query"), _topk(wanted, "top_n")
+def _search(retriever: Retriever, body: Body) -> object:
+    query, k = body.get("query"), _get_topk(body, "top_n")
     if not isinstance(query, str) or not query.strip():
-        raise _Mistake("`query` must be a text that is not empty")
+        raise _BadRequest("`query` must be a text that is not empty")
     hits = retriever.search(query, k)
     documents = [_document(hit) for hit in hits]
-    return [documents, [hit.score for hit in hits]] if wanted.get("return_score") else documents
+    return [documents, [hit.score for hit in hits]] if body.get("return_score") else documents
 
 
-def _batch_search(retriever: Retriever, wanted: Mapping[str, object]) -> object:
-    queries, k = _queries(wanted, "query"), _topk(wanted, "top_n")
-    found = [retriever.search(query, k) for query in queries]
-    documents = [[_document(hit) for hit in hits] for hits in found]
-    scores = [[hit.score for hit in hits] for hits in found]
-    return [documents, scores] if wanted.get("return_score") else documents
+def _batch_search(retriever: Retriever, body: Body) -> object:
+    queries, k = _get_queries(body, "query"), _get_topk(body, "top_n")
+    results = [retriever.search(query, k) for query in queries]
+    documents = [[_document(hit) for hit in hits] for hits in results]
+    scores = [[hit.score for hit in hits] for hits in results]
+    return [documents, scores] if body.get("return_score") else documents
 
 
-def _queries(wanted: Mapping[str, object], name: str) -> list[str]:
-    queries = wanted.get(name)
+def _get_queries(body: Body, name: str) -> list[str]:
+    queries = body.get(name)
     if not isinstance(queries, list) or not all(isinstance(query, str) for query in queries):
-        raise _Mistake(f"`{name}` must be a list of texts")
-    if len(queries) > MOST_QUERIES:
-        raise _Mistake(f"`{name}` holds more than {MOST_QUERIES}")
+        raise _BadRequest(f"`{name}` must be a list of texts")
+    if len(queries) > MAX_QUERIES:
+        raise _BadRequest(f"`{name}` holds more than {MAX_QUERIES}")
     return queries
 
 
-def _topk(wanted: Mapping[str, object], name: str) -> int:
-    k = wanted.get(name)
+def _get_topk(body: Body, name: str) -> int:
+    k = body.get(name)
     if k is None or k == 0:
         return DEFAULT_TOPK
-    if not isinstance(k, int) or isinstance(k, bool) or not 0 < k <= MOST_TOPK:
-        raise _Mistake(f"`{name}` must be a number from 1 to {MOST_TOPK}")
+    if not isinstance(k, int) or isinstance(k, bool) or not 0 < k <= MAX_TOPK:
+        raise _BadRequest(f"`{name}` must be a number from 1 to {MAX_TOPK}")
     return k
 
 
@@ -182,37 +185,28 @@ def _item(hit: Hit, scored: bool) -> object:
 
 def _document(hit: Hit) -> dict[str, str]:
     contents = f'"{hit.title}"\n{hit.text}'
-    name = hashlib.sha256(contents.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    return {"id": name, "contents": contents, "title": hit.title, "text": hit.text}
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that takes connections.
-
-    asyncio turns Nagle's delays of 40 ms off only where the protocol is named, as here.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listening.bind((host, port))
-    listening.listen(1024)
-    return listening
+    identity = hashlib.sha256(contents.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return {"id": identity, "contents": contents, "title": hit.title, "text": hit.text}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.retrieval_server", description=__doc__)
     parser.add_argument("index", help="folder of an index, as for search='local'")
-    parser.add_argument("--host", default="127.0.0.1", help="who can reach it: this machine only")
-    parser.add_argument("--port", type=int, default=8000, help="0: any that is free, printed")
-    parser.add_argument("--at-once", type=int, default=64, help="requests in work or waiting")
-    parser.add_argument("--threads", type=int, default=4, help="that search")
-    given = parser.parse_args(arguments)
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to bind to; by default only this machine"
+    )
+    parser.add_argument("--port", type=int, default=8000, help="0: any free port, which is printed")
+    parser.add_argument(
+        "--at-once", type=int, default=64, help="requests being served or waiting; more get a 503"
+    )
+    parser.add_argument("--threads", type=int, default=4, help="threads that search")
+    options = parser.parse_args(arguments)
     import uvicorn
 
-    app = application(open_retriever("local", given.index), given.at_once, given.threads)
-    listening = listen(given.host, given.port)
+    app = build_app(open_retriever("local", options.index), options.at_once, options.threads)
+    listener = listen(options.host, options.port)
     config = uvicorn.Config(app, log_level="warning", timeout_keep_alive=60)
-    sys.stdout.write(f"http://{given.host}:{listening.getsockname()[1]}/retrieve\n")
+    sys.stdout.write(f"http://{options.host}:{listener.getsockname()[1]}/retrieve\n")
     sys.stdout.flush()
-    uvicorn.Server(config).run(sockets=[listening])
+    uvicorn.Server(config).run(sockets=[listener])

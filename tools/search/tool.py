@@ -1,4 +1,4 @@
-"""The search tool: a query to a few passages, over any retriever."""
+"""The search tool: from a query to a few passages, over any retriever."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import time
 from tools.cache import Cache
 from tools.search.retrievers import Retriever
 from tools.tool import ToolContext, ToolResult
-from tools.web import cut, one_line
+from tools.web import sanitize_line, truncate
 
-LONGEST_QUERY = 2_000
-"""Characters of a query that are looked at; a model that babbles must not slow the others."""
+MAX_QUERY_CHARACTERS = 2_000
+"""The rest of a query is ignored: a model that babbles must not slow down the others."""
 
 
 class SearchTool:
@@ -26,13 +26,13 @@ class SearchTool:
         characters: int = 1000,
         cache: Cache | None = None,
     ) -> None:
-        """A search tool.
+        """Make a search tool.
 
         Args:
-            retriever: who finds the passages; nothing is opened before the first `run`.
+            retriever: finds the passages; nothing is opened before the first `run`.
             results: passages shown.
             characters: of one passage shown, title included.
-            cache: what the retriever records in; it tells which answers were paid for.
+            cache: the one that the retriever records in; it tells which answers were paid for.
         """
         if results < 1 or characters < 1:
             raise ValueError(
@@ -44,21 +44,21 @@ class SearchTool:
         self._cache = cache
 
     def initial_state(self, context: ToolContext) -> None:
-        """None: what was searched before changes nothing."""
+        """Return None: earlier searches do not change a later one."""
         return None
 
     def run(self, state: None, argument: str) -> tuple[None, ToolResult]:
-        """Look the argument up.
+        """Search for the argument.
 
         Raises:
             ToolUnavailable: the retriever is out of order.
-            ReplayMiss: a cache replays, and does not hold the query.
+            ReplayMiss: a cache is in replay mode and does not have the query.
         """
         start = time.perf_counter()
-        asked = 0 if self._cache is None else self._cache.asked()
-        query = " ".join(argument[:LONGEST_QUERY].split())
+        fetches = 0 if self._cache is None else self._cache.fetches()
+        query = " ".join(argument[:MAX_QUERY_CHARACTERS].split())
         text, ok = self._answer(query) if query else ("The query is empty.", False)
-        free = not query or (self._cache is not None and self._cache.asked() == asked)
+        free = not query or (self._cache is not None and self._cache.fetches() == fetches)
         return None, ToolResult(text, ok, time.perf_counter() - start, free)
 
     def close(self) -> None:
@@ -69,7 +69,8 @@ class SearchTool:
         hits = self._retriever.search(query, self._results)[: self._results]
         if not hits:
             return "No page matches the query.", False
-        looked_at = 4 * self._characters  # markup may grow or shrink when it is made safe
-        pages = (f"{hit.title[:looked_at]}. {hit.text[:looked_at]}" for hit in hits)
-        shown = (cut(one_line(page), self._characters) for page in pages)
-        return "\n".join(f"Page {n}: {page}" for n, page in enumerate(shown, start=1)), True
+        # Sanitizing may lengthen or shorten markup, so cut generously before it and exactly after.
+        generous = 4 * self._characters
+        passages = (f"{hit.title[:generous]}. {hit.text[:generous]}" for hit in hits)
+        lines = (truncate(sanitize_line(passage), self._characters) for passage in passages)
+        return "\n".join(f"Page {n}: {line}" for n, line in enumerate(lines, start=1)), True

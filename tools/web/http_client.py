@@ -1,4 +1,4 @@
-"""HTTP with a hard deadline and a hard size, for servers that hang, drip, lie and never end."""
+"""HTTP requests with a hard deadline and size limit, against servers that hang, drip or flood."""
 
 from __future__ import annotations
 
@@ -6,43 +6,42 @@ import ssl
 import time
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
 from tools.per_process import PerProcess
-from tools.web.rate_limits import Fault
-from tools.web.retries import Worker
+from tools.web.rate_limits import AttemptFailed
+from tools.web.retries import WorkerThread
 
 if TYPE_CHECKING:
     import httpx
 
+_MAX_IDLE_CONNECTIONS = 64
 
-_LINES_KEPT = 64
 
-
-class Reply(NamedTuple):
-    """A response, its body unpacked."""
+class HttpResponse(NamedTuple):
+    """A response, its body decompressed."""
 
     status: int
     headers: Mapping[str, str]
     """Names in lower case."""
     body: bytes
-    whole: bool
-    """False: the body is longer than asked for and was cut."""
+    complete: bool
+    """False if the body is longer than the limit and was cut."""
 
 
 class HttpClient:
-    """Sends single requests; follows no redirect, keeps no cookie, reads no proxy variable.
+    """Sends single requests; follows no redirect, keeps no cookie, ignores proxy variables.
 
-    Thread-safe; each process keeps its own connections. Mutated by `send`, which keeps lines for
-    later.
+    Thread-safe; each process has its own connections. Mutated by `send`, which keeps connections
+    for reuse.
     """
 
     def __init__(self) -> None:
-        self._pool = PerProcess(_Pool)
+        self._pool = PerProcess(_open_pool)
 
     def send(
         self,
@@ -54,28 +53,29 @@ class HttpClient:
         headers: Mapping[str, str] | None = None,
         content: bytes | None = None,
         server_name: str | None = None,
-    ) -> Reply:
-        """The response to one request.
+    ) -> HttpResponse:
+        """Send one request and return its response.
 
         Args:
             method: GET, POST and so on.
             url: absolute, http or https.
-            seconds: in which everything must be done.
-            max_bytes: of the decoded body.
+            seconds: for the request and the whole response.
+            max_bytes: of the decompressed body.
             headers: to send.
             content: the request's body.
-            server_name: whose certificate to expect, when the URL holds an address.
+            server_name: the host of the expected certificate, if the URL has an IP address.
 
         Raises:
-            Fault: there is no whole response. A status of 400 or more is a response.
+            AttemptFailed: there is no complete response. A status of 400 or more is a response.
         """
         import httpx
 
         if seconds <= 0:
-            raise Fault("no time is left for a request")
+            raise AttemptFailed("no time is left for a request")
         pool = self._pool.get()
-        line = pool.take()
-        request = line.client.build_request(
+        connection = pool.take()
+        client, worker = connection
+        request = client.build_request(
             method,
             url,
             headers={"Accept-Encoding": "gzip", **(headers or {})},
@@ -84,21 +84,23 @@ class HttpClient:
             extensions={"sni_hostname": server_name} if server_name else {},
         )
         request.extensions.setdefault("timeout", httpx.Timeout(seconds).as_dict())
-        end = time.monotonic() + seconds
-        read = partial(_read, line.client, request, max_bytes, end)
+        deadline = time.monotonic() + seconds
+        exchange = partial(_exchange, client, request, max_bytes, deadline)
         try:
-            reply = line.worker.within(seconds, read, line.client.close)
+            response = worker.run(seconds, exchange, client.close)
         except httpx.TransportError as error:
-            line.close()
-            raise Fault(f"{type(error).__name__}: {error}") from error
+            connection.close()
+            raise AttemptFailed(f"{type(error).__name__}: {error}") from error
         except BaseException:
-            line.close()
+            connection.close()
             raise
         if server_name is None:
-            pool.give_back(line)
+            client.cookies.clear()
+            pool.give_back(connection)
         else:
-            line.close()  # a connection is known by its address: another name must not find it
-        return reply
+            # httpx finds open connections by address: another host name must not get this one.
+            connection.close()
+        return response
 
     def close(self) -> None:
         """Close this process's connections."""
@@ -107,110 +109,133 @@ class HttpClient:
             pool.close()
 
 
-def failure(reply: Reply) -> Fault | None:
-    """The fault that a status stands for; None: the server did its work."""
-    if reply.status < 400:
+def failure_from_status(response: HttpResponse) -> AttemptFailed | None:
+    """Return the failure that a status stands for; None if the server did its work."""
+    if response.status < 400:
         return None
-    retry = reply.status in (408, 425, 429) or reply.status >= 500
-    after = _retry_after_s(reply.headers.get("retry-after"))
-    return Fault(f"HTTP status {reply.status}", retry, after if retry else None)
+    retry = response.status in (408, 425, 429) or response.status >= 500
+    after = _parse_retry_after(response.headers.get("retry-after"))
+    return AttemptFailed(f"HTTP status {response.status}", retry, after if retry else None)
 
 
-class _Line(NamedTuple):
+def read_body(
+    chunks: Iterable[bytes], headers: Mapping[str, str], max_bytes: int, deadline: float
+) -> tuple[bytes, bool]:
+    """Read and decompress a body; return it and True if it is complete.
+
+    Args:
+        chunks: as they come from the network.
+        headers: names in lower case.
+        max_bytes: the rest is not read.
+        deadline: by `time.monotonic`.
+
+    Raises:
+        AttemptFailed: the body is damaged, in an unknown encoding, or too slow.
+    """
+    body = bytearray()
+    for chunk in _decompress(chunks, headers.get("content-encoding", ""), max_bytes):
+        body += chunk
+        if len(body) > max_bytes:
+            return bytes(body[:max_bytes]), False
+        if time.monotonic() > deadline:
+            raise AttemptFailed("the response drips too slowly")
+    return bytes(body), True
+
+
+class Closable(Protocol):
+    """Anything that can be closed."""
+
+    def close(self) -> None: ...
+
+
+C = TypeVar("C", bound=Closable)
+
+
+class ConnectionPool(Generic[C]):
+    """Idle connections, opened when there is none. Thread-safe; mutated by every method."""
+
+    def __init__(self, open_connection: Callable[[], C]) -> None:
+        self._idle: deque[C] = deque()
+        self._open_connection = open_connection
+
+    def take(self) -> C:
+        """Return an idle connection, or open one."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._open_connection()
+
+    def give_back(self, connection: C) -> None:
+        """Keep a connection for reuse; close it if enough are idle."""
+        if len(self._idle) < _MAX_IDLE_CONNECTIONS:
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    def close(self) -> None:
+        """Close all idle connections."""
+        while self._idle:
+            self._idle.pop().close()
+
+
+class _Connection(NamedTuple):
     """A client and the thread that uses it."""
 
     client: httpx.Client
-    worker: Worker
+    worker: WorkerThread
 
     def close(self) -> None:
         self.worker.stop()
         self.client.close()
 
 
-class _Pool:
-    """Lines that nobody uses, and the certificates they share. Mutated by every method."""
+def _open_pool() -> ConnectionPool[_Connection]:
+    import httpx
 
-    def __init__(self) -> None:
-        self._free: deque[_Line] = deque()
-        self._certificates: ssl.SSLContext | None = None
-
-    def take(self) -> _Line:
-        import httpx
-
-        try:
-            return self._free.pop()
-        except IndexError:
-            if self._certificates is None:  # reading them takes 15 ms
-                self._certificates = httpx.create_ssl_context()
-            return _Line(httpx.Client(verify=self._certificates, trust_env=False), Worker())
-
-    def give_back(self, line: _Line) -> None:
-        line.client.cookies.clear()
-        if len(self._free) < _LINES_KEPT:
-            self._free.append(line)
-        else:
-            line.close()
-
-    def close(self) -> None:
-        while self._free:
-            self._free.pop().close()
+    # Reading the certificates takes 15 ms, so all connections share them.
+    return ConnectionPool(partial(_open_connection, httpx.create_ssl_context()))
 
 
-def _read(client: httpx.Client, request: httpx.Request, max_bytes: int, end: float) -> Reply:
+def _open_connection(certificates: ssl.SSLContext) -> _Connection:
+    import httpx
+
+    return _Connection(httpx.Client(verify=certificates, trust_env=False), WorkerThread())
+
+
+def _exchange(
+    client: httpx.Client, request: httpx.Request, max_bytes: int, deadline: float
+) -> HttpResponse:
     response = client.send(request, stream=True, follow_redirects=False)
     try:
         headers = {name.lower(): value for name, value in response.headers.items()}
-        body, whole = collected(response.iter_raw(), headers, max_bytes, end)
-        return Reply(response.status_code, headers, body, whole)
+        body, complete = read_body(response.iter_raw(), headers, max_bytes, deadline)
+        return HttpResponse(response.status_code, headers, body, complete)
     finally:
         response.close()
 
 
-def collected(
-    pieces: Iterable[bytes], headers: Mapping[str, str], max_bytes: int, end: float
-) -> tuple[bytes, bool]:
-    """The body that comes in pieces, unpacked, and whether it is whole.
-
-    Args:
-        pieces: as they come from the network.
-        headers: names in lower case.
-        max_bytes: after which the rest is not read.
-        end: by `time.monotonic`.
-
-    Raises:
-        Fault: damaged, of an unknown encoding, or too slow.
-    """
-    body = bytearray()
-    for piece in _decoded(pieces, headers.get("content-encoding", ""), max_bytes):
-        body += piece
-        if len(body) > max_bytes:
-            return bytes(body[:max_bytes]), False
-        if time.monotonic() > end:
-            raise Fault("the response drips too slowly")
-    return bytes(body), True
-
-
-def _decoded(pieces: Iterable[bytes], encoding: str, max_bytes: int) -> Iterator[bytes]:
-    """The body in pieces of bounded size, however well it was packed."""
+def _decompress(chunks: Iterable[bytes], encoding: str, max_bytes: int) -> Iterator[bytes]:
+    """Yield the body in chunks of bounded size, so that a zip bomb never unfolds in memory."""
     encoding = encoding.strip().lower()
     if encoding in ("", "identity"):
-        yield from pieces
+        yield from chunks
         return
     if encoding not in ("gzip", "x-gzip"):
-        raise Fault(f"unknown content encoding {encoding[:40]!r}", retry=False)
-    unpack = zlib.decompressobj(wbits=31)
+        raise AttemptFailed(f"unknown content encoding {encoding[:40]!r}", retry=False)
+    gzip = zlib.decompressobj(wbits=31)
     try:
-        for packed in pieces:
-            yield unpack.decompress(packed, max_bytes + 1)
-            while unpack.unconsumed_tail:
-                yield unpack.decompress(unpack.unconsumed_tail, max_bytes + 1)
+        for chunk in chunks:
+            yield gzip.decompress(chunk, max_bytes + 1)
+            while gzip.unconsumed_tail:
+                yield gzip.decompress(gzip.unconsumed_tail, max_bytes + 1)
     except zlib.error as error:
-        raise Fault("the packed body is damaged") from error
-    if not unpack.eof:
-        raise Fault("the packed body ends early")
+        raise AttemptFailed("the compressed body is damaged") from error
+    if not gzip.eof:
+        raise AttemptFailed("the compressed body ends early")
 
 
-def _retry_after_s(header: str | None) -> float | None:
+def _parse_retry_after(header: str | None) -> float | None:
+    """Return the seconds that a Retry-After header asks for, as a number or a date."""
     if header is None:
         return None
     if header.strip().isdecimal():

@@ -1,52 +1,41 @@
-"""Fetches pages that a model chose: public addresses only, robots respected, redirects judged."""
+"""Fetches pages that a model chose: public addresses only, robots respected, redirects checked."""
 
 from __future__ import annotations
 
 import ssl
 import time
-import urllib.robotparser
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import SplitResult, quote, urljoin, urlsplit, urlunsplit
+from urllib.robotparser import RobotFileParser
 
 from tools.per_process import PerProcess
-from tools.web.addresses import Addresses, Refused
-from tools.web.http_client import HttpClient, Reply, failure
-from tools.web.rate_limits import Fault, Limits, Traffic
+from tools.web.addresses import AddressPolicy, Refused
+from tools.web.http_client import HttpClient, HttpResponse, failure_from_status
+from tools.web.rate_limits import AttemptFailed, RequestLimits, Traffic
 from tools.web.reader import Page, PageReader
-from tools.web.retries import Guard
+from tools.web.retries import Retrier
 
-PAGE_LIMITS = Limits(per_second=1.0, burst=3, at_once=16, failures=4, rest_s=10.0)
-"""Polite to each host, and quick to leave a dead one."""
-
+PAGE_LIMITS = RequestLimits(
+    per_second=1.0, burst=3, max_in_flight=16, failure_threshold=4, cooldown_s=10.0
+)
+"""Polite to each host, and quick to give up on a dead one."""
 
 AGENT = "appo-gym"
+"""The User-Agent, also the name that robots.txt is asked about."""
 
-
-_REDIRECTS = 5
-
-
-_LONGEST_URL = 2_000
-
-
-_ROBOTS_BYTES = 500_000
-
-
-_ROBOTS_KEPT = 1024
-
-
-_ROBOTS_LAST_S = 3600.0
-
-
-_LONGEST_CRAWL_DELAY_S = 30.0
-
-
+_MAX_REDIRECTS = 5
+_MAX_URL_CHARACTERS = 2_000
+_MAX_ROBOTS_BYTES = 500_000
+_MAX_ROBOTS_FILES = 1024
+_ROBOTS_TTL_S = 3600.0
+_MAX_CRAWL_DELAY_S = 30.0
 _PORT = {"http": 80, "https": 443}
 
 
-class Fetched(NamedTuple):
-    """A page and the address it came from in the end."""
+class FetchedPage(NamedTuple):
+    """A page and the address that it came from after all redirects."""
 
     url: str
     page: Page
@@ -55,60 +44,61 @@ class Fetched(NamedTuple):
 class WebPages:
     """Gets pages from the web. Thread-safe; survives a fork.
 
-    Mutated by its parts: connections, the pace of each host, and what robots.txt said. Sends no
-    cookie, runs no script, fills no form, reads no proxy variable.
+    Mutated by its parts: connections, each host's rate limit, and cached robots.txt files. Sends no
+    cookie, runs no script, fills in no form, ignores proxy variables.
     """
 
     def __init__(
         self,
-        addresses: Addresses = Addresses(),  # noqa: B008 - frozen
+        addresses: AddressPolicy = AddressPolicy(),  # noqa: B008 - frozen
         robots: bool = True,
-        limits: Limits = PAGE_LIMITS,
+        limits: RequestLimits = PAGE_LIMITS,
         max_bytes: int = 10 << 20,
         reader: PageReader | None = None,
         seed: int = 0,
         pace_folder: str | Path | None = None,
     ) -> None:
-        """A client; nothing is opened yet.
+        """Prepare a client; nothing is opened yet.
 
         Args:
             addresses: which may be reached.
-            robots: whether robots.txt is asked and respected.
-            limits: pace, retries, deadline of each request.
+            robots: True to fetch and respect robots.txt.
+            limits: rate limit, retries and timeouts of requests.
             max_bytes: of a page; longer text is cut, a longer PDF refused.
-            reader: of the bytes that come back.
+            reader: extracts text from the bytes that come back.
             seed: draws the pauses between attempts.
-            pace_folder: processes that name the same folder keep one pace together.
+            pace_folder: processes that name the same folder share one rate limit per host.
         """
         self._addresses, self._robots, self._max_bytes = addresses, robots, max_bytes
         self._reader = reader or PageReader()
         self._client = HttpClient()
-        self._guard = Guard(limits, seed, pace_folder=pace_folder)
-        self._rules = PerProcess(_rules)
+        self._retrier = Retrier(limits, seed, pace_folder=pace_folder)
+        self._rules = PerProcess(dict[str, _Rules])
 
-    def fetch(self, url: str) -> Fetched:
-        """The page at a URL, after at most five redirects.
+    def fetch(self, url: str) -> FetchedPage:
+        """Fetch the page at a URL, after at most five redirects.
 
         Raises:
-            Refused: the page cannot be read because of what was asked; the message says why.
+            Refused: the page cannot be read because of the request itself; the message says why.
             ToolUnavailable: the host or the network is out of order.
         """
-        here = tidy_url(url)
-        for _ in range(_REDIRECTS + 1):
-            if self._robots and not self._may_read(here):
+        current = normalize_url(url)
+        for _ in range(_MAX_REDIRECTS + 1):
+            if self._robots and not self._may_read(current):
                 raise Refused("The site asks robots not to read this page.")
-            reply = self._get(here, self._max_bytes)
-            if reply.status not in (301, 302, 303, 307, 308):
-                return Fetched(urlunsplit(here), self._page(reply, urlunsplit(here)))
-            target = reply.headers.get("location", "")
+            response = self._get(current, self._max_bytes)
+            if response.status not in (301, 302, 303, 307, 308):
+                final = urlunsplit(current)
+                return FetchedPage(final, self._read(response, final))
+            target = response.headers.get("location", "")
             if not target:
                 raise Refused("The page redirects to nowhere.")
-            here = tidy_url(urljoin(urlunsplit(here), target))
-        raise Refused(f"The page redirects more than {_REDIRECTS} times.")
+            current = normalize_url(urljoin(urlunsplit(current), target))
+        raise Refused(f"The page redirects more than {_MAX_REDIRECTS} times.")
 
     def traffic(self) -> Traffic:
-        """Calls, attempts, faults and calls given up by this process."""
-        return self._guard.traffic()
+        """Return how many calls and attempts this process made, and how many failed."""
+        return self._retrier.traffic()
 
     def close(self) -> None:
         """Close connections and reading processes."""
@@ -116,81 +106,77 @@ class WebPages:
         self._reader.close()
         self._rules.pop()
 
-    def _page(self, reply: Reply, url: str) -> Page:
-        fault = failure(reply)
-        if fault is not None:
-            raise Refused(f"The page is not there: status {reply.status}.")
-        content_type = reply.headers.get("content-type", "")
-        if not reply.whole and (b"%PDF-" in reply.body[:1024] or "pdf" in content_type):
+    def _read(self, response: HttpResponse, url: str) -> Page:
+        if failure_from_status(response) is not None:
+            raise Refused(f"The page is not there: status {response.status}.")
+        content_type = response.headers.get("content-type", "")
+        is_pdf = b"%PDF-" in response.body[:1024] or "pdf" in content_type
+        if not response.complete and is_pdf:
             raise Refused(f"The document is longer than {self._max_bytes >> 20} MB.")
-        return self._reader.read(reply.body, content_type, url)
+        return self._reader.read(response.body, content_type, url)
 
-    def _get(self, url: SplitResult, max_bytes: int) -> Reply:
-        return self._guard.call(url.netloc, partial(self._attempt, url, max_bytes))
+    def _get(self, url: SplitResult, max_bytes: int) -> HttpResponse:
+        return self._retrier.call(url.netloc, partial(self._attempt, url, max_bytes))
 
-    def _attempt(self, url: SplitResult, max_bytes: int, seconds: float) -> Reply:
-        """One request, to the very address that was judged."""
+    def _attempt(self, url: SplitResult, max_bytes: int, seconds: float) -> HttpResponse:
+        """Send one request, to the very address that was checked."""
         assert url.hostname is not None
         start = time.monotonic()
-        address = self._addresses.pinned(url.hostname, url.port or _PORT[url.scheme])
-        place = f"[{address}]" if ":" in address else address
+        address = self._addresses.resolve(url.hostname, url.port or _PORT[url.scheme])
+        host = f"[{address}]" if ":" in address else address
         port = f":{url.port}" if url.port else ""
         try:
-            reply = self._client.send(
+            response = self._client.send(
                 "GET",
-                urlunsplit(url._replace(netloc=place + port)),
+                urlunsplit(url._replace(netloc=host + port)),
                 seconds=seconds - (time.monotonic() - start),
                 max_bytes=max_bytes,
                 headers={"Host": url.netloc, "User-Agent": AGENT, "Accept": "text/html, */*;q=0.5"},
                 server_name=url.hostname if url.scheme == "https" else None,
             )
-        except Fault as fault:
-            _refuse_dead(fault, url.netloc)
+        except AttemptFailed as failure:
+            _refuse_dead_host(failure, url.netloc)
             raise
-        fault_told = failure(reply)
-        if fault_told is not None and fault_told.retry:
-            raise fault_told
-        return reply
+        bad_status = failure_from_status(response)
+        if bad_status is not None and bad_status.retry:
+            raise bad_status
+        return response
 
     def _may_read(self, url: SplitResult) -> bool:
         origin = urlunsplit((url.scheme, url.netloc, "", "", ""))
-        kept = self._rules.get()
-        known = kept.get(origin)
-        if known is None or time.monotonic() - known.read_at > _ROBOTS_LAST_S:
-            while len(kept) >= _ROBOTS_KEPT:
-                kept.pop(next(iter(kept)), None)
-            known = kept[origin] = _Rules(self._robots_of(origin), time.monotonic())
-            delay = known.parser.crawl_delay(AGENT)
+        cached = self._rules.get()
+        rules = cached.get(origin)
+        if rules is None or time.monotonic() - rules.read_at > _ROBOTS_TTL_S:
+            while len(cached) >= _MAX_ROBOTS_FILES:
+                cached.pop(next(iter(cached)), None)
+            rules = cached[origin] = _Rules(self._fetch_robots(origin), time.monotonic())
+            delay = rules.parser.crawl_delay(AGENT)
             if delay is not None:
-                self._guard.slow_down(url.netloc, min(float(delay), _LONGEST_CRAWL_DELAY_S))
-        return known.parser.can_fetch(AGENT, urlunsplit(url))
+                self._retrier.slow_down(url.netloc, min(float(delay), _MAX_CRAWL_DELAY_S))
+        return rules.parser.can_fetch(AGENT, urlunsplit(url))
 
-    def _robots_of(self, origin: str) -> urllib.robotparser.RobotFileParser:
-        """The rules of a site; a file that is not there, or is elsewhere, forbids nothing."""
-        reply = self._get(urlsplit(origin + "/robots.txt"), _ROBOTS_BYTES)
-        lines = reply.body.decode("utf-8", "replace").splitlines() if reply.status == 200 else []
-        parser = urllib.robotparser.RobotFileParser()
-        parser.parse(lines)
+    def _fetch_robots(self, origin: str) -> RobotFileParser:
+        """Fetch the rules of a site; a file that is missing, or redirected, forbids nothing."""
+        response = self._get(urlsplit(origin + "/robots.txt"), _MAX_ROBOTS_BYTES)
+        text = response.body.decode("utf-8", "replace") if response.status == 200 else ""
+        parser = RobotFileParser()
+        parser.parse(text.splitlines())
         return parser
 
 
 class _Rules(NamedTuple):
-    parser: urllib.robotparser.RobotFileParser
+    parser: RobotFileParser
     read_at: float
 
 
-def _rules() -> dict[str, _Rules]:
-    return {}
-
-
-def tidy_url(url: str) -> SplitResult:
-    """A URL as it is sent: no user, no fragment, the host in ASCII and lower case.
+def normalize_url(url: str) -> SplitResult:
+    """Parse a URL into the form that is sent: no user, no fragment, the host in lower-case ASCII.
 
     Raises:
-        Refused: it is no URL of a web page.
+        Refused: it is not the URL of a web page.
     """
     url = url.strip()
-    if len(url) > _LONGEST_URL:
+    if len(url) > _MAX_URL_CHARACTERS:
         raise Refused("The address is too long.")
     if "://" not in url[:12] and url.partition("/")[0].count("."):
         url = "https://" + url
@@ -212,12 +198,15 @@ def tidy_url(url: str) -> SplitResult:
     return SplitResult(parts.scheme, netloc, path, query, "")
 
 
-def _refuse_dead(fault: Fault, host: str) -> None:
-    """A host where nobody listens, or that is not who it says, is a property of the address."""
-    error: BaseException | None = fault
+def _refuse_dead_host(failure: AttemptFailed, host: str) -> None:
+    """Raise Refused if nothing listens at a host or its certificate is invalid.
+
+    Retrying would not help: this is the fault of the address that the model chose.
+    """
+    error: BaseException | None = failure
     while error is not None:
         if isinstance(error, ConnectionRefusedError):
-            raise Refused(f"Nobody answers at {host}.") from fault
+            raise Refused(f"Nobody answers at {host}.") from failure
         if isinstance(error, ssl.SSLCertVerificationError):
-            raise Refused(f"{host} has no valid certificate.") from fault
+            raise Refused(f"{host} has no valid certificate.") from failure
         error = error.__cause__ or error.__context__

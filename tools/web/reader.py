@@ -1,7 +1,7 @@
-"""Bytes from the web to main text and links, read in another process with a time limit.
+"""Extracts main text and links from the bytes of a page, in a child process with a time limit.
 
-What parses pages is large, written in C in part, and fed by strangers: it stays out of the process
-that trains, which can neither be stopped by a page nor grow with it.
+The libraries that parse pages are large, partly written in C, and fed by strangers. They stay out
+of the training process, so that no page can stop it or use up its memory.
 """
 
 from __future__ import annotations
@@ -18,23 +18,18 @@ from typing import NamedTuple, TypedDict
 from tools.per_process import PerProcess
 from tools.tool import ToolUnavailable
 from tools.web.addresses import Refused
-from tools.web.rate_limits import Fault
-from tools.web.retries import within
+from tools.web.rate_limits import AttemptFailed
+from tools.web.retries import call_with_timeout
 
-_CHILD = Path(__file__).with_name("reader_child.py")
-
-
-_AT_ONCE = 2
-
-
-_HTML = ("text/html", "application/xhtml+xml")
-
-
-_TEXT = ("application/json", "application/xml", "application/ld+json")
+_CHILD_PROGRAM = Path(__file__).with_name("reader_child.py")
+_MAX_CHILDREN = 2
+"""Pages read concurrently."""
+_HTML_TYPES = ("text/html", "application/xhtml+xml")
+_TEXT_TYPES = ("application/json", "application/xml", "application/ld+json")
 
 
 class Page(NamedTuple):
-    """What is worth reading of a page."""
+    """The readable content of a page."""
 
     title: str
     text: str
@@ -42,81 +37,82 @@ class Page(NamedTuple):
     """Text and absolute URL, in the page's order."""
 
 
-class _Answer(TypedDict, total=False):
-    title: str
-    text: str
-    links: list[tuple[str, str]]
-    error: str  # what the page did wrong
-    broken: str  # what is wrong with the reader
-
-
 class PageReader:
-    """Reads pages in processes of its own. Thread-safe. Mutated by its pool of processes."""
+    """Reads pages in child processes. Thread-safe. Mutated by its pool of processes."""
 
-    def __init__(self, seconds: float = 20.0, program: Path = _CHILD) -> None:
-        """A reader; nothing is started yet.
+    def __init__(self, seconds: float = 20.0, program: Path = _CHILD_PROGRAM) -> None:
+        """Prepare a reader; nothing is started yet.
 
         Args:
             seconds: for one page.
-            program: that reads; tests have their own.
+            program: run by the child process; a test passes its own.
         """
         self._seconds = seconds
         self._pool = PerProcess(partial(_Pool, program))
 
     def read(self, body: bytes, content_type: str, url: str) -> Page:
-        """The page in a response's body.
+        """Extract the page in a response's body.
 
         Raises:
             Refused: the type is none of HTML, PDF and text, or the page cannot be read.
-            ToolUnavailable: the reading process cannot be started, or lacks a library.
+            ToolUnavailable: the child process cannot be started, or lacks a library.
         """
-        kind, charset = _kind(body, content_type)
-        asked = {"kind": kind, "charset": charset, "url": url, "bytes": len(body)}
-        request = json.dumps(asked).encode() + b"\n" + body
-        answer = self._answer(request) or self._answer(request)  # the first may have been killed
-        if answer is None:
+        kind, charset = _detect_kind(body, content_type)
+        header = {"kind": kind, "charset": charset, "url": url, "bytes": len(body)}
+        request = json.dumps(header).encode() + b"\n" + body
+        # Asked twice, because an idle child may have been killed from outside.
+        reply = self._ask_child(request) or self._ask_child(request)
+        if reply is None:
             raise Refused("The page breaks its reader.")
-        if "broken" in answer:
-            raise ToolUnavailable(f"the page reader cannot work: {answer['broken']}")
-        if "error" in answer:
-            raise Refused(f"The page cannot be read: {answer['error']}")
-        links = tuple((str(text), str(target)) for text, target in answer["links"])
-        return Page(answer["title"], answer["text"], links)
+        if "broken" in reply:
+            raise ToolUnavailable(f"the page reader cannot work: {reply['broken']}")
+        if "error" in reply:
+            raise Refused(f"The page cannot be read: {reply['error']}")
+        links = tuple((str(text), str(target)) for text, target in reply["links"])
+        return Page(reply["title"], reply["text"], links)
 
     def close(self) -> None:
-        """End this process's reading processes."""
+        """End this process's children."""
         pool = self._pool.pop()
-        while pool is not None and pool.free:
-            pool.free.pop().kill()
+        while pool is not None and pool.idle:
+            pool.idle.pop().kill()
 
-    def _answer(self, request: bytes) -> _Answer | None:
-        """None: the process that read it is gone."""
+    def _ask_child(self, request: bytes) -> _Reply | None:
+        """Return a child's reply; None if it died."""
         pool = self._pool.get()
-        with pool.places:
+        with pool.slots:
             child = pool.take()
             try:
-                line = within(self._seconds, partial(child.ask, request), child.kill)
-                answer: _Answer = json.loads(line)
-            except Fault as fault:
-                raise Refused("The page takes too long to read.") from fault
+                line = call_with_timeout(self._seconds, partial(child.ask, request), child.kill)
+                reply: _Reply = json.loads(line)
+            except AttemptFailed as timeout:
+                raise Refused("The page takes too long to read.") from timeout
             except (OSError, ValueError):
                 child.kill()
                 return None
-            pool.free.append(child)
-            return answer
+            pool.idle.append(child)
+            return reply
+
+
+class _Reply(TypedDict, total=False):
+    title: str
+    text: str
+    links: list[tuple[str, str]]
+    error: str  # what is wrong with the page
+    broken: str  # what is wrong with the reader
 
 
 class _Pool:
-    """Reading processes that are idle. Mutated by `take` and by whoever gives back."""
+    """Idle children. Mutated by `take` and by its user, which appends a child when it is done."""
 
     def __init__(self, program: Path) -> None:
         self._program = program
-        self.free: list[_Child] = []
-        self.places = threading.BoundedSemaphore(_AT_ONCE)
+        self.idle: list[_Child] = []
+        self.slots = threading.BoundedSemaphore(_MAX_CHILDREN)
 
     def take(self) -> _Child:
         try:
-            return self.free.pop()
+            return self.idle.pop()
         except IndexError:
             return _Child(self._program)
 
@@ -152,28 +148,30 @@ class _Child:
                 try:
                     pipe.close()
                 except OSError:
-                    continue  # what was not written yet has no reader any more
+                    continue  # it flushes what was buffered, and the reading end is gone
 
 
-def _kind(body: bytes, content_type: str) -> tuple[str, str]:
+def _detect_kind(body: bytes, content_type: str) -> tuple[str, str]:
+    """Return html, pdf or text, and the charset; empty if it is not declared."""
     media, _, parameters = content_type.partition(";")
     media = media.strip().lower()
     charset = ""
     for parameter in parameters.split(";"):
         name, _, value = parameter.partition("=")
         if name.strip().lower() == "charset":
-            charset = _codec(value.strip().strip("\"'"))
+            charset = _normalize_charset(value.strip().strip("\"'"))
     start = body[:1024].lstrip()
     if media == "application/pdf" or start.startswith(b"%PDF-"):
         return "pdf", ""
-    if media in _HTML or (not media and start.startswith(b"<")):
+    if media in _HTML_TYPES or (not media and start.startswith(b"<")):
         return "html", charset
-    if media.startswith("text/") or media in _TEXT or media.endswith(("+json", "+xml")):
+    if media.startswith("text/") or media in _TEXT_TYPES or media.endswith(("+json", "+xml")):
         return "text", charset
     raise Refused(f"Pages of type {media[:80] or 'unknown'!r} cannot be read.")
 
 
-def _codec(name: str) -> str:
+def _normalize_charset(name: str) -> str:
+    """Return Python's name of a text encoding; empty if it has none."""
     try:
         b"".decode(name)
         return codecs.lookup(name).name

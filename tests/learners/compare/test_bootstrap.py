@@ -8,13 +8,13 @@ from learners.compare.bootstrap import (
     area_weights,
     difference,
     draw,
-    drawn_means,
-    heights,
+    interpolate,
     interquartile_mean,
     mean,
     pass_at,
     probability_of_improvement,
     profile,
+    resampled_means,
 )
 
 LEVELS = ["1", "2", "1", "2"]
@@ -32,7 +32,9 @@ def test_tasks_are_drawn_within_their_levels():
 def test_a_drawn_mean_is_the_mean_of_what_was_drawn():
     """Against a loop over drawn seeds and tasks."""
     draws = draw(2, LEVELS, 20)
-    for found, seeds, tasks in zip(drawn_means(OURS, draws), draws.seeds, draws.tasks, strict=True):
+    for found, seeds, tasks in zip(
+        resampled_means(OURS, draws), draws.seeds, draws.tasks, strict=True
+    ):
         picked = [OURS[s, n] for s in seeds for n in range(4) for _ in range(int(tasks[n]))]
         assert found == pytest.approx(np.mean(picked))
 
@@ -85,7 +87,7 @@ def test_the_area_of_a_curve_ends_at_the_budget(places, end, weights):
 def test_the_area_agrees_with_a_sum_over_many_places():
     places, scores = [0.0, 3.0, 4.0, 9.0, 13.0], np.array([[0.1, 0.7, 0.2, 0.9, 0.4]]).T
     many = np.linspace(0, 11, 200_001)
-    slow = np.trapezoid(heights(places, scores, many)[:, 0], many) / 11
+    slow = np.trapezoid(interpolate(places, scores, many)[:, 0], many) / 11
     assert float(area_weights(places, 11.0) @ scores[:, 0]) == pytest.approx(slow, abs=1e-6)
 
 

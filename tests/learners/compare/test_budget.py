@@ -6,7 +6,7 @@ import pytest
 
 from learners.config import RunConfig
 from learners.ledger import amount_used, policy_flops
-from learners.runs.evaluation import over
+from learners.runs.evaluation import has_reached_limit
 from learners.runs.training import main
 from tests.learners.runs.test_evaluation import arguments, lines_of
 from tests.learners.test_commands import refused
@@ -23,8 +23,8 @@ def test_what_was_spent_is_the_sum_over_iterations():
     [((), False), ((("tokens", 60),), True), ((("tokens", 61),), False), ((("calls", 3),), True)],
 )
 def test_a_run_is_over_when_its_budget_is_reached(stop_at, ends):
-    assert over(RunConfig.of(stop_at=stop_at), 2, LINES) is ends
-    assert over(RunConfig.of(stop_at=stop_at, iterations=2), 2, LINES)
+    assert has_reached_limit(RunConfig.of(stop_at=stop_at), 2, LINES) is ends
+    assert has_reached_limit(RunConfig.of(stop_at=stop_at, iterations=2), 2, LINES)
 
 
 def test_operations_count_two_forward_and_six_with_the_backward_pass():

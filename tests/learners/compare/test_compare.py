@@ -7,10 +7,24 @@ from dataclasses import replace
 import pytest
 
 from learners.compare.__main__ import main
-from learners.compare.config import Budget, Config, budget, default_of, methods, of_spec, reference
-from learners.compare.jobs import keep_tasks
+from learners.compare.config import (
+    Config,
+    TrainingBudget,
+    default_config,
+    parse_budget,
+    parse_methods,
+    read_spec,
+    reference_label,
+)
+from learners.compare.jobs import store_tasks
 from learners.compare.plan import evaluation_folder, final_trials, start_trials, tuning_trials
-from learners.compare.summary import asked_of_judge, decoded, encoded, read_summary, write_summary
+from learners.compare.summary import (
+    decode_scores,
+    encode_scores,
+    judge_usage,
+    read_summary,
+    write_summary,
+)
 from learners.errors import UsageError
 from learners.evaluate.__main__ import main as evaluate
 from learners.runs.training import main as train
@@ -34,13 +48,14 @@ SMALL = Config(methods=("grpo", "appo"), seeds=2, model="somewhere")
     ],
 )
 def test_a_method_is_a_learner_with_arguments_and_perhaps_a_name(text, method):
-    assert methods(Config(methods=(text,))) == [method]
+    assert parse_methods(Config(methods=(text,))) == [method]
 
 
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"methods": ("grpoo",)}, "there is no learners/grpoo.py"),
+        ({"methods": ("grpoo",)}, "'grpoo' is not a method; expected one of appo, "),
+        ({"methods": ("learners.tree",)}, "'tree' is not a method; expected one of appo, "),
         ({"methods": ("grpo", "grpo")}, "each needs a name of its own"),
         ({"methods": ("a b = grpo", "a-b = appo")}, "each needs a name of its own"),
         ({"methods": ("start = grpo",)}, "each needs a name of its own"),
@@ -56,42 +71,42 @@ def test_a_method_is_a_learner_with_arguments_and_perhaps_a_name(text, method):
 def test_what_cannot_be_compared_is_refused(options, told):
     config = replace(SMALL, **options)
     with pytest.raises(UsageError, match=told):
-        (methods(config), budget(config), reference(config))
+        (parse_methods(config), parse_budget(config), reference_label(config))
 
 
 def test_all_are_held_against_appo_unless_another_is_named():
-    assert reference(SMALL) == "appo"
-    assert reference(replace(SMALL, against="grpo")) == "grpo"
-    assert reference(replace(SMALL, methods=("dapo", "grpo"))) == "dapo"
+    assert reference_label(SMALL) == "appo"
+    assert reference_label(replace(SMALL, against="grpo")) == "grpo"
+    assert reference_label(replace(SMALL, methods=("dapo", "grpo"))) == "dapo"
 
 
 def test_a_budget_is_an_amount_of_something():
-    assert budget(Config(budget="flops=1e12")) == Budget("flops", 1e12)
-    assert str(budget(Config(budget="tokens=200000"))) == "200,000 tokens"
+    assert parse_budget(Config(budget="flops=1e12")) == TrainingBudget("flops", 1e12)
+    assert str(parse_budget(Config(budget="tokens=200000"))) == "200,000 tokens"
 
 
 def test_a_spec_is_what_the_command_line_changes(tmp_path):
     (tmp_path / "lab.toml").write_text('seeds = 3\nmethods = ["dapo"]\nrates = [1e-3]\n')
-    found = default_of(["--spec", str(tmp_path / "lab.toml"), "--seeds", "4"])
+    found = default_config(["--spec", str(tmp_path / "lab.toml"), "--seeds", "4"])
     assert (found.name, found.seeds, found.methods, found.rates) == ("lab", 3, ("dapo",), (1e-3,))
-    assert default_of(["--seeds", "4"]) == Config()
+    assert default_config(["--seeds", "4"]) == Config()
 
 
 def test_a_spec_with_an_unknown_field_is_refused(tmp_path):
     (tmp_path / "lab.toml").write_text("seed = 3\n")
-    with pytest.raises(UsageError, match=r"lab.toml: seed: no field of a comparison"):
-        of_spec(tmp_path / "lab.toml")
+    with pytest.raises(UsageError, match=r"lab.toml: seed: no option of a comparison"):
+        read_spec(tmp_path / "lab.toml")
     with pytest.raises(UsageError, match="No such file"):
-        of_spec(tmp_path / "none.toml")
+        read_spec(tmp_path / "none.toml")
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda path: path.stem)
 def test_every_committed_spec_can_be_planned(spec):
     """Each trial's arguments are parsed by its learner's own command line; all names differ."""
-    config = of_spec(spec)
+    config = read_spec(spec)
     trials = [*start_trials(config), *tuning_trials(config), *final_trials(config, {})]
     assert len({trial.summary for trial in trials}) == len(trials)
-    assert len(final_trials(config, {})) == config.seeds * len(methods(config))
+    assert len(final_trials(config, {})) == config.seeds * len(parse_methods(config))
 
 
 def test_there_are_specs():
@@ -149,7 +164,7 @@ def test_a_judge_of_the_runs_grades_their_evaluations_and_is_part_of_their_names
 
 def test_tuning_has_seeds_of_its_own_and_the_same_trials_for_every_method():
     trials = tuning_trials(replace(SMALL, rates=(1e-4, 1e-3), tuning_seeds=2))
-    for method in methods(SMALL):
+    for method in parse_methods(SMALL):
         tried = [(t.seed, t.rate) for t in trials if t.method == method]
         assert tried == [(1000, 1e-4), (1000, 1e-3), (1001, 1e-4), (1001, 1e-3)]
     assert not tuning_trials(SMALL)
@@ -157,8 +172,8 @@ def test_tuning_has_seeds_of_its_own_and_the_same_trials_for_every_method():
 
 @pytest.mark.parametrize("scores", [[1.0, None, 0.0, 9.0], [0.25, None, 1.0], [10.0, 0.0]])
 def test_scores_survive_their_short_form(scores):
-    assert decoded(json.loads(json.dumps(encoded(scores)))) == scores
-    assert encoded([1.0, None, 0.0]) == "1-0"
+    assert decode_scores(json.loads(json.dumps(encode_scores(scores)))) == scores
+    assert encode_scores([1.0, None, 0.0]) == "1-0"
 
 
 def refused(capsys, *given):
@@ -209,7 +224,7 @@ def test_a_trial_becomes_a_summary_of_a_few_kb(taught, tmp_path):
         results=str(tmp_path / "results"),
         out=str(tmp_path / "runs"),
     )
-    tasks = keep_tasks(config)
+    tasks = store_tasks(config)
     (trial,) = final_trials(config, {})
     train(trial.method.module, list(trial.train[3:]))
     evaluate(list(trial.evaluations[0][3:]))
@@ -222,17 +237,17 @@ def test_a_trial_becomes_a_summary_of_a_few_kb(taught, tmp_path):
     assert found["spent"]["peak_memory"] == max(line["memory/peak"] for line in lines)
     assert "judge" not in found
     assert found["curve"][-1]["tokens"] == sampled
-    last = [score for score in decoded(found["curve"][-1]["scores"]) if score is not None]
+    last = [score for score in decode_scores(found["curve"][-1]["scores"]) if score is not None]
     assert sum(last) / len(last) == pytest.approx(lines[-1]["validation/score"])
     assert found["test"]["samples"] == 2
     results = json.loads(
         (trial.folder.parent / f"{trial.folder.name}-test/results.json").read_text()
     )
     official = results["environments"]["appo/SyntheticQA-v0"]["official"]["value"]
-    assert sum(decoded(found["test"]["scores"])) / 8 == pytest.approx(official)
+    assert sum(decode_scores(found["test"]["scores"])) / 8 == pytest.approx(official)
     assert trial.summary.stat().st_size < 10_000
     with pytest.raises(UsageError, match="names other tasks"):
-        keep_tasks(replace(config, eval_tasks=5))
+        store_tasks(replace(config, eval_tasks=5))
 
 
 def test_what_validations_and_the_end_asked_of_a_judge_is_added_up(tmp_path):
@@ -246,9 +261,9 @@ def test_what_validations_and_the_end_asked_of_a_judge_is_added_up(tmp_path):
     end.mkdir()
     judge = {"model": "judge-1", "calls": 4, "cached": 0, "faults": 2, "cost": 1.0}
     (end / "results.json").write_text(json.dumps({"judge": judge}))
-    assert asked_of_judge(trial) == {"calls": 10, "cached": 2, "faults": 2, "cost": 2.0}
+    assert judge_usage(trial) == {"calls": 10, "cached": 2, "faults": 2, "cost": 2.0}
     (end / "results.json").write_text(json.dumps({"judge": None}))
-    assert asked_of_judge(trial)["calls"] == 6
+    assert judge_usage(trial)["calls"] == 6
 
 
 @pytest.mark.slow

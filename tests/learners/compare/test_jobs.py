@@ -11,7 +11,7 @@ import pytest
 
 from learners.compare.__main__ import main, start_command
 from learners.compare.config import Config
-from learners.compare.jobs import Children, TrialFailed, run_all, start_is_there
+from learners.compare.jobs import ChildProcesses, TrialFailed, run_all, start_exists
 from learners.compare.plan import final_trials, start_trials
 
 FAIL = "print('the plug is out'); raise SystemExit(3)"
@@ -42,7 +42,7 @@ def test_a_trial_that_fails_is_told_with_its_last_words_and_stops_no_other(tmp_p
 
 
 def test_children_that_run_are_interrupted_and_none_is_started_after(tmp_path):
-    children, ended = Children(), []
+    children, ended = ChildProcesses(), []
     ready = tmp_path / "ready"
     code = (
         "import pathlib, signal, sys, time\n"
@@ -73,12 +73,12 @@ def test_a_start_is_made_by_the_command_that_the_spec_gives(tmp_path):
     told = shlex.join(start_command(config)[1:])
     wanted = f"-m learners.sft --model tiny --seed 1 --out {tmp_path}/start --data-dir rows"
     assert told == wanted
-    assert not start_is_there(config)
+    assert not start_exists(config)
     (tmp_path / "start").mkdir()
-    assert not start_is_there(config)  # begun, not done
+    assert not start_exists(config)  # begun, not done
     (tmp_path / "start" / "summary.json").write_text("{}")
-    assert start_is_there(config)
-    assert start_is_there(Config(model="smollm2"))
+    assert start_exists(config)
+    assert start_exists(Config(model="smollm2"))
 
 
 def test_an_estimate_without_a_start_says_what_is_missing(tmp_path, capsys):
@@ -87,7 +87,7 @@ def test_an_estimate_without_a_start_says_what_is_missing(tmp_path, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert "2 methods x 3 seeds, each to 200,000 tokens: 9 trials" in said
     assert "9 not run yet" in said
-    assert "which is not there" in said
+    assert "which does not exist" in said
 
 
 def test_what_trains_in_bfloat16_is_evaluated_in_it():

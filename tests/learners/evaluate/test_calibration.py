@@ -5,8 +5,14 @@ import pytest
 from benchmarks import BENCHMARKS, Task
 from learners.evaluate.config import Config, make_environment
 from learners.evaluate.episodes import Episode
-from learners.evaluate.grading import calibration, grade, stated, summary
-from learners.evaluate.tables import _official
+from learners.evaluate.grading import (
+    Calibration,
+    calibrate,
+    grade,
+    stated_confidence,
+    summarise,
+)
+from learners.evaluate.tables import official_cell
 
 TASK = Task("t", "Which letter?", ("B",), "choice")
 
@@ -27,21 +33,21 @@ TASK = Task("t", "Which letter?", ("B",), "choice")
     ],
 )
 def test_the_last_stated_confidence_is_read(text, share):
-    assert stated(text) == (None if share is None else pytest.approx(share))
+    assert stated_confidence(text) == (None if share is None else pytest.approx(share))
 
 
 def test_an_answer_without_a_confidence_counts_as_certain():
     """Bins of 100: one bin of two answers, mean confidence 0.9, accuracy 0.5: error 0.4."""
-    found = calibration([0.8, None], [True, False])
-    assert found == {"value": pytest.approx(0.4), "official": None, "stated": 1}
+    found = calibrate([0.8, None], [True, False])
+    assert found == Calibration(pytest.approx(0.4), None, 1)
 
 
 def test_the_authors_number_leaves_the_last_bin_out():
     """200 answers: the first bin is off by 0.5, the last by 0.1."""
     confidence = [0.5] * 100 + [0.9] * 100
-    found = calibration(confidence, [False] * 100 + [True] * 100)
-    assert found["value"] == pytest.approx(((0.25 + 0.01) / 2) ** 0.5)
-    assert found["official"] == pytest.approx((0.25 / 2) ** 0.5)
+    found = calibrate(confidence, [False] * 100 + [True] * 100)
+    assert found.value == pytest.approx(((0.25 + 0.01) / 2) ** 0.5)
+    assert found.official == pytest.approx((0.25 / 2) ** 0.5)
 
 
 def episode(text, sample):
@@ -56,10 +62,10 @@ def test_graded_episodes_have_a_calibration_where_one_states_a_confidence():
     episodes.append(Episode("t", 2, None, "length", (), 3, ("Confidence: 10%",)))
     verdicts = [grade(BENCHMARKS["HLE"], TASK, one) for one in episodes]
     assert [v.confidence for v in verdicts] == [0.6, None, None]
-    found = summary(verdicts) | {"official_metric": "score_choice"}
-    assert found["calibration"] == {"value": pytest.approx(0.3), "official": None, "stated": 1}
-    assert "calibration error 0.300 (authors' script: none)" in _official(found)
-    assert summary(verdicts[1:])["calibration"] is None
+    found = summarise(verdicts)
+    assert found.calibration == Calibration(pytest.approx(0.3), None, 1)
+    assert "calibration error 0.300 (authors' script: none)" in official_cell(found, "score_choice")
+    assert summarise(verdicts[1:]).calibration is None
 
 
 def test_a_confidence_is_asked_for_on_demand():

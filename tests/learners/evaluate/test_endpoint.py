@@ -1,4 +1,4 @@
-"""Models behind an endpoint as players: what is sent, what is made of what comes back."""
+"""Models behind an endpoint as backends: what is sent, what is made of what comes back."""
 
 import io
 import json
@@ -15,12 +15,12 @@ from learners.errors import EndpointUnavailable, UsageError
 from learners.evaluate.__main__ import evaluate
 from learners.evaluate.config import Config
 from learners.evaluate.endpoint import (
-    Client,
-    EndpointPlayer,
-    Reply,
+    EndpointBackend,
+    EndpointClient,
+    EndpointReply,
     RequestFailed,
     first_turn,
-    fitted,
+    shorten,
 )
 from learners.evaluate.episodes import Job
 from learners.policy.loading import tiny_tokenizer
@@ -61,13 +61,13 @@ class FakeModel:
         return said
 
 
-def played(fake, env=None, protocol="chat", most_tokens=1000, tokenizer=None):
+def played(fake, env=None, protocol="chat", max_tokens=1000, tokenizer=None):
     """The one episode of the toy task t ("What is 4 + 4?")."""
     env = env or toy_env()
-    client = Client(ENDPOINT, protocol, fake)
-    player = EndpointPlayer(client, 0.0, 0, 2, tokenizer, pause_s=0)
+    client = EndpointClient(ENDPOINT, protocol, fake)
+    backend = EndpointBackend(client, 0.0, 0, 2, tokenizer, pause_s=0)
     kept = []
-    player.play(env, [Job(env.tasks[0], 0)], most_tokens, kept.append)
+    backend.play(env, [Job(env.tasks[0], 0)], max_tokens, kept.append)
     (episode,) = kept
     return episode
 
@@ -130,7 +130,7 @@ def test_what_a_model_makes_up_after_its_turn_is_no_part_of_it():
 def test_a_turn_ends_with_its_closing_tag_whether_the_endpoint_keeps_it_or_not(
     text, finish, stopped_at, turn
 ):
-    assert first_turn(Reply(text, finish, 1, 1, stopped_at), ("</x>", "</y>")) == turn
+    assert first_turn(EndpointReply(text, finish, 1, 1, stopped_at), ("</x>", "</y>")) == turn
 
 
 def test_a_reply_without_an_action_ends_the_episode_as_in_training():
@@ -152,9 +152,9 @@ def test_results_count_against_the_tokens_of_an_episode():
 
 def test_without_room_for_a_result_the_episode_ends_by_length():
     fake = FakeModel(reply(call("search", "a"), prompt=50, completion=95))
-    assert played(fake, most_tokens=120).stop == "length"
-    assert fitted("abcdefghij", 4) == "abcj"
-    assert fitted("abc", 4) == "abc"
+    assert played(fake, max_tokens=120).stop == "length"
+    assert shorten("abcdefghij", 4) == "abcj"
+    assert shorten("abc", 4) == "abc"
 
 
 TOO_LONG = (
@@ -213,13 +213,13 @@ def test_parameters_that_an_endpoint_does_not_take_are_left_out_and_named():
         reply("well"),
         reply("well"),
     )
-    client = Client(ENDPOINT, "chat", fake)
+    client = EndpointClient(ENDPOINT, "chat", fake)
     for _ in range(2):
         assert client.ask([], 99, 0.0, 1, ["</x>"]).text == "well"
     assert client.left_out == {"max_tokens", "stop", "temperature"}
     assert fake.bodies[4] == {"model": "m-1", "messages": [], "max_completion_tokens": 99}
     with pytest.raises(RequestFailed):
-        Client(ENDPOINT, "chat", FakeModel(refusal(400, "'seed' is wrong"))).ask(
+        EndpointClient(ENDPOINT, "chat", FakeModel(refusal(400, "'seed' is wrong"))).ask(
             [], 9, 0.0, 1, ["</x>"]
         )
 
@@ -227,8 +227,8 @@ def test_parameters_that_an_endpoint_does_not_take_are_left_out_and_named():
 def test_draws_of_a_sample_are_named_by_a_seed_of_their_own():
     fake = FakeModel(reply(answer("8")), reply(answer("8")))
     env = toy_env()
-    player = EndpointPlayer(Client(ENDPOINT, "chat", fake), 0.7, 0, 1)
-    player.play(env, [Job(env.tasks[0], 0), Job(env.tasks[0], 1)], 100, lambda episode: None)
+    backend = EndpointBackend(EndpointClient(ENDPOINT, "chat", fake), 0.7, 0, 1)
+    backend.play(env, [Job(env.tasks[0], 0), Job(env.tasks[0], 1)], 100, lambda episode: None)
     assert fake.bodies[0]["temperature"] == 0.7
     assert fake.bodies[0]["seed"] != fake.bodies[1]["seed"]
 
@@ -241,7 +241,7 @@ def test_a_tool_that_stays_unavailable_is_an_error():
 
 
 class Served(BaseHTTPRequestHandler):
-    """Answers the player with the word Gate, and the judge as it asks for."""
+    """Answers the backend with the word Gate, and the judge as it asks for."""
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -280,13 +280,13 @@ def test_a_judged_set_has_no_official_number_until_a_judge_has_graded_it(
     (rows / "test.jsonl").write_text(json.dumps(row) + "\n", "utf-8")
     known = {"env": ("appo/WebWalker-v0",), "data_dir": str(tmp_path), "tools": ("calculator",)}
     out = str(tmp_path / "out")
-    results = evaluate(Config(model="m-1", api_base=served, out=out, **known))
+    results = evaluate(Config(model="m-1", api_base=served, out=out, **known)).to_json()
     found = results["environments"]["appo/WebWalker-v0"]
     assert results["player"]["protocol"] == "chat"
     assert (found["official"], found["not_judged"]) == (None, 1)
     assert found["training"]["value"] == pytest.approx(0.4)  # 1 of 1 words in 1 of 4
     judge = {"judge_base": served, "judge_model": "judge-1"}
-    again = evaluate(Config(regrade=True, out=out, **judge))
+    again = evaluate(Config(regrade=True, out=out, **judge)).to_json()
     found = again["environments"]["appo/WebWalker-v0"]
     assert (found["official"]["value"], found["not_judged"]) == (1.0, 0)
     assert again["player"] == results["player"]
@@ -322,7 +322,7 @@ def test_a_real_server_plays_completions_as_the_model_itself_does(transformers_s
     remote = {"api_base": base, "protocol": "completions", "tokenizer": name}
     there = evaluate(Config(model=name, out=str(tmp_path / "there"), **known, **remote))
     here = evaluate(Config(model=name, out=str(tmp_path / "here"), threads=1, **known))
-    assert there["player"]["protocol"] == "completions"
+    assert there.backend.protocol == "completions"
     texts = [
         (tmp_path / where / "SyntheticQA.episodes.jsonl").read_text("utf-8").split("\n")[:-1]
         for where in ("there", "here")
@@ -333,14 +333,14 @@ def test_a_real_server_plays_completions_as_the_model_itself_does(transformers_s
     for task, row in by_task[0].items():
         assert row["error"] is None
         assert row["transcript"] == by_task[1][task]["transcript"]
-    assert there["environments"].keys() == here["environments"].keys()
+    assert there.environments.keys() == here.environments.keys()
 
 
 @pytest.mark.full
 def test_a_real_server_plays_chat(transformers_serve, tmp_path):
     base, name = transformers_serve
     config = Config(model=name, api_base=base, out=str(tmp_path), **SERVED, max_response_tokens=120)
-    results = evaluate(config)
+    results = evaluate(config).to_json()
     found = results["environments"]["appo/SyntheticQA-v0"]
     assert results["player"]["protocol"] == "chat"
     assert found["status"].get("error", 0) == 0

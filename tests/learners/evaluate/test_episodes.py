@@ -6,8 +6,8 @@ import torch
 
 from benchmarks import Task
 from envs import ToolEnv
+from learners.evaluate.backends import CHUNK, LocalBackend, group_by_length
 from learners.evaluate.episodes import Job
-from learners.evaluate.players import CHUNK, LocalPlayer, grouped
 from learners.policy.loading import LoadedModel, load_model
 from tests.fakes import TOY, EchoTool
 
@@ -18,7 +18,7 @@ def job(index):
 
 def shapes(lengths, rows):
     """(rows, indices) of every group."""
-    groups = grouped([job(index) for index in range(len(lengths))], lengths, rows)
+    groups = group_by_length([job(index) for index in range(len(lengths))], lengths, rows)
     return [(group.rows, [int(job.task.id) for job in group.jobs]) for group in groups]
 
 
@@ -60,7 +60,7 @@ def test_episodes_do_not_depend_on_what_is_played_together():
 
     def played(rows, jobs):
         kept = []
-        LocalPlayer(loaded, 1.0, 0, rows).play(env, jobs, 12, kept.append)
+        LocalBackend(loaded, 1.0, 0, rows).play(env, jobs, 12, kept.append)
         return {(episode.task, episode.sample): episode for episode in kept}
 
     together = played(8, jobs)

@@ -16,9 +16,9 @@ import tyro
 from benchmarks import BENCHMARKS, Score, Task, sample_tasks
 from learners.errors import RunFolderError, UsageError
 from learners.evaluate.__main__ import evaluate, main
-from learners.evaluate.config import Config, opened
-from learners.evaluate.episodes import Episode, EpisodeFile, Job, mask, missing, unmask
-from learners.evaluate.grading import Verdict, grade, summary
+from learners.evaluate.config import Config, open_folder
+from learners.evaluate.episodes import Episode, EpisodeFile, Job, mask, missing_jobs, unmask
+from learners.evaluate.grading import Verdict, grade, summarise
 from learners.intervals import bootstrap_mean, wilson
 from learners.run_folder import newest_model
 from learners.runs import report
@@ -51,7 +51,9 @@ def config_of(model, out, **fields):
 
 def test_one_sample_per_task_is_a_rate_with_wilsons_interval():
     """3 of 4: (0.75 + 0.4802) / 1.9604 +- 0.3244: 0.300 to 0.954."""
-    found = summary([verdict(name, "right") for name in "abc"] + [verdict("d", "wrong")])
+    found = summarise(
+        [verdict(name, "right") for name in "abc"] + [verdict("d", "wrong")]
+    ).to_json()
     assert found["official"] | {"low": 0, "high": 0} == {
         "value": 0.75,
         "low": 0,
@@ -67,7 +69,7 @@ def test_several_samples_are_bootstrapped_over_tasks_and_give_pass_at_k():
     """Two tasks of four samples with 2 and 0 right: pass@2 is (5/6 + 0) / 2."""
     made = [verdict("a", "right" if i < 2 else "wrong", i) for i in range(4)]
     made += [verdict("b", "wrong", i) for i in range(4)]
-    found = summary(made)
+    found = summarise(made).to_json()
     assert found["official"]["value"] == 0.25
     assert (found["official"]["low"], found["official"]["high"]) == (0.0, 0.5)
     assert found["official"]["interval"] == "bootstrap over tasks"
@@ -81,7 +83,7 @@ def test_several_samples_are_bootstrapped_over_tasks_and_give_pass_at_k():
 def test_a_task_with_fewer_samples_than_k_is_left_out_of_pass_at_k():
     made = [verdict("a", "wrong", 0), verdict("a", "right", 1), verdict("b", "right", 0)]
     made.append(verdict("b", "error", 1))
-    found = summary(made)
+    found = summarise(made).to_json()
     assert (found["pass_at"]["2"]["value"], found["pass_at"]["2"]["tasks"]) == (1.0, 1)
     assert found["pass_at"]["1"]["tasks"] == 2
 
@@ -89,7 +91,7 @@ def test_a_task_with_fewer_samples_than_k_is_left_out_of_pass_at_k():
 def test_errors_are_neither_right_nor_wrong():
     made = [verdict("a", "right"), verdict("b", "error", stop="", tokens=0)]
     made.append(verdict("c", "no answer", stop="length", calls=("search", "python")))
-    found = summary(made)
+    found = summarise(made).to_json()
     assert found["official"]["value"] == 0.5
     assert found["status"] == {"right": 1, "error": 1, "no answer": 1}
     assert found["stop"] == {"answered": 1, "length": 1}
@@ -98,13 +100,13 @@ def test_errors_are_neither_right_nor_wrong():
 
 
 def test_nothing_but_errors_gives_no_numbers():
-    found = summary([verdict("a", "error")])
+    found = summarise([verdict("a", "error")]).to_json()
     assert (found["official"], found["training"], found["tokens"]) == (None, None, None)
 
 
 def test_one_answer_that_only_a_judge_could_grade_leaves_no_official_number():
     made = [verdict("a", "right"), verdict("b", "not judged", training=0.5, em=0.0)]
-    found = summary([made[0], made[1]])
+    found = summarise([made[0], made[1]]).to_json()
     assert (found["official"], found["pass_at"], found["not_judged"]) == (None, {}, 1)
     assert found["training"]["value"] == 0.75
 
@@ -147,22 +149,22 @@ def test_episodes_survive_a_kill_in_the_middle_of_a_line(tmp_path):
     path = tmp_path / "e.jsonl"
     file = EpisodeFile(path, frozenset())
     first = Episode("a", 0, "42", "answered", ("search",), 9, ("x", "y", "z"))
-    file.keep(first)
-    file.keep(Episode("b", 0, error="the plug is out"))
+    file.append(first)
+    file.append(Episode("b", 0, error="the plug is out"))
     with path.open("a", encoding="utf-8") as torn:
         torn.write('{"task": "c", "sam')
     again = EpisodeFile(path, frozenset())
     assert again.read()["a", 0] == first
     jobs = [Job(Task(name, "q", ("a",)), 0) for name in "abc"]
-    assert [job.task.id for job in missing(jobs, again.read())] == ["b", "c"]
-    again.keep(Episode("b", 0, "7", "answered"))
+    assert [job.task.id for job in missing_jobs(jobs, again.read())] == ["b", "c"]
+    again.append(Episode("b", 0, "7", "answered"))
     assert EpisodeFile(path, frozenset()).read()["b", 0].answer == "7"
 
 
 def test_what_was_said_about_a_restricted_task_is_not_in_the_clear(tmp_path):
     path = tmp_path / "e.jsonl"
     said = Episode("a", 0, "\u963f\u8fbe secret", "answered", (), 1, ("the secret \ud800 is out",))
-    EpisodeFile(path, frozenset({"a"})).keep(said)
+    EpisodeFile(path, frozenset({"a"})).append(said)
     assert "secret" not in path.read_text("utf-8")
     assert EpisodeFile(path, frozenset({"a"})).read()["a", 0] == said
     assert unmask(mask("x", "a"), "b") != "x"
@@ -186,6 +188,7 @@ def whole(taught, tmp_path_factory):
 
 def test_results_hold_the_numbers_and_what_belongs_beside_them(whole, taught):
     out, results = whole
+    results = results.to_json()
     found = results["environments"]["appo/SyntheticQA-v0"]
     assert json.loads((out / "results.json").read_text()) == results
     assert results["player"]["model"] == str(taught)
@@ -250,7 +253,7 @@ def test_stored_episodes_are_graded_again_without_the_model(whole, tmp_path):
     assert evaluate(Config(regrade=True, out=str(copy))) == results
     assert (copy / "SyntheticQA.graded.jsonl").exists()
     fewer = evaluate(Config(regrade=True, out=str(copy), env=("appo/SyntheticQA-v0",), tasks=3))
-    assert fewer["environments"]["appo/SyntheticQA-v0"]["episodes"] == 6
+    assert fewer.environments["appo/SyntheticQA-v0"].grades.episodes == 6
     with pytest.raises(RunFolderError, match="holds no evaluation to grade again"):
         evaluate(Config(regrade=True, out=str(tmp_path / "none")))
 
@@ -261,9 +264,9 @@ def test_a_folder_holds_one_evaluation_and_one_process(whole, taught):
         evaluate(config_of(taught, out, samples=2, temperature=0.5))
     again = Config(**stored(out))
     with (
-        opened(out, again),
+        open_folder(out, again),
         pytest.raises(RunFolderError, match="another process is evaluating"),
-        opened(out, again),
+        open_folder(out, again),
     ):
         pass
 
@@ -318,8 +321,12 @@ def test_the_folder_of_a_run_means_its_newest_checkpoint(tmp_path):
 
 def test_a_training_run_reports_no_accuracy_where_a_judge_is_missing():
     row = {"score": 1.0, "judged": True}
-    assert report._accuracy([(row, row)])[2] == "0.000 [0.000, 0.000]"
-    assert report._accuracy([(row, row | {"judged": False})]) == ["not judged", "not judged", "-"]
+    assert report._format_accuracy([(row, row)])[2] == "0.000 [0.000, 0.000]"
+    assert report._format_accuracy([(row, row | {"judged": False})]) == [
+        "not judged",
+        "not judged",
+        "-",
+    ]
 
 
 def documented_commands():

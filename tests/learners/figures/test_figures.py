@@ -2,13 +2,25 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
+from learners.compare.collect import collect
+from learners.compare.report import build_report
 from learners.errors import UsageError
 from learners.figures.__main__ import main
-from learners.figures.tokens import Token, by_distance, lifts, scored_rows, tokens_of, words_of
+from learners.figures.tokens import (
+    Token,
+    average_words,
+    by_distance,
+    lifts,
+    locate_tokens,
+    scored_rows,
+)
+from learners.intervals import Interval
 from learners.runs.training import main as train
+from tests.compare_fakes import TASKS, all_written, config_in
 from tests.learners.test_commands import python
 
 TEXT = "so <search> ab </search> hit then <answer> ab </answer>"
@@ -33,9 +45,9 @@ def row(entropies=(9, 0, 3, 0, 0, 0, 0, 1, 0), scores=(0, 0, 0, 0, 0, 7, 0, 0, 0
     }
 
 
-def test_every_sampled_token_has_its_place():
-    found = list(tokens_of([row()], share=0.25))
-    assert [token.place for token in found] == [
+def test_every_sampled_token_has_its_region():
+    found = list(locate_tokens([row()], share=0.25))
+    assert [token.region for token in found] == [
         "before the action",
         *["in a call"] * 3,
         "after a result",
@@ -47,13 +59,13 @@ def test_every_sampled_token_has_its_place():
 
 def test_the_highest_tokens_of_a_rollout_are_those_it_sampled():
     """A quarter of eight: 9 and 3 by entropy; 7 and the first of the zeros by score."""
-    found = list(tokens_of([row()], share=0.25))
+    found = list(locate_tokens([row()], share=0.25))
     assert [token.high_entropy for token in found] == [True, False, True] + [False] * 5
     assert [token.high_score for token in found] == [True] + [False] * 3 + [True] + [False] * 3
 
 
-def token(place, entropic, decisive, task="a", since=None):
-    return Token(task, since, None, place, entropic, decisive)
+def token(region, high_entropy, high_score, task="a", since=None):
+    return Token(task, since, None, region, high_entropy, high_score)
 
 
 def test_a_lift_is_the_share_among_high_tokens_over_the_share_of_all():
@@ -65,10 +77,10 @@ def test_a_lift_is_the_share_among_high_tokens_over_the_share_of_all():
         token("in an answer", False, False),
     ]
     found = lifts([*tokens, *(one._replace(task="b") for one in tokens)])
-    assert found["in a call"]["tokens"] == 0.25
-    assert found["in a call"]["entropy"] == (2.0, 2.0, 2.0)  # both tasks are alike
-    assert found["in a call"]["score"].value == 0
-    assert found["before the action"]["entropy"].value == 1
+    assert found["in a call"].tokens == 0.25
+    assert found["in a call"].entropy == (2.0, 2.0, 2.0)  # both tasks are alike
+    assert found["in a call"].score.value == 0
+    assert found["before the action"].entropy.value == 1
     assert "after a result" not in found
 
 
@@ -85,11 +97,11 @@ def test_distances_count_from_the_result():
 
 def test_words_are_ranked_by_what_the_policy_said_and_not_by_results():
     """ab was said twice, with 3 and 1 nats; hit came from a tool."""
-    found = {word.text: word for word in words_of([row()], 1)}
+    found = {word.text: word for word in average_words([row()], 1)}
     assert (found["ab"].times, found["ab"].entropy, found["ab"].score) == (2, 2.0, 0.0)
     assert found["then"].score == 7.0
     assert "hit" not in found
-    assert [word.text for word in words_of([row()], 2)] == ["ab"]
+    assert [word.text for word in average_words([row()], 2)] == ["ab"]
 
 
 def test_a_word_of_several_tokens_is_their_mean():
@@ -99,7 +111,7 @@ def test_a_word_of_several_tokens_is_their_mean():
     for name in ("mask", "entropies", "branch_scores"):
         split[name] = [split[name][0], *split[name]]
     split["entropies"][:2] = [4.0, 2.0]
-    (word,) = [word for word in words_of([split], 1) if word.text == "so"]
+    (word,) = [word for word in average_words([split], 1) if word.text == "so"]
     assert word.entropy == 3.0
 
 
@@ -135,9 +147,13 @@ def test_each_figure_of_a_run_is_one_command(run, tmp_path, capsys):
 
 
 def test_pass_at_k_of_two_methods_is_one_command(tmp_path, capsys):
-    interval = {"value": 0.5, "low": 0.4, "high": 0.6}
-    methods = {name: {"pass_at": {"1": interval, "2": interval}} for name in ("appo", "arpo", "x")}
-    (tmp_path / "report.json").write_text(json.dumps({"methods": methods}))
+    config = config_in(tmp_path)
+    all_written(config)
+    report = build_report(collect(config, TASKS))
+    pass_at = dict.fromkeys((1, 2), Interval(0.5, 0.4, 0.6))
+    method = replace(report.methods["appo"], pass_at=pass_at)
+    report = replace(report, methods=dict.fromkeys(("appo", "arpo", "x"), method))
+    (tmp_path / "report.json").write_text(json.dumps(report.to_json()))
     main(["pass-at-k", str(tmp_path), "--out", f"{tmp_path}/pass"])
     said = capsys.readouterr().out
     assert "| appo | 0.500 [0.400, 0.600] |" in said

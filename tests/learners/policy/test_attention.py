@@ -40,7 +40,7 @@ def test_equals_the_attention_that_repeats_its_keys(key_heads: int, padded: bool
 
 
 def test_one_token_after_many() -> None:
-    """The shape of sampling: one query over keys of which some are not seen."""
+    """The shape of a decoding step: one query, and keys of which some are masked."""
     from learners.policy.attention import grouped_attention
 
     draw = torch.Generator().manual_seed(2)
@@ -56,7 +56,7 @@ def test_one_token_after_many() -> None:
 
 
 def test_all_layers_of_a_pass_keep_one_mask_for_the_gradient() -> None:
-    """Of (2, 1, 3 x 11, 11) numbers: made anew, every layer would keep one."""
+    """A mask of (2, 1, 3 x 11, 11), which every layer would save a copy of otherwise."""
     ids = torch.randint(0, 50, (2, 11), generator=torch.Generator().manual_seed(1))
     seen = torch.ones_like(ids)
     seen[1, 7:] = 0
@@ -74,13 +74,13 @@ def test_all_layers_of_a_pass_keep_one_mask_for_the_gradient() -> None:
     assert len({saved.data_ptr() for saved in kept}) == 1
 
 
-def test_a_mask_that_is_gone_is_not_remembered() -> None:
-    from learners.policy.attention import _WIDE, _wide
+def test_the_cache_of_masks_forgets_those_that_are_gone() -> None:
+    from learners.policy.attention import _WIDENED, _widen_mask
 
     mask = torch.ones(1, 1, 4, 4, dtype=torch.bool).tril()
-    before = len(_WIDE)
-    assert _wide(mask, 2, torch.float32) is _wide(mask, 2, torch.float32)
-    assert _wide(mask, 2, torch.float32).shape == (1, 1, 8, 4)
-    assert len(_WIDE) == before + 1
+    before = len(_WIDENED)
+    assert _widen_mask(mask, 2, torch.float32) is _widen_mask(mask, 2, torch.float32)
+    assert _widen_mask(mask, 2, torch.float32).shape == (1, 1, 8, 4)
+    assert len(_WIDENED) == before + 1
     del mask
-    assert len(_WIDE) == before
+    assert len(_WIDENED) == before

@@ -1,10 +1,10 @@
-"""Batches: rows side by side, padded on the right; every entry is about the token at its place."""
+"""Batches: rows padded on the right; every entry is about the token at its position."""
 
 import pytest
 import torch
 
 from envs import EnvState
-from learners.policy.batch import microbatches, pack
+from learners.policy.batch import collate, split_padded
 from learners.tree import Completion, Row, Trajectory, Turn
 
 STATE = EnvState("Toy", "1", "train", "a")
@@ -33,18 +33,18 @@ def rows():
 
 
 def test_rows_are_padded_on_the_right(rows):
-    batch = pack(rows)
+    batch = collate(rows)
     assert batch.token_ids.tolist() == [[90, 91, 1, 2, 3, 4], [92, 5, 0, 0, 0, 0]]
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0]]
 
 
 def test_only_what_the_policy_sampled_is_in_the_mask(rows):
-    assert pack(rows).response_mask.int().tolist() == [[0, 0, 1, 1, 0, 1], [0, 1, 0, 0, 0, 0]]
+    assert collate(rows).response_mask.int().tolist() == [[0, 0, 1, 1, 0, 1], [0, 1, 0, 0, 0, 0]]
 
 
-def test_every_tensor_speaks_of_the_token_at_its_place(rows):
+def test_every_entry_is_about_the_token_at_its_position(rows):
     weights = [torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([5.0])]
-    batch = pack(rows, weights=weights, share=0.25)
+    batch = collate(rows, weights=weights, share=0.25)
     assert batch.advantages.tolist() == [[0, 0, 0.1, 0.2, 0.3, 0.4], [0, 0.5, 0, 0, 0, 0]]
     assert batch.old_logprobs.tolist() == [[0, 0, -1, -2, 0, -4], [0] * 6]
     assert batch.weights.tolist() == [[0, 0, 1, 2, 3, 4], [0, 5, 0, 0, 0, 0]]
@@ -53,24 +53,24 @@ def test_every_tensor_speaks_of_the_token_at_its_place(rows):
     assert batch.share == 0.25
 
 
-def test_weights_may_speak_of_the_prompt_too(rows):
-    """As a cold start of new weights does; the first token has nothing before it."""
+def test_weights_may_cover_the_prompt_too(rows):
+    """As in a cold start of new weights; the first token has nothing before it."""
     weights = [torch.arange(6.0), torch.tensor([7.0, 8.0])]
-    batch = pack(rows, weights=weights, everything=True)
+    batch = collate(rows, weights=weights, everything=True)
     assert batch.weights.tolist() == [[0, 1, 2, 3, 4, 5], [7, 8, 0, 0, 0, 0]]
     assert batch.response_mask.int().tolist() == [[0, 1, 1, 1, 1, 1], [0, 1, 0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_batch_is_as_exact_as_its_advantages(rows, dtype):
-    batch = pack([Row(one.trajectory, one.advantages.to(dtype)) for one in rows])
+    batch = collate([Row(one.trajectory, one.advantages.to(dtype)) for one in rows])
     assert {batch.advantages.dtype, batch.old_logprobs.dtype, batch.weights.dtype} == {dtype}
 
 
-def test_an_open_turn_is_packed_up_to_its_prefill():
+def test_an_open_turn_is_collated_up_to_its_prefill():
     made = trajectory((90,), ((1,), (2,)))
     made.prefill = Completion((3,), (-0.3,), (0.0,))
-    batch = pack([row(made, 1.0, 1.0, 1.0)])
+    batch = collate([row(made, 1.0, 1.0, 1.0)])
     assert batch.token_ids.tolist() == [[90, 1, 2, 3]]
     assert batch.response_mask.int().tolist() == [[0, 1, 0, 1]]
 
@@ -83,18 +83,18 @@ def lengths_of(groups):
     return [[1 + len(one.trajectory) for one in group] for group in groups]
 
 
-def test_microbatches_hold_at_most_so_many_padded_tokens():
-    """Of 20: two of 9 are 18; 8, 3 would be 16 and with 2 more 24; a row of 25 stands alone."""
-    groups = microbatches(of_lengths(3, 9, 25, 8, 2, 9), tokens=20)
+def test_microbatches_hold_a_limited_number_of_padded_tokens():
+    """At most 20: two of 9 are 18; 8 and 3 are 16, with 2 more 24; a row of 25 is alone."""
+    groups = split_padded(of_lengths(3, 9, 25, 8, 2, 9), tokens=20)
     assert lengths_of(groups) == [[25], [9, 9], [8, 3], [2]]
 
 
 def test_every_row_is_in_one_microbatch():
     rows = of_lengths(*range(2, 40))
-    served = [one for group in microbatches(rows, tokens=64) for one in group]
+    served = [one for group in split_padded(rows, tokens=64) for one in group]
     assert {id(one) for one in served} == {id(one) for one in rows}
     assert len(served) == len(rows)
 
 
 def test_no_rows_are_no_microbatch():
-    assert list(microbatches([], tokens=8)) == []
+    assert list(split_padded([], tokens=8)) == []

@@ -1,4 +1,4 @@
-"""Models: the tiny one's tokenizer loses nothing, and the real one speaks the tags."""
+"""Models: the tiny one's tokenizer is lossless, and SmolLM2 ends turns at tags."""
 
 import pytest
 import torch
@@ -67,10 +67,10 @@ CHANGED = {
 
 
 @pytest.mark.parametrize(("model_class", "config_class", "more"), CHANGED.values(), ids=CHANGED)
-def test_a_model_that_changes_its_heads_logits_is_refused(
+def test_a_model_that_scales_or_caps_its_heads_logits_is_refused(
     tmp_path, model_class, config_class, more
 ):
-    """Its log-probabilities would be of another distribution than its own."""
+    """Its log-probabilities would belong to another distribution than its own."""
     torch.manual_seed(0)
     plain = {name: None if "cap" in name else 1.0 for name in more}
     for options in (plain, more):
@@ -78,7 +78,7 @@ def test_a_model_that_changes_its_heads_logits_is_refused(
         save_model(LoadedModel(model_class(config), TOKENIZER), tmp_path)
         if options is plain:
             load_model(str(tmp_path))
-    with pytest.raises(ModelNotFound, match="scales or caps what its head says"):
+    with pytest.raises(ModelNotFound, match="scales or caps the logits of its head"):
         load_model(str(tmp_path))
 
 

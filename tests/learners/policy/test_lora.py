@@ -1,4 +1,4 @@
-"""LoRA: only adapters train, checkpoints are whole models, and a run goes on where it was."""
+"""LoRA: only adapters train, checkpoints are whole models, and a run resumes where it was."""
 
 import sys
 
@@ -11,7 +11,7 @@ from learners.errors import UsageError
 from learners.policy import lora
 from learners.policy.loading import load_model, save_model
 from learners.policy.policy import Policy
-from learners.policy.reference import reference_of
+from learners.policy.reference import make_reference
 from learners.runs.training import main
 from learners.tree import Row
 from tests import needs
@@ -57,7 +57,7 @@ def test_an_update_trains_adapters_alone():
     assert trained < 0.1 * sum(p.numel() for p in loaded.model.parameters())
 
 
-def test_what_is_saved_is_a_whole_model_with_the_adapters_added_in(tmp_path):
+def test_a_saved_model_is_whole_with_the_adapters_merged_in(tmp_path):
     loaded = adapted()
     update(Policy(loaded, learning_rate=1e-2))
     save_model(loaded, tmp_path)
@@ -79,11 +79,11 @@ def test_adapters_are_read_back_to_the_bit(tmp_path):
 
 
 def test_the_reference_of_a_run_with_adapters_is_the_model_without_them():
-    """And the adapters are back afterwards."""
+    """The adapters are enabled again afterwards."""
     loaded = adapted()
     policy = Policy(loaded, learning_rate=1e-2)
     update(policy)
-    reference = reference_of(RunConfig.of(kl=0.1, lora_rank=4), policy)
+    reference = make_reference(RunConfig.of(kl=0.1, lora_rank=4), policy)
     moved = logprobs(loaded)
     found = torch.cat(reference.logprobs(trajectories(*SHAPES)))
     torch.testing.assert_close(found, logprobs(load_model("tiny")), rtol=0, atol=1e-5)
@@ -99,7 +99,9 @@ def arguments(model, out, iterations):
     ).split()
 
 
-def test_a_run_with_adapters_goes_on_to_the_numbers_of_one_that_was_not_stopped(taught, tmp_path):
+def test_a_resumed_run_with_adapters_ends_with_the_numbers_of_an_uninterrupted_one(
+    taught, tmp_path
+):
     main("learners.appo", arguments(taught, tmp_path / "whole", 2))
     main("learners.appo", arguments(taught, tmp_path / "parts", 1))
     main("learners.appo", arguments(taught, tmp_path / "parts", 2))

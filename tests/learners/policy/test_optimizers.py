@@ -1,4 +1,4 @@
-"""Muon beside AdamW: who moves which parameter, and that the pair resumes like one optimiser."""
+"""Muon with AdamW: which one updates which parameter, and that the pair resumes like one."""
 
 import torch
 
@@ -7,7 +7,7 @@ from learners.policy.optimizers import MuonWithAdamW, make_optimizer
 
 
 def stepped(optimizer, model, seed):
-    """Three steps with gradients that the seed decides."""
+    """Take three steps with gradients that the seed decides."""
     draw = torch.Generator().manual_seed(seed)
     for _ in range(3):
         for p in model.parameters():

@@ -1,4 +1,4 @@
-"""Trees of rows: each token once, and numbers and gradients as row by row."""
+"""Prefix trees: each shared token once, with the numbers and gradients of padded rows."""
 
 import copy
 import random
@@ -10,39 +10,34 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from envs import EnvState
 from learners.policy import attention
-from learners.policy.batch import laid_out, pack, packed, packing_of
+from learners.policy.batch import collate, lay_out, pack_rows, pack_tree
 from learners.policy.loading import load_model
 from learners.policy.policy import Policy
 from learners.rl.losses import clipped_surrogate
-from learners.runs.training import read
+from learners.runs.training import format_compute
 from learners.tree import Completion, Row, Trajectory, Turn
 from tests.learner_fakes import likelihood
 
 STATE = EnvState("Toy", "1", "train", "a")
 ABOVE = 3
-"""Ids of the toy vocabulary are below it, so that random rows often begin alike."""
-
-
-def places_of(packing, row):
-    """Places of a row without its padding."""
-    return packing.places[row].tolist()
+"""Size of the toy vocabulary: small, so that random rows often share prefixes."""
 
 
 def test_a_tree_holds_what_rows_share_once():
     """5 6 7 8, 5 6 7 9 4 and 3 1: sorted, 3 1 comes first, then 7 8 and 9 4 after 5 6 7."""
-    packing = packed([(5, 6, 7, 8), (5, 6, 7, 9, 4), (3, 1)])
+    packing = pack_tree([(5, 6, 7, 8), (5, 6, 7, 9, 4), (3, 1)])
     assert packing.token_ids.tolist() == [3, 1, 5, 6, 7, 8, 9, 4]
     assert packing.positions.tolist() == [0, 1, 0, 1, 2, 3, 3, 4]
     assert packing.previous.tolist() == [0, 0, 2, 2, 3, 4, 4, 6]
-    assert packing.places.tolist() == [[2, 3, 4, 5, 0], [2, 3, 4, 6, 7], [0, 1, 0, 0, 0]]
+    assert packing.indices.tolist() == [[2, 3, 4, 5, 0], [2, 3, 4, 6, 7], [0, 1, 0, 0, 0]]
     assert packing.layout.spans == ((2, 2), (4, 4), (2, 5))
     assert packing.layout.keys.tolist() == [0, 1, 2, 3, 4, 5, 2, 3, 4, 6, 7]
 
 
 def test_equal_rows_and_rows_that_end_early_add_nothing():
-    packing = packed([(1, 2, 3), (1, 2), (1, 2, 3)])
+    packing = pack_tree([(1, 2, 3), (1, 2), (1, 2, 3)])
     assert packing.token_ids.tolist() == [1, 2, 3]
-    assert packing.places.tolist() == [[0, 1, 2], [0, 1, 0], [0, 1, 2]]
+    assert packing.indices.tolist() == [[0, 1, 2], [0, 1, 0], [0, 1, 2]]
     assert packing.layout.spans == ((2, 2), (1, 3))
 
 
@@ -50,10 +45,10 @@ def test_equal_rows_and_rows_that_end_early_add_nothing():
 def test_a_tree_is_as_large_as_the_number_of_different_prefixes(seed):
     draw = random.Random(seed)
     rows = [random_ids(draw, draw.randrange(1, 9)) for _ in range(draw.randrange(1, 12))]
-    packing = packed(rows)
+    packing = pack_tree(rows)
     assert len(packing.token_ids) == len({row[: i + 1] for row in rows for i in range(len(row))})
     for index, row in enumerate(rows):
-        path = packing.places[index, : len(row)]
+        path = packing.indices[index, : len(row)]
         assert packing.token_ids[path].tolist() == list(row)
         assert packing.positions[path].tolist() == list(range(len(row)))
         assert packing.previous[path[1:]].tolist() == path[:-1].tolist()
@@ -64,7 +59,7 @@ def random_ids(draw, count):
 
 
 def random_trajectory(draw):
-    """Some prompt, one to three turns of sampled and observed tokens."""
+    """Make a prompt and one to three turns of sampled and observed tokens."""
     made = Trajectory(random_ids(draw, draw.randrange(1, 5)), STATE, path=(0,))
     for _ in range(draw.randrange(1, 4)):
         said = random_ids(draw, draw.randrange(1, 6))
@@ -74,7 +69,7 @@ def random_trajectory(draw):
 
 
 def model_of(kind):
-    """In float64, with weights so large that a wrong attention shows."""
+    """Make a model in float64, with weights large enough for a wrong attention to show."""
     if kind == "tiny":
         tiny = load_model("tiny", dtype=torch.float64)
         return tiny._replace(model=with_exact_norms(tiny.model))
@@ -94,7 +89,7 @@ def model_of(kind):
 
 
 def with_exact_norms(model):
-    """transformers' norms round to float32, whatever the weights are in."""
+    """Replace transformers' norms, which round to float32 whatever the weights' dtype."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, LlamaRMSNorm):
@@ -122,7 +117,7 @@ def surrogate(logprobs, batch):
 
 
 def random_rows(loaded, seed):
-    """Rows with advantages, old log-probabilities a little off, and weights of both signs."""
+    """Make rows with advantages, perturbed old log-probabilities and weights of both signs."""
     draw = random.Random(seed)
     made = [random_trajectory(draw) for _ in range(draw.randrange(2, 10))]
     noise = torch.Generator().manual_seed(seed)
@@ -136,7 +131,7 @@ def random_rows(loaded, seed):
 
 
 def gradient(policy, rows, weights, loss=surrogate, everything=False):
-    """The loss, and every gradient by name."""
+    """Return the loss, and every gradient by name."""
     total = policy._accumulate(rows, weights, loss, everything=everything)
     return total, {name: p.grad for name, p in policy.model.named_parameters()}
 
@@ -180,7 +175,7 @@ def test_prompts_and_observations_are_learned_on_request_too(loaded, seed):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_loss_over_whole_rows_has_its_gradient_too(loaded, seed):
-    """The square of each row's sum: what a shared token gets depends on all rows it is in."""
+    """The square of each row's sum: a shared token's gradient depends on all rows it is in."""
     rows, weights = random_rows(loaded, seed)
 
     def squared(logprobs, batch):
@@ -202,10 +197,10 @@ def test_log_probabilities_and_entropies_equal_those_of_padded_rows(loaded, seed
         torch.testing.assert_close(other.entropies, one.entropies, rtol=0, atol=1e-12)
 
 
-def test_logits_that_are_computed_again_change_no_bit(loaded, monkeypatch):
+def test_recomputed_logits_change_no_bit(loaded, monkeypatch):
     rows, weights = random_rows(loaded, 0)
     kept = gradient(policy_of(loaded, "always"), rows, weights)
-    monkeypatch.setattr("learners.policy.logprobs.KEPT", 0)
+    monkeypatch.setattr("learners.policy.logprobs.MAX_SAVED", 0)
     monkeypatch.setattr("learners.policy.logprobs.CHUNK", 3)
     same(kept, gradient(policy_of(loaded, "always"), rows, weights))
 
@@ -234,7 +229,7 @@ def test_two_threads_give_the_same_bits_each_time():
 
 
 def rows_of(*ids):
-    """Rows of one prompt token and a response."""
+    """Make rows of one prompt token and a response."""
     found = []
     for first, *rest in ids:
         made = Trajectory((first,), STATE, path=(0,))
@@ -245,11 +240,11 @@ def rows_of(*ids):
     return found
 
 
-def test_trees_are_taken_where_they_are_less_work():
+def test_rows_are_read_as_trees_if_that_costs_less():
     """Two rows of 40 that share 30: 50 tokens of 1.2 and two calls of 8 are 76, padded rows 80."""
     shared = tuple(range(30))
     rows = rows_of(shared + (1,) * 10, shared + (2,) * 10)
-    work = laid_out(rows, 1000, "auto")
+    work = lay_out(rows, 1000, "auto")
     assert (work.trees, work.row_tokens, work.computed_tokens) == (True, 80, 50)
 
 
@@ -257,64 +252,64 @@ def test_short_prompts_are_padded():
     """Two rows of 20 that share 10: 30 tokens of 1.2 and two calls of 8 are 52, padded rows 40."""
     shared = tuple(range(10))
     rows = rows_of(shared + (1,) * 10, shared + (2,) * 10)
-    work = laid_out(rows, 1000, "auto")
+    work = lay_out(rows, 1000, "auto")
     assert (work.trees, work.row_tokens, work.computed_tokens) == (False, 40, 40)
-    assert laid_out(rows, 1000, "always").computed_tokens == 30
+    assert lay_out(rows, 1000, "always").computed_tokens == 30
 
 
-def test_a_little_that_is_shared_pays_for_no_tree():
+def test_a_short_shared_prefix_does_not_pay_for_a_tree():
     """Two rows of 200 that share 40: 360 tokens of 1.2 are more than 400."""
     shared = tuple(range(40))
     rows = rows_of(shared + (1,) * 160, shared + (2,) * 160)
-    assert not laid_out(rows, 1000, "auto").trees
+    assert not lay_out(rows, 1000, "auto").trees
 
 
-def test_what_shares_nothing_is_packed_where_padding_would_cost_more():
+def test_rows_that_share_nothing_are_packed_if_padding_would_cost_more():
     """Rows of 100 and three of 20: 160 tokens of 1.2 and four calls of 8 are 224, padded 400."""
     rows = rows_of((0,) * 100, *[(index,) * 20 for index in (1, 2, 3)])
-    work = laid_out(rows, 1000, "auto")
+    work = lay_out(rows, 1000, "auto")
     assert (work.trees, work.computed_tokens) == (True, 160)
 
 
-def test_parts_of_trees_hold_at_most_so_many_tokens_and_every_row_once():
+def test_trees_hold_a_limited_number_of_tokens_and_every_row_once():
     """Two families of three rows: 30 shared and 10 of each make 60; both do not fit in 70."""
     rows = [
         row
         for family in (0, 1)
         for row in rows_of(*[((family,) * 30 + (2 + index,) * 10) for index in range(3)])
     ]
-    work = laid_out(rows, 70, "always")
+    work = lay_out(rows, 70, "always")
     assert [len(part.packing.token_ids) for part in work.parts] == [60, 60]
     assert [len(part.rows) for part in work.parts] == [3, 3]
     assert {id(row) for part in work.parts for row in part.rows} == {id(row) for row in rows}
 
 
 def test_no_rows_are_no_work():
-    assert laid_out([], 100, "auto") == ([], 0, 0, False)
+    assert lay_out([], 100, "auto") == ([], 0, 0, False)
 
 
 def test_a_model_with_another_attention_takes_padded_rows():
-    """Sliding windows cut paths, and what is not our attention knows no trees."""
+    """Sliding windows cut paths, and only our attention supports trees."""
     loaded = model_of("grouped")
-    assert attention.takes_trees(loaded.model)
+    assert attention.supports_trees(loaded.model)
     loaded.model.config.sliding_window = 16
-    assert not attention.takes_trees(loaded.model)
+    assert not attention.supports_trees(loaded.model)
     loaded.model.config.sliding_window = None
     loaded.model.set_attn_implementation("eager")
-    assert not attention.takes_trees(loaded.model)
+    assert not attention.supports_trees(loaded.model)
     assert Policy(loaded, learning_rate=1e-3, packs="always").packs == "never"
 
 
 def test_a_batch_knows_its_tree():
     rows = rows_of((1, 2, 3), (1, 2, 4))
-    batch = pack(rows, packing=packing_of(rows))
+    batch = collate(rows, packing=pack_rows(rows))
     assert batch.packing.token_ids.tolist() == [1, 2, 3, 4]
     assert batch.token_ids.tolist() == [[1, 2, 3], [1, 2, 4]]
 
 
 @pytest.mark.slow
 def test_smollm2_learns_the_same_from_trees_in_float32():
-    """Four rows of one prompt, two of them of one beginning; rounding alone tells them apart."""
+    """Four rows of one prompt, two with a common start; padded and tree differ by rounding only."""
     torch.set_num_threads(1)
     loaded = load_model("smollm2")
     ids = loaded.tokenizer.encode("The capital of France is Paris. " * 9)
@@ -347,7 +342,7 @@ def test_smollm2_learns_the_same_from_trees_in_float32():
     ],
 )
 def test_the_log_says_how_rows_were_read(trees, expected):
-    """Of 300 + 700 tokens 400 were computed."""
+    """400 of 300 + 700 tokens were computed."""
     line = {"ledger/scored_tokens": 300, "ledger/updated_tokens": 700, "update/trees": trees}
-    assert read({**line, "ledger/computed_tokens": 400}) == expected
-    assert read({}) == ""
+    assert format_compute({**line, "ledger/computed_tokens": 400}) == expected
+    assert format_compute({}) == ""

@@ -1,4 +1,4 @@
-"""The policy: its numbers equal an obvious computation, however rows are laid out."""
+"""The policy: its numbers equal those of a naive computation, however rows are laid out."""
 
 import copy
 import random
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from envs import EnvState
-from learners.policy.batch import pack
+from learners.policy.batch import collate
 from learners.policy.loading import load_model
 from learners.policy.policy import Policy
 from learners.rl.losses import clipped_surrogate
@@ -24,13 +24,13 @@ def tiny():
 
 
 def policy_of(tiny, **options):
-    """A policy over a copy of the weights."""
+    """Make a policy over a copy of the weights."""
     chosen = {"learning_rate": 1e-3} | options
     return Policy(tiny._replace(model=copy.deepcopy(tiny.model)), **chosen)
 
 
 def trajectories(*shapes, seed=0):
-    """Random ids; a shape is (prompt tokens, (sampled, observed), ...)."""
+    """Make trajectories of random ids; a shape is (prompt tokens, (sampled, observed), ...)."""
     draw = random.Random(seed)
 
     def ids(count):
@@ -51,7 +51,7 @@ SHAPES = ((5, (4, 3), (6, 0)), (2, (3, 0)), (9, (1, 8), (2, 2), (3, 0)), (4, (12
 
 
 def naive_stats(model, made, temperature=1.0):
-    """One row, no padding, a full softmax over every position."""
+    """Compute one row, without padding, by a full softmax over every position."""
     whole = torch.tensor([[*made.prompt_ids, *made.response_ids]])
     with torch.no_grad():
         logits = model(whole, use_cache=False).logits[0] / temperature  # (T, V)
@@ -74,7 +74,7 @@ def test_token_stats_equal_a_full_softmax(tiny, temperature):
 
 
 def test_token_stats_are_the_same_in_chunks_of_logits(tiny):
-    """Over 512 sampled tokens, so that logits are made in two chunks."""
+    """More than 512 sampled tokens, so that logits are computed in two chunks."""
     (made,) = trajectories((3, (600, 0)))
     (found,) = policy_of(tiny).token_stats([made])
     logprobs, entropies = naive_stats(tiny.model, made)
@@ -95,7 +95,7 @@ def test_token_stats_do_not_depend_on_padding_or_order(tiny, tokens):
 
 
 def gradients(tiny, rows, weights, loss, **options):
-    """What one update leaves in the gradients, read before the step clears them."""
+    """Return the gradients of one update, read before the step clears them, and its metrics."""
     policy = policy_of(tiny, **options)
     seen = {}
 
@@ -113,7 +113,7 @@ def surrogate(logprobs, batch):
 
 
 def credited(tiny, seed=0):
-    """Rows with old log-probabilities a little off, advantages of both signs, a mean's weights."""
+    """Make rows with perturbed old log-probabilities, advantages of both signs, and weights."""
     made = trajectories(*SHAPES, seed=seed)
     draw = torch.Generator().manual_seed(seed)
     rows, weights = [], []
@@ -174,7 +174,7 @@ def test_a_gradient_equals_that_of_the_written_out_loss(tiny):
 
 
 def test_observations_get_no_gradient(tiny):
-    """What an observation token is worth changes nothing; what a sampled one is worth does."""
+    """Advantages of observations change nothing; those of sampled tokens would."""
     rows, weights = credited(tiny)
     one, _ = gradients(tiny, rows, weights, surrogate)
     altered = []
@@ -242,4 +242,4 @@ def test_everything_is_predicted_on_request(tiny):
     row = Row(made, torch.zeros(5))
     policy.update([row], [torch.ones(8) / 8], loss, everything=True)
     assert (seen[0] != 0).tolist() == [[False, *[True] * 7]]
-    assert pack([row], everything=True).response_mask.tolist() == [[False, *[True] * 7]]
+    assert collate([row], everything=True).response_mask.tolist() == [[False, *[True] * 7]]

@@ -1,8 +1,8 @@
-"""One call for all rows of a tree says what a call a row says.
+"""One call for all rows of a tree gives the numbers of a call per row.
 
-These tests take no GPU: the wiring is tested with a stand-in that follows FlashAttention's
-definition, and against the signature and shapes of PyTorch's operator. What the kernel computes,
-and what it refuses, is not.
+These tests need no GPU: the wiring is tested with a stand-in that follows FlashAttention's
+definition, and against the signature and shapes of PyTorch's operator. The kernel's numbers, and
+the inputs that it refuses, are not tested.
 """
 
 import sys
@@ -11,18 +11,18 @@ import pytest
 import torch
 
 from learners.policy import tree_attention
-from learners.policy.batch import packed
+from learners.policy.batch import pack_tree
 from learners.policy.loading import load_model
 from learners.policy.policy import Policy
 from tests.learner_fakes import likelihood
 from tests.learners.policy.test_packing import rows_of
 
-BRANCHED = packed([(5, 6, 7, 8), (5, 6, 7, 9, 4), (3, 1), (5, 6, 2)]).layout
-APART = packed([(5, 6, 7, 8), (6, 7), (3,)]).layout
+BRANCHED = pack_tree([(5, 6, 7, 8), (5, 6, 7, 9, 4), (3, 1), (5, 6, 2)]).layout
+APART = pack_tree([(5, 6, 7, 8), (6, 7), (3,)]).layout
 
 
 def fake_flash(query, key, value, starts, paths, most, longest, *, scale, window_size, enable_gqa):
-    """Row by row: the last query looks at all keys of its row, the one before at all but one."""
+    """Attend row by row: the last query to all keys of its row, the one before to all but one."""
     assert (window_size, enable_gqa) == ((-1, 0), True)
     assert (starts.dtype, paths.dtype) == (torch.int32, torch.int32)
     assert (most, longest) == (int(starts.diff().max()), int(paths.diff().max()))
@@ -53,8 +53,8 @@ def tensors(layout, heads, key_heads, **options):
 
 
 def said(made, layout, monkeypatch, *, together):
-    """The attention, and the gradients of a sum that tells places apart."""
-    monkeypatch.setattr(tree_attention, "takes_flash", lambda *_: together)
+    """Return the attention, and the gradients of a sum that tells positions apart."""
+    monkeypatch.setattr(tree_attention, "supports_flash", lambda *_: together)
     found = tree_attention.tree_attention(*made, layout, 0.3)
     weights = torch.linspace(-1, 2, found.numel(), dtype=found.dtype).reshape(found.shape)
     return [found.detach(), *torch.autograd.grad((found * weights).sum(), made)]
@@ -70,17 +70,17 @@ def test_all_rows_at_once_equal_row_by_row(layout, heads, key_heads, flash, monk
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
-def test_in_autocast_all_that_it_is_given_has_16_bits(flash, monkeypatch):
+def test_under_autocast_all_inputs_of_flash_attention_have_16_bits(flash, monkeypatch):
     """Rotary embeddings make queries and keys float32 there; the policy's update, either way."""
     rows = rows_of((1, 2, 3, 4), (1, 2, 5, 6), (1, 2, 3, 7))
     loaded, seen, found = load_model("tiny"), set(), []
     for together in (False, True):
 
-        def takes_flash(query, dtype, together=together):
+        def supports_flash(query, dtype, together=together):
             seen.add((query.dtype, dtype))
             return together
 
-        monkeypatch.setattr(tree_attention, "takes_flash", takes_flash)
+        monkeypatch.setattr(tree_attention, "supports_flash", supports_flash)
         policy = Policy(loaded, learning_rate=0.0, autocast=True, packs="always")
         found.append(policy.gradient(rows, [torch.ones(3)] * 3, likelihood))
     assert seen == {(torch.float32, torch.bfloat16)}
@@ -92,13 +92,13 @@ def test_pytorchs_own_operator_has_this_signature_and_these_shapes():
     """Forward and backward on tensors without numbers."""
     layout = BRANCHED.to("meta")
     made = tensors(layout, 6, 2, dtype=torch.bfloat16, device="meta")
-    found = tree_attention._all_rows(*made, layout, 0.3)
+    found = tree_attention._attend_all_rows(*made, layout, 0.3)
     assert found.shape == made[0].shape
     gradients = torch.autograd.grad(found.sum(), made)
     assert [each.shape for each in gradients] == [each.shape for each in made]
 
 
-def test_rows_begin_and_end_where_the_layout_says():
+def test_offsets_of_rows_follow_the_layout():
     """3 1, then 5 6 2, 7 8 after 5 6, 9 4 after 5 6 7: paths of 2, 3, 4 and 5."""
     bounds = BRANCHED.bounds()
     assert BRANCHED.spans == ((2, 2), (3, 3), (2, 4), (2, 5))
@@ -108,29 +108,29 @@ def test_rows_begin_and_end_where_the_layout_says():
 
 
 def test_a_cpu_takes_sdpa():
-    assert not tree_attention.takes_flash(torch.zeros(1, 1, 8), torch.bfloat16)
+    assert not tree_attention.supports_flash(torch.zeros(1, 1, 8), torch.bfloat16)
 
 
 @pytest.fixture
-def anew():
-    """What is known of this PyTorch is found out in the test, and again after it."""
+def fresh_lookup():
+    """Clear the cached look-up of the operator before and after the test."""
     tree_attention._flash.cache_clear()
     yield
     tree_attention._flash.cache_clear()
 
 
-def test_this_pytorch_has_it(anew):
+def test_this_pytorch_has_it(fresh_lookup):
     from torch.nn.attention import varlen
 
     assert tree_attention._flash() is varlen.varlen_attn
 
 
-def test_a_pytorch_without_it_has_none(anew, monkeypatch):
+def test_a_pytorch_without_it_has_none(fresh_lookup, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", None)
     assert tree_attention._flash() is None
 
 
-def test_an_older_one_is_not_taken(anew, monkeypatch):
+def test_an_operator_with_fewer_options_is_not_used(fresh_lookup, monkeypatch):
     from torch.nn.attention import varlen
 
     def older(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False): ...

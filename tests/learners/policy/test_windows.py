@@ -1,4 +1,4 @@
-"""Models some of whose layers look back over a window alone: sampled as the model itself sees."""
+"""Models with sliding-window layers: sampled from the distributions of the model itself."""
 
 import random
 
@@ -17,7 +17,7 @@ from transformers import (
 
 from learners.errors import UsageError
 from learners.policy import attention
-from learners.policy.attention import takes_trees, windows
+from learners.policy.attention import attention_windows, supports_trees
 from learners.policy.loading import LoadedModel, load_model, tiny_tokenizer
 from learners.sampling.sampler import Request
 from learners.sampling.transformers_sampler import TransformersSampler
@@ -44,7 +44,7 @@ MADE = {
 
 
 def made(kind):
-    """In float64, with our attention."""
+    """Make a model in float64, with our attention."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     model_class, config_class, more = MADE[kind]
@@ -58,10 +58,10 @@ def request(ids, key, max_tokens=6):
 
 
 @pytest.mark.parametrize("kind", MADE)
-def test_what_is_sampled_beyond_a_window_is_the_models_own(kind):
+def test_log_probabilities_beyond_a_window_are_the_models_own(kind):
     """Prompts of 30, 5 and 31 tokens, then a turn that goes on and a branch; windows of 8."""
     loaded = made(kind)
-    assert not takes_trees(loaded.model)
+    assert not supports_trees(loaded.model)
     draw = random.Random(1)
     long, short, other = ([draw.randrange(3, 50) for _ in range(n)] for n in (30, 5, 31))
     sampler = TransformersSampler(*loaded, ())
@@ -72,7 +72,7 @@ def test_what_is_sampled_beyond_a_window_is_the_models_own(kind):
             sampler.submit(one)
         said |= {one.key: (one, completion) for one, completion in sampler.completed()}
     assert len(said) == 5
-    assert sampler.prefilled_tokens == 30 + 5 + 31 + 2 + 1
+    assert sampler.stats().prefilled_tokens == 30 + 5 + 31 + 2 + 1
     for one, completion in said.values():
         ids = torch.tensor([[*one.prefix_ids, *completion.token_ids]])
         with torch.inference_mode():
@@ -82,15 +82,15 @@ def test_what_is_sampled_beyond_a_window_is_the_models_own(kind):
         assert completion.logprobs == pytest.approx(expected, abs=1e-5)
 
 
-def test_how_far_back_layers_look():
-    assert windows(made("every layer").model) == {"sliding_attention": 8}
+def test_windows_are_read_from_the_config():
+    assert attention_windows(made("every layer").model) == {"sliding_attention": 8}
     mixed = {"sliding_attention": 8, "full_attention": None}
-    assert windows(made("some layers").model) == mixed
-    assert windows(load_model("tiny").model) == {"full_attention": None}
+    assert attention_windows(made("some layers").model) == mixed
+    assert attention_windows(load_model("tiny").model) == {"full_attention": None}
 
 
-def test_a_model_that_keeps_something_else_is_refused():
-    """Convolutions of Lfm2 keep the last inputs, of which no earlier state can be had."""
+def test_a_model_whose_state_is_not_keys_and_values_is_refused():
+    """Convolutions of Lfm2 keep their last inputs, from which no earlier state can be restored."""
     torch.manual_seed(0)
     types = ["conv", "full_attention"]
     model = Lfm2ForCausalLM(Lfm2Config(**SMALL, layer_types=types))

@@ -1,4 +1,4 @@
-"""Replays compute from files what a run computed, and under other settings what it would."""
+"""Replays compute from files what a run computed, or would compute under other settings."""
 
 import json
 from dataclasses import replace
@@ -9,8 +9,8 @@ import torch
 from benchmarks import BENCHMARKS
 from envs.reward import compute_reward
 from learners.errors import RolloutFileError
-from learners.replay.__main__ import compared, main, replay, rows_of
-from learners.replay.trees import stored_trees
+from learners.replay.__main__ import compare_rows, main, replay, update_rows
+from learners.replay.trees import build_trees
 from learners.rollouts.storage import read_rows, write_rollouts
 from learners.runs.session import run_iteration
 from tests.learner_fakes import UNEVEN
@@ -49,7 +49,7 @@ def test_a_replay_under_the_recorded_settings_is_what_was_recorded(taught, tmp_p
     session, rows = stored(taught, tmp_path, method)
     again = replay(rows, name_of(method), session.run.config)
     credited = 0
-    for old, new in zip(rows, rows_of(rows, again.trees), strict=True):
+    for old, new in zip(rows, update_rows(rows, again.trees), strict=True):
         for name in ("advantages", "branch_scores", "future_values"):
             assert (old[name] is None) == (new[name] is None), name
             if old[name] is not None:
@@ -61,12 +61,12 @@ def test_a_replay_under_the_recorded_settings_is_what_was_recorded(taught, tmp_p
         left = [
             (r["tree"], tuple(r["parent"]), r["position"]) for r in rows if r["parent"] is not None
         ]
-        assert sorted(c[:3] for c in again.chosen) == sorted(left)
+        assert sorted(c[:3] for c in again.branches) == sorted(left)
 
 
 def test_stored_trees_are_the_trees_that_were_stored(taught, tmp_path):
     session, rows = stored(taught, tmp_path, "appo paper")
-    for old, new in zip(session.run.trees, stored_trees(rows), strict=True):
+    for old, new in zip(session.run.trees, build_trees(rows), strict=True):
         assert (old.task.id, old.prompt_ids, old.name) == (new.task.id, new.prompt_ids, new.name)
         for ours, theirs in zip(old.trajectories, new.trajectories, strict=True):
             assert ours.response_ids == theirs.response_ids
@@ -125,7 +125,7 @@ def test_without_a_future_term_credit_is_the_same_for_all_tokens(appo_rows):
 def test_other_branching_leaves_elsewhere_and_keeps_the_branches(appo_rows):
     config, rows = appo_rows
     new = replay(rows, "learners.appo", replace(config, branching="tool"))
-    told = compared(rows, new)
+    told = compare_rows(rows, new)
     kept = told["branches that would leave where one left"]
     assert len(kept) == sum(row["parent"] is not None for row in rows)
     assert not all(kept)

@@ -148,6 +148,7 @@ class Played(Notes):
                 t.done = len(t.turns) == len(self.entropies)
             if after_turn is not None:
                 after_turn(trees)
+        return trees
 
     def draw(self, name):
         return random.Random(0)

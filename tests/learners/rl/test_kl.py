@@ -12,11 +12,11 @@ import torch
 from learners import reinforce_pp, rloo
 from learners.config import RunConfig
 from learners.errors import RolloutFileError, UsageError
-from learners.policy.batch import pack
+from learners.policy.batch import collate
 from learners.policy.loading import load_model
 from learners.policy.policy import Policy
-from learners.policy.reference import FrozenPolicy, reference_of
-from learners.replay.__main__ import replay, rows_of
+from learners.policy.reference import FrozenPolicy, make_reference
+from learners.replay.__main__ import replay, update_rows
 from learners.rl.advantages import credit_groups, leave_one_out
 from learners.rl.kl import penalised_reward, token_penalties
 from learners.rl.losses import sequence_sum
@@ -55,7 +55,7 @@ def test_a_penalty_of_nothing_needs_no_reference():
     (root,) = two_turns().roots
     root.reference_logprobs = None
     assert penalised_reward(root, 0.0) == 1.0
-    with pytest.raises(AssertionError, match="refer before credit"):
+    with pytest.raises(AssertionError, match="remember_reference_logprobs before credit"):
         token_penalties(root, 0.1)
 
 
@@ -125,7 +125,7 @@ def gradient(rows, paths, weigh=sequence_sum):
     """Minus the gradient of -A log pi, by autograd."""
     logits = LOGITS.clone().requires_grad_()
     rows = [row._replace(advantages=row.advantages.double()) for row in rows]
-    batch = pack(rows, weights=weigh([torch.tensor(r.trajectory.response_mask) for r in rows]))
+    batch = collate(rows, weights=weigh([torch.tensor(r.trajectory.response_mask) for r in rows]))
     now = torch.zeros(batch.token_ids.shape, dtype=torch.float64)
     for line, path in enumerate(paths):
         now[line, [2, 4]] = logprobs_of(logits, path)
@@ -235,11 +235,11 @@ def test_a_replay_takes_off_what_the_run_took_off(monkeypatch, taught, tmp_path,
     rows = read_rows(tmp_path, 1)
     free = replay(rows, module.__name__, replace(session.config, kl_reward=0.0))
     again = replay(rows, module.__name__, session.config)
-    new = [row["advantages"] for row in rows_of(rows, again.trees)]
+    new = [row["advantages"] for row in update_rows(rows, again.trees)]
     assert any(new)
     for old, found in zip(rows, new, strict=True):
         assert found == pytest.approx(old["advantages"], abs=1e-5)
-    assert [row["advantages"] for row in rows_of(rows, free.trees)] != new
+    assert [row["advantages"] for row in update_rows(rows, free.trees)] != new
     without = [dict(row) | {"reference_logprobs": None} for row in rows]
     with pytest.raises(RolloutFileError, match="the run had neither --kl nor --kl-reward"):
         replay(without, module.__name__, session.run.config)
@@ -250,9 +250,9 @@ def test_a_run_with_the_penalty_opens_a_reference_and_one_without_does_not():
     assert reinforce_pp.Config.of(kl=0.1).has_reference
     assert not rloo.Config().has_reference
     assert not RunConfig().has_reference
-    assert reference_of(rloo.Config(), None) is None
+    assert make_reference(rloo.Config(), None) is None
     for penalty_of in ({"kl_reward": 0.1}, {"kl": 0.1}):
-        found = reference_of(rloo.Config.of(model="tiny", **penalty_of), None)
+        found = make_reference(rloo.Config.of(model="tiny", **penalty_of), None)
         (one,) = found.logprobs(two_turns().roots)
         assert one.shape == (4,)
         assert not any(p.requires_grad for p in found._policy.model.parameters())

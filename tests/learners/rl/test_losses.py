@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from learners import appo
-from learners.policy.batch import pack
+from learners.policy.batch import collate
 from learners.rl.losses import (
     clipped_losses,
     clipped_surrogate,
@@ -269,7 +269,7 @@ def test_eq_8_is_the_same_however_rows_are_split(groups):
     config = appo.Config.of(clip_low=0.2, clip_high=0.2)
     total = 0.0
     for group in groups:
-        batch = pack([rows[i] for i in group], weights=[weights[i] for i in group])
+        batch = collate([rows[i] for i in group], weights=[weights[i] for i in group])
         logprobs = torch.full(batch.token_ids.shape, 7.0)  # whatever is outside of the response
         for line, i in enumerate(group):
             logprobs[line, 2 : 2 + len(moved[i])] = moved[i]

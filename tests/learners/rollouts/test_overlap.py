@@ -15,7 +15,7 @@ from learners.errors import RunStopped
 from learners.policy.loading import load_model, tiny_tokenizer
 from learners.policy.policy import Policy
 from learners.rollouts.rollout import Rollouts
-from learners.rollouts.tool_threads import GivenUp, Threads, within
+from learners.rollouts.tool_threads import TimedOut, ToolThreads, call_with_timeout
 from learners.runs.session import Session, run_iteration
 from learners.sampling.sampler import Request
 from learners.sampling.transformers_sampler import TransformersSampler
@@ -24,7 +24,7 @@ from tests.learner_fakes import Parrot, ScriptedSampler
 from tools import ToolUnavailable
 
 LONG_S = 60.0
-"""What a test waits for before it says that something never happened."""
+"""Seconds after which a test fails because something did not happen."""
 TASKS = toy_load("train")
 
 
@@ -34,13 +34,13 @@ def tokenizer():
 
 
 class JoiningSampler(ScriptedSampler):
-    """Says the next turn of a path, first come, first served; whoever joins meanwhile is served."""
+    """Says the next turn of a path, first come, first served; requests may join meanwhile."""
 
     def __init__(self, tokenizer, turns):
         super().__init__(tokenizer, turns)
         self.said = []
         self.then = {}
-        """What to do once so many turns were asked for."""
+        """Number of turns requested -> what to do then."""
 
     def completed(self):
         while self._waiting:
@@ -96,7 +96,7 @@ def grown(rollouts, tasks=TASKS[:1], roots=1):
     return trees
 
 
-def test_a_slow_tool_holds_nobody_but_its_own_trajectory(tokenizer):
+def test_a_slow_tool_blocks_only_its_own_trajectory(tokenizer):
     """Root 0's first call answers only once root 1 answers: in lockstep it never would."""
     tool = WaitingTool("slow", open_after=99)
     said = {
@@ -119,7 +119,7 @@ def test_a_hung_tool_costs_its_tree_and_no_other(tokenizer):
         "a/0": [call("search", "slow")],
         "b/0": [call("search", "fox"), answer("4")],
     }
-    rollouts = overlapping(tokenizer, said, hung, patience_s=0.5)
+    rollouts = overlapping(tokenizer, said, hung, step_timeout_s=0.5)
     trees = grown(rollouts, TASKS[:2])
     rollouts.run(trees, "0")
     hung.opened.set()
@@ -130,7 +130,7 @@ def test_a_hung_tool_costs_its_tree_and_no_other(tokenizer):
 
 @pytest.mark.parametrize("after_turn", [None, lambda trees: None])
 @pytest.mark.parametrize("turns", ["lockstep", "overlap"])
-def test_what_was_sampled_for_a_tree_that_is_given_up_is_counted(tokenizer, turns, after_turn):
+def test_the_tokens_of_an_abandoned_tree_are_counted(tokenizer, turns, after_turn):
     """One thread: root 0's tool has failed before root 1's turn is looked at."""
     said = {"a/0": [call("search", "bad")], "a/1": [call("search", "fox")]}
     spoken = [said[path][0] for path in sorted(said)]
@@ -190,9 +190,9 @@ def test_a_fault_that_is_no_tools_waits_for_no_other_tool(tokenizer, turns):
 def test_a_process_ends_while_a_call_hangs():
     program = (
         "import sys, threading\n"
-        "from learners.rollouts.tool_threads import Threads\n"
+        "from learners.rollouts.tool_threads import ToolThreads\n"
         "begun = threading.Event()\n"
-        "with Threads(1) as threads:\n"
+        "with ToolThreads(1) as threads:\n"
         "    threads.submit(lambda: (begun.set(), threading.Event().wait()))\n"
         "    begun.wait()\n"
         "    sys.exit(7)"
@@ -210,7 +210,7 @@ def test_calls_that_have_not_begun_are_dropped_when_the_block_is_left_by_an_exce
         opened.wait(LONG_S)
 
     def leave():
-        with Threads(1) as threads:
+        with ToolThreads(1) as threads:
             threads.submit(hang)
             threads.submit(lambda: made.append("what had not begun"))
             assert begun.wait(LONG_S)
@@ -226,7 +226,7 @@ def test_calls_that_have_not_begun_are_dropped_when_the_block_is_left_by_an_exce
 
 def test_a_step_that_was_given_up_changes_nothing_when_it_ends_after_all(tokenizer):
     hung = WaitingTool("slow", open_after=99)
-    rollouts = overlapping(tokenizer, {"a/0": [call("search", "slow")]}, hung, patience_s=0.2)
+    rollouts = overlapping(tokenizer, {"a/0": [call("search", "slow")]}, hung, step_timeout_s=0.2)
     (tree,) = grown(rollouts)
     rollouts.run([tree], "0")
     hung.opened.set()
@@ -238,7 +238,7 @@ def test_a_step_that_was_given_up_changes_nothing_when_it_ends_after_all(tokeniz
 def test_a_hung_tool_ends_a_lockstep_round_too(tokenizer):
     hung = WaitingTool("slow", open_after=99)
     said = {"a/0": [call("search", "slow")]}
-    rollouts = overlapping(tokenizer, said, hung, patience_s=0.2, turns="lockstep")
+    rollouts = overlapping(tokenizer, said, hung, step_timeout_s=0.2, turns="lockstep")
     (tree,) = grown(rollouts)
     rollouts.run([tree], "0")
     hung.opened.set()
@@ -248,23 +248,23 @@ def test_a_hung_tool_ends_a_lockstep_round_too(tokenizer):
 def test_no_thread_outlives_a_block_that_was_left_without_an_error():
     """Calls that are done leave threads that wait for more: they end with the block."""
     before = set(threading.enumerate())
-    with Threads(4) as threads:
+    with ToolThreads(4) as threads:
         for _ in range(9):
             threads.submit(lambda: None)
         while threads.running:
             threads.collect(wait=True)
         assert len(set(threading.enumerate()) - before) == 4
     assert not set(threading.enumerate()) - before
-    assert within(LONG_S, lambda: 5) == 5
+    assert call_with_timeout(LONG_S, lambda: 5) == 5
     assert not set(threading.enumerate()) - before
 
 
 def test_what_a_call_returns_or_raises_comes_through():
-    assert within(LONG_S, lambda: 5) == 5
+    assert call_with_timeout(LONG_S, lambda: 5) == 5
     with pytest.raises(ZeroDivisionError):
-        within(LONG_S, lambda: 1 / 0)
-    with pytest.raises(GivenUp):
-        within(0.05, threading.Event().wait)
+        call_with_timeout(LONG_S, lambda: 1 / 0)
+    with pytest.raises(TimedOut):
+        call_with_timeout(0.05, threading.Event().wait)
 
 
 def test_trees_do_not_wait_for_each_other_where_a_hook_forks(tokenizer):
@@ -303,7 +303,7 @@ def test_a_fault_that_is_no_tools_ends_the_rollout(tokenizer):
         rollouts.run(grown(rollouts, roots=6), "0")
 
 
-def test_a_sampler_that_loses_a_request_is_told_on(tokenizer):
+def test_a_sampler_that_loses_a_request_fails_an_assertion(tokenizer):
     rollouts = overlapping(tokenizer, {"a/0": [answer("2")]})
     rollouts.sampler.submit = lambda request: None
     with pytest.raises(AssertionError, match="lost requests"):

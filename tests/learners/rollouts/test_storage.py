@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from learners.errors import RolloutFileError
 from learners.ledger import Ledger
 from learners.policy.loading import load_model
-from learners.recount import differences, recount
+from learners.recount import find_differences, recount
 from learners.recount import main as recount_main
-from learners.rollouts.encoding import token_ends
+from learners.rollouts.encoding import decode_with_ends
 from learners.rollouts.rollout import Rollouts
 from learners.rollouts.storage import (
     COLUMNS,
@@ -53,7 +53,7 @@ def test_sampled_and_reused_make_the_total_to_the_token_by_files_and_ledger(
     run = session.run
     write_rollouts(tmp_path, 0, run.trees, session.policy.loaded.tokenizer)
     rows = read_rows(tmp_path, 0)
-    assert differences(metrics, rows) == {}
+    assert find_differences(metrics, rows) == {}
     counted = recount(rows)
     whole = sum(t.sampled_tokens for tree in run.trees for t in tree.trajectories)
     assert counted["total_tokens"] == whole
@@ -68,12 +68,14 @@ def test_a_recount_finds_one_token_too_many(taught, tmp_path):
     write_rollouts(tmp_path, 0, session.run.trees, session.policy.loaded.tokenizer)
     rows = read_rows(tmp_path, 0)
     wrong = metrics | {"ledger/sampled_tokens": metrics["ledger/sampled_tokens"] + 1}
-    assert differences(wrong, rows) == {"sampled_tokens": 1}
-    assert differences(metrics | {"ledger/tool_calls_browse": 2}, rows) == {"tool_calls_browse": 2}
+    assert find_differences(wrong, rows) == {"sampled_tokens": 1}
+    assert find_differences(metrics | {"ledger/tool_calls_browse": 2}, rows) == {
+        "tool_calls_browse": 2
+    }
 
 
 def play(tokenizer, tool, turns, limit=60):
-    """One root that says these turns; its tree and what was spent."""
+    """Play one root that says these turns; return its tree and the ledger."""
     ledger = Ledger()
     rollouts = Rollouts(
         toy_env(tool),
@@ -89,7 +91,7 @@ def play(tokenizer, tool, turns, limit=60):
     return tree, ledger
 
 
-def test_what_a_fault_of_a_tool_discards_is_counted_by_both(tokenizer, tmp_path):
+def test_tokens_that_a_tool_fault_discards_are_counted_by_both(tokenizer, tmp_path):
     tree, ledger = play(tokenizer, FlakyTool(9), ["<search> x</search>"])
     assert tree.unavailable == "the plug is out"
     write_rollouts(tmp_path, 0, [tree], tokenizer)
@@ -97,7 +99,7 @@ def test_what_a_fault_of_a_tool_discards_is_counted_by_both(tokenizer, tmp_path)
     assert row["unavailable"] == "the plug is out"
     assert not row["done"]
     assert row["discarded_tokens"] == ledger._counts["sampled_tokens"] > 0
-    assert differences(ledger.take(), [row]) == {}
+    assert find_differences(ledger.take(), [row]) == {}
 
 
 def test_a_call_whose_result_finds_no_room_is_counted_by_both(tokenizer, tmp_path):
@@ -110,10 +112,10 @@ def test_a_call_whose_result_finds_no_room_is_counted_by_both(tokenizer, tmp_pat
     assert row["calls"] == []
     assert [turn["tool"] for turn in row["turns"]] == ["search"]
     assert recount([row])["tool_calls_search"] == 1
-    assert differences(ledger.take(), [row]) == {}
+    assert find_differences(ledger.take(), [row]) == {}
 
 
-def test_a_file_says_who_wrote_what_and_what_it_was_worth(taught, tmp_path):
+def test_a_file_holds_tokens_turns_and_credit_of_every_trajectory(taught, tmp_path):
     session, iteration = session_of(taught, "appo paper")
     run_iteration(session, iteration)
     run = session.run
@@ -202,7 +204,7 @@ def test_no_text_and_no_ids_of_a_restricted_task_are_written(tokenizer, tmp_path
         assert row[name] is None
     assert "secretword" not in str(row)
     assert [turn["argument"] for turn in row["turns"]] == [None, None]
-    assert differences(ledger.take(), [row]) == {}
+    assert find_differences(ledger.take(), [row]) == {}
 
 
 def test_a_file_replaces_that_of_a_discarded_attempt_and_those_after_it(tokenizer, tmp_path):
@@ -251,7 +253,7 @@ def test_recount_prints_both_and_fails_where_they_differ(taught, tmp_path, capsy
     (tmp_path / "metrics.jsonl").write_text(json.dumps(metrics) + "\n")
     with pytest.raises(SystemExit, match="1"):
         recount_main([str(tmp_path)])
-    assert "ledger less recount {'reused_tokens': -3}" in capsys.readouterr().out
+    assert "ledger minus recount {'reused_tokens': -3}" in capsys.readouterr().out
 
 
 def test_the_docs_explain_every_column(capsys):
@@ -268,7 +270,7 @@ def test_the_docs_explain_every_column(capsys):
 @given(st.text(max_size=30))
 def test_ends_of_tokens_cut_a_text_into_pieces(tokenizer, text):
     ids = tokenizer.encode(text, add_special_tokens=False)
-    said, ends = token_ends(ids, tokenizer)
+    said, ends = decode_with_ends(ids, tokenizer)
     assert said == tokenizer.decode(ids, skip_special_tokens=False)
     assert len(ends) == len(ids)
     assert ends == sorted(ends)
@@ -284,8 +286,8 @@ class ByteTokens:
 
 def test_a_character_of_several_tokens_belongs_to_the_last():
     """The euro sign is three bytes: its first two tokens end where it begins."""
-    assert token_ends(list("a€b".encode()), ByteTokens()) == ("a€b", [1, 1, 1, 2, 3])
-    assert token_ends([*b"ab", 0xE2, 0x82], ByteTokens()) == ("ab\ufffd", [1, 2, 2, 3])
+    assert decode_with_ends(list("a€b".encode()), ByteTokens()) == ("a€b", [1, 1, 1, 2, 3])
+    assert decode_with_ends([*b"ab", 0xE2, 0x82], ByteTokens()) == ("ab\ufffd", [1, 2, 2, 3])
 
 
 def test_an_open_turn_is_in_the_file(tokenizer, tmp_path):

@@ -1,4 +1,4 @@
-"""What is counted beside tokens and calls: prefills, retries, replays."""
+"""Counters other than tokens and calls: prefills, retries, replays."""
 
 import torch
 
@@ -27,7 +27,7 @@ def test_every_attempt_but_the_first_is_a_retry(taught):
     assert metrics["ledger/tool_calls"] == 1
 
 
-def test_what_the_sampler_read_before_it_could_begin_is_counted(taught):
+def test_the_prefix_tokens_that_the_sampler_reads_are_counted(taught):
     """Three rollouts of one prompt: it is read once or more, never more than by each."""
     torch.set_num_threads(1)
     loaded = load_model(str(taught))
@@ -48,7 +48,7 @@ def test_what_the_sampler_read_before_it_could_begin_is_counted(taught):
 
 def test_states_rebuilt_by_replay_are_counted(sandboxed_python, python_env):
     env: ToolEnv = python_env
-    rollouts = Rollouts(env, None, None, 8)
+    rollouts = Rollouts(env, ScriptedSampler(None, {}), None, 8)
     before = read_counters(rollouts)
     sandboxed_python.replays += 2
     count_since(before, rollouts)

@@ -1,4 +1,4 @@
-"""Validation during training, early stop, and sinks that show the one stream of metrics."""
+"""Validation during training, early stopping, and trackers that show the stream of metrics."""
 
 import json
 import sys
@@ -10,10 +10,10 @@ from learners.config import RunConfig
 from learners.errors import UsageError
 from learners.metrics import METRICS
 from learners.policy.loading import load_model
-from learners.run_folder import spent_on_evaluations
+from learners.run_folder import evaluation_costs
 from learners.runs import report
-from learners.runs.evaluation import stopped_early
-from learners.runs.trackers import opened
+from learners.runs.evaluation import is_patience_exhausted
+from learners.runs.trackers import open_trackers
 from learners.runs.training import main
 from tests import needs
 from tests.learners.test_commands import refused
@@ -48,13 +48,13 @@ def validated(*scores):
         ([0.5, 0.4, 0.6], False),
     ],
 )
-def test_a_run_stops_after_so_many_validations_without_a_better_score(scores, stops):
-    assert stopped_early(RunConfig.of(patience=2), validated(*scores)) is stops
-    assert stopped_early(RunConfig(), validated(*scores)) is False
+def test_a_run_stops_after_patience_validations_without_a_better_score(scores, stops):
+    assert is_patience_exhausted(RunConfig.of(patience=2), validated(*scores)) is stops
+    assert is_patience_exhausted(RunConfig(), validated(*scores)) is False
 
 
 def test_validation_is_in_the_stream_and_the_best_model_is_kept(taught, tmp_path):
-    """After iterations 2 and 3, the last: never before the first, and on no test row."""
+    """After iterations 2 and 3, which is the last."""
     main("learners.grpo", arguments(taught, tmp_path, 3))
     found = [line.get("validation/score") for line in lines_of(tmp_path)]
     assert found[0] is None
@@ -64,7 +64,7 @@ def test_validation_is_in_the_stream_and_the_best_model_is_kept(taught, tmp_path
 
 
 def test_a_run_that_was_stopped_early_stays_stopped(taught, tmp_path):
-    """The tiny model answers nothing: the second and third validation are no better."""
+    """The tiny model never answers: the second and third validation are no better."""
     stop = ("--eval-every", "1", "--patience", "2", "--max-response-tokens", "8")
     main("learners.grpo", arguments(taught, tmp_path, 9, *stop))
     assert len(lines_of(tmp_path)) == 3
@@ -73,7 +73,7 @@ def test_a_run_that_was_stopped_early_stays_stopped(taught, tmp_path):
 
 
 def test_a_run_that_stops_early_keeps_its_last_weights(taught, tmp_path):
-    """Between two checkpoints: the third iteration is the last one, and what is evaluated after."""
+    """The third iteration is the last, between two regular checkpoints; it gets one of its own."""
     stop = ("--eval-every", "1", "--patience", "2", "--max-response-tokens", "8")
     main("learners.grpo", arguments(taught, tmp_path, 9, *stop, "--checkpoint-every", "5"))
     assert len(lines_of(tmp_path)) == 3
@@ -102,7 +102,7 @@ def test_tensorboard_shows_every_line_of_the_stream_once_after_a_resume(taught, 
 
 
 def stand_in(kept):
-    """The calls that trackio and wandb have in common, taken down."""
+    """A module with the calls that trackio and wandb share; it records them."""
 
     def log(numbers, step):
         kept.append((step, numbers))
@@ -118,12 +118,12 @@ def stand_in(kept):
 
 @pytest.mark.parametrize("name", ["trackio", "wandb"])
 @pytest.mark.parametrize("resumed", [False, True])
-def test_other_sinks_get_the_lines_as_they_are_written(monkeypatch, tmp_path, name, resumed):
-    """Their packages are stood in for: no account and no server is asked."""
+def test_other_trackers_get_the_lines_as_they_are_written(monkeypatch, tmp_path, name, resumed):
+    """Their packages are replaced: no account and no server is needed."""
     said = []
     monkeypatch.setitem(sys.modules, name, stand_in(said))
     kept = [{"iteration": 0, "reward/mean": 0.5}] if resumed else []
-    with opened((name,), tmp_path / "run", {"seed": 0}, kept) as show:
+    with open_trackers((name,), tmp_path / "run", {"seed": 0}, kept) as show:
         show({"iteration": 1, "reward/mean": 0.25})
     options, line, end = said
     assert options["name"] == "run"
@@ -135,16 +135,16 @@ def test_other_sinks_get_the_lines_as_they_are_written(monkeypatch, tmp_path, na
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "trackio", "wandb"])
-def test_a_sink_without_its_package_says_what_to_install(monkeypatch, tmp_path, name):
+def test_a_tracker_without_its_package_says_what_to_install(monkeypatch, tmp_path, name):
     monkeypatch.setitem(sys.modules, name, None)
     with (
         pytest.raises(UsageError, match=rf"--log {name} needs the package {name}: pip install"),
-        opened((name,), tmp_path, {}, []),
+        open_trackers((name,), tmp_path, {}, []),
     ):
         pass
 
 
-def test_what_evaluations_cost_is_told_beside_training(tmp_path):
+def test_the_cost_of_evaluations_is_shown_next_to_that_of_training(tmp_path):
     """Two evaluations and a validation: 5 + 5 + 2 tokens, 3 verdicts; training had 30 tokens."""
     told = {"ledger/sampled_tokens": 5, "seconds/sample": 0.5, "seconds": 9.0, "tasks": []}
     (tmp_path / "validation").mkdir()
@@ -152,14 +152,14 @@ def test_what_evaluations_cost_is_told_beside_training(tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps(told))
     asked = {"ledger/sampled_tokens": 2, "ledger/judge_calls": 3, "ledger/cost": 0.25}
     (tmp_path / "validation" / "000001.json").write_text(json.dumps(asked))
-    found = spent_on_evaluations(tmp_path)
+    found = evaluation_costs(tmp_path)
     assert found == {
         "ledger/sampled_tokens": 12,
         "ledger/judge_calls": 3,
         "ledger/cost": 0.25,
         "seconds/sample": 1.0,
     }
-    table = report._costs([{"ledger/sampled_tokens": 30, "memory/peak": 2**30}], found)
+    table = report._build_cost_table([{"ledger/sampled_tokens": 30, "memory/peak": 2**30}], found)
     cells = [list(column.cells) for column in table.columns]
     rows = {label: (run, other) for label, run, other in zip(*cells, strict=True)}
     assert rows["tokens sampled"] == ("30", "12")

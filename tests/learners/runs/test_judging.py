@@ -1,4 +1,4 @@
-"""What a judge is asked is counted to the last request, whoever asks, and paid once."""
+"""Every request to a judge is counted, from any thread, and every verdict is paid once."""
 
 import json
 import threading
@@ -19,7 +19,7 @@ from learners.policy.loading import tiny_tokenizer
 from learners.rollouts.rollout import Rollouts
 from learners.runs.environments import TaskMixture
 from learners.runs.evaluation import evaluate as play_all
-from learners.runs.judging import CountedJudge, appoint
+from learners.runs.judging import CountedJudge, install_judge
 from tests.fakes import TOY, EchoTool, answer
 from tests.learner_fakes import ScriptedSampler
 from tests.learners.evaluate.test_evaluate import config_of
@@ -29,7 +29,7 @@ FAULTS = {"broken": (500, b"{}"), "no completion": (200, b"[]")}
 
 
 class Court(ThreadingHTTPServer):
-    """A judge behind HTTP that counts its requests; fails as often as it is told to, first."""
+    """A judge behind HTTP that counts its requests; first it fails with its list of faults."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -39,7 +39,7 @@ class Court(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Says correct where the candidate names the Elda; no verdict where it says hush."""
+    """Says correct if the candidate names the Elda; gives no verdict if it says hush."""
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -79,7 +79,7 @@ def counted(ledger):
 
 
 def unjudged(answer_text, task):
-    """A score that only a judge could give, but for the word empty."""
+    """A score that only a judge could decide, except for the word empty."""
     if answer_text == "empty":
         return Score(0.0, "empty", answer_text)
     return Score(0.0, "not judged", answer_text, False)
@@ -109,7 +109,7 @@ def test_calls_cached_verdicts_and_faults_add_up_to_the_requests(court):
     assert ledger.usage.totals() == {"judge_calls": 5, "judge_cached": 2, "judge_faults": 2}
 
 
-def test_a_verdict_that_never_came_is_no_call_but_its_requests_are_told(court):
+def test_a_verdict_that_never_came_is_no_call_but_its_requests_are_counted(court):
     ledger = Ledger()
     court.faults = ["broken"] * 3
     with pytest.raises(JudgeUnavailable):
@@ -137,7 +137,7 @@ def test_threads_that_ask_at_once_are_counted_exactly(court):
     assert court.requests == 40 - 16 + 10
 
 
-def test_a_run_stops_before_a_verdict_that_is_too_dear(court):
+def test_a_run_stops_before_a_verdict_that_its_budget_does_not_cover(court):
     ledger = Ledger(RunUsage(Budget(cost=0.25, prices=(("judge", 0.1),))))
     judge = CountedJudge(court.endpoint, ledger)
     judge.verdict(TASK, "Elda")
@@ -167,7 +167,7 @@ def rollouts_of(env, ledger, turns):
 def test_an_evaluation_in_training_asks_the_judge_and_pays_in_its_ledger(court, tmp_path):
     ledger = Ledger(RunUsage(Budget(prices=(("judge", 0.5),))))
     env = free_env(split="test")
-    appoint(env, config(court).judge, tmp_path, ledger)
+    install_judge(env, config(court).judge, tmp_path, ledger)
     rollouts = rollouts_of(env, ledger, {"0": [answer("3"), answer("3")]})
     found = play_all(rollouts, env.tasks)
     assert [(row["score"], row["judged"]) for row in found["tasks"]] == [(0.0, True)] * 2
@@ -184,7 +184,7 @@ def test_a_reward_that_a_judge_decides_is_paid_by_the_iteration(court, tmp_path)
     """With the reward `correctness` every answer is scored officially."""
     ledger = Ledger()
     env = free_env(split="train", reward="correctness")
-    appoint(env, config(court).judge, tmp_path, ledger)
+    install_judge(env, config(court).judge, tmp_path, ledger)
     rollouts = rollouts_of(env, ledger, {"0": [answer("4")], "1": [answer("empty")]})
     tree = rollouts.tree(env.tasks[0])
     tree.root()
@@ -197,7 +197,7 @@ def test_every_environment_of_a_mixture_has_the_judge(court, tmp_path):
     ledger = Ledger()
     parts = [free_env(replace(FREE, name=name), split="test") for name in ("A", "B")]
     mixture = TaskMixture(parts)
-    appoint(mixture, config(court).judge, tmp_path, ledger)
+    install_judge(mixture, config(court).judge, tmp_path, ledger)
     scores = [mixture.benchmark.score("the Elda", task) for task in mixture.tasks]
     assert [score.value for score in scores] == [1.0] * 4
     assert ledger.take()["ledger/judge_calls"] == 4
@@ -205,10 +205,10 @@ def test_every_environment_of_a_mixture_has_the_judge(court, tmp_path):
 
 def test_without_a_judge_nothing_is_asked(tmp_path):
     env = free_env()
-    appoint(env, RunConfig().judge, tmp_path, Ledger())
+    install_judge(env, RunConfig().judge, tmp_path, Ledger())
     assert env.benchmark is FREE
     with pytest.raises(UsageError, match="--judge-base needs --judge-model"):
-        appoint(env, JudgeOptions("http://judge.test/v1"), tmp_path, Ledger())
+        install_judge(env, JudgeOptions("http://judge.test/v1"), tmp_path, Ledger())
 
 
 def graded(folder):
@@ -216,8 +216,8 @@ def graded(folder):
     return [json.loads(line) for line in lines]
 
 
-def test_what_an_evaluation_asked_is_in_its_results_over_all_its_processes(court, taught, tmp_path):
-    """Graded by the judge, then from what it said: nothing is sent twice."""
+def test_results_count_the_requests_of_all_processes_of_an_evaluation(court, taught, tmp_path):
+    """Graded by the judge, then from its stored verdicts: no request is sent twice."""
     rows = tmp_path / "rows/benchmarks/webwalker"
     rows.mkdir(parents=True)
     asked = [{"question": f"Which gate? {i}", "answer": f"The old gate {i}"} for i in range(3)]
@@ -227,7 +227,7 @@ def test_what_an_evaluation_asked_is_in_its_results_over_all_its_processes(court
     known = {"env": ("appo/WebWalker-v0",), "data_dir": str(tmp_path / "rows"), "tasks": 2}
     evaluate(config_of(taught, out, **known | {"tools": ("calculator",)}))
     answered(out, ("Elda", "the Ostra"))
-    first = evaluate(Config(regrade=True, out=str(out), **judge))
+    first = evaluate(Config(regrade=True, out=str(out), **judge)).to_json()
     assert first["judge"] | {"model": "", "fingerprint": ""} == {
         "model": "",
         "fingerprint": "",
@@ -238,7 +238,7 @@ def test_what_an_evaluation_asked_is_in_its_results_over_all_its_processes(court
     }
     assert first["environments"]["appo/WebWalker-v0"]["judge"]["calls"] == court.requests == 2
     assert sum(row["method"] == "judge" for row in graded(out)) == 2  # counted again from the file
-    again = evaluate(Config(regrade=True, out=str(out), **judge))
+    again = evaluate(Config(regrade=True, out=str(out), **judge)).to_json()
     assert again["environments"]["appo/WebWalker-v0"]["judge"] == {
         "calls": 2,
         "cached": 2,

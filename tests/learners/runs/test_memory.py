@@ -1,4 +1,4 @@
-"""Memory: peaks are seen, what fills them is added up, and less is kept on request."""
+"""Memory peaks are measured and explained, and checkpointing lowers them."""
 
 import copy
 import mmap
@@ -8,10 +8,16 @@ import torch
 
 from learners.ledger import Ledger
 from learners.metrics import PEAK
-from learners.policy.activations import Kept
+from learners.policy.activations import SavedTensors
 from learners.policy.loading import load_model
 from learners.policy.policy import Policy
-from learners.runs.memory import IterationPeak, MemoryProfile, Resident, report, tensors_in
+from learners.runs.memory import (
+    IterationMeter,
+    MemoryProfile,
+    ProcessMeter,
+    format_report,
+    iter_tensors,
+)
 from learners.runs.session import run_iteration
 from tests.learners.policy.test_policy import credited, gradients
 from tests.learners.test_methods import session_of
@@ -20,7 +26,7 @@ MIB = 2**20
 
 
 class Meter:
-    """Says the peaks that the test wants, one per reading."""
+    """Returns the peaks that the test gives, one per reading."""
 
     def __init__(self, *peaks):
         self.peaks = list(peaks)
@@ -32,8 +38,8 @@ class Meter:
         pass
 
 
-def test_the_resident_peak_is_seen_and_forgotten():
-    meter = Resident()
+def test_the_resident_peak_is_measured_and_forgotten():
+    meter = ProcessMeter()
     meter.reset()
     before = meter.peak()
     with mmap.mmap(-1, 64 * MIB) as block:  # a tensor may lie in memory that was held already
@@ -45,14 +51,14 @@ def test_the_resident_peak_is_seen_and_forgotten():
 
 def test_the_peak_of_an_iteration_outlives_what_others_reset():
     """Read when another resets it, and at the end."""
-    peak = IterationPeak(Meter(70, 30))
+    peak = IterationMeter(Meter(70, 30))
     peak.begin()
     peak.reset()
-    assert peak.most() == 70
+    assert peak.iteration_peak() == 70
 
 
-def test_an_iteration_tells_its_own_peak_and_not_the_run_s(taught):
-    """A block of 300 MiB that one iteration holds is not told of the next; profiled or not."""
+def test_an_iteration_reports_its_own_peak_and_not_that_of_the_run(taught):
+    """A block of 300 MiB in one iteration does not count for the next, profiled or not."""
     torch.set_num_threads(1)
     session, iteration = session_of(taught, "grpo")
     held = [torch.ones(300 * MIB // 4)]
@@ -91,7 +97,7 @@ def test_the_largest_of_several_phases_of_a_name_counts():
     assert profile.peaks == {"update": 8}
 
 
-def test_the_ledger_tells_its_watch_of_phases():
+def test_the_ledger_enters_its_watch_in_each_phase():
     ledger, profile = Ledger(), MemoryProfile(Meter(1, 2))
     ledger.watch = profile.phase
     with ledger.phase("score"):
@@ -101,28 +107,28 @@ def test_the_ledger_tells_its_watch_of_phases():
 
 def test_what_a_product_keeps_is_counted_without_its_weights():
     """x of (3, 4) floats is kept for the weights' gradient: 48 bytes; the weights are not."""
-    layer, kept = torch.nn.Linear(4, 2, bias=False), Kept()
-    with kept.counting(layer.parameters(), tokens=3):
+    layer, kept = torch.nn.Linear(4, 2, bias=False), SavedTensors()
+    with kept.count(layer.parameters(), tokens=3):
         out = layer(torch.ones(3, 4))
     assert (kept.bytes, kept.tokens) == (48, 3)
     out.sum().backward()
     assert layer.weight.grad.tolist() == [[3.0] * 4] * 2
 
 
-def test_the_pass_that_keeps_most_counts():
-    layer, kept = torch.nn.Linear(4, 2, bias=False), Kept()
+def test_the_pass_that_saves_most_counts():
+    layer, kept = torch.nn.Linear(4, 2, bias=False), SavedTensors()
     for rows in (3, 5, 1):
-        with kept.counting(layer.parameters(), rows):
+        with kept.count(layer.parameters(), rows):
             layer(torch.ones(rows, 4))
     assert (kept.bytes, kept.tokens) == (80, 5)
 
 
 def test_tensors_are_found_wherever_a_state_has_them():
     one, two = torch.zeros(1), torch.zeros(2)
-    assert list(tensors_in({"a": [{"b": one}], "c": {0: two, 1: 3.0}})) == [one, two]
+    assert list(iter_tensors({"a": [{"b": one}], "c": {0: two, 1: 3.0}})) == [one, two]
 
 
-def test_a_report_says_where_and_why():
+def test_a_report_says_where_the_peak_was_and_why():
     found = {
         "weights": 100 * MIB,
         "gradients": 100 * MIB,
@@ -130,13 +136,13 @@ def test_a_report_says_where_and_why():
         "the sampler's keys and values": 50 * MIB,
         "the optimiser's state": 0,
     }
-    said = report({"sample": 400 * MIB, "update": 2**30}, found, 512)
+    said = format_report({"sample": 400 * MIB, "update": 2**30}, found, 512)
     assert said == (
         "peak memory 1.00 GiB in update (sample 400 MiB)\n"
         "    700 MiB  kept for the backward pass\n"
         "    100 MiB  weights\n"
         "    100 MiB  gradients\n"
-        "    124 MiB  the rest: Python, libraries, what is needed for a moment\n"
+        "    124 MiB  the rest: Python, libraries, temporary buffers\n"
         "  the largest forward and backward pass computed 512 tokens\n"
         "  less of kept for the backward pass: "
         "--microbatch-tokens, --gradient-checkpointing or --autocast"
@@ -145,19 +151,19 @@ def test_a_report_says_where_and_why():
 
 def test_a_peak_while_sampling_is_not_put_down_to_the_update():
     found = {"weights": 100 * MIB, "gradients": 900 * MIB, "the sampler's keys and values": MIB}
-    said = report({"sample": 400 * MIB, "update": 300 * MIB}, found, 512)
+    said = format_report({"sample": 400 * MIB, "update": 300 * MIB}, found, 512)
     assert "in sample" in said
     assert "gradients" not in said
     assert "keys and values" in said
 
 
-def test_nobody_watches_unless_asked_to(taught, capsys):
+def test_memory_is_not_profiled_by_default(taught, capsys):
     session, iteration = session_of(taught, "grpo")
     ledger = session.ledger
     before = ledger.watch
     run_iteration(session, iteration)
     assert ledger.watch is before
-    assert session.policy.kept is None
+    assert session.policy.saved_tensors is None
     assert "peak memory" not in capsys.readouterr().out
 
 
@@ -169,7 +175,7 @@ def test_an_iteration_says_what_its_memory_was_for(taught, capsys):
     said = capsys.readouterr().out
     assert "peak memory" in said
     assert "weights" in said
-    assert session.policy.kept is None
+    assert session.policy.saved_tensors is None
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +187,7 @@ def tiny():
 def kept_by(tiny, rows, weights, loss, **options):
     copied = tiny._replace(model=copy.deepcopy(tiny.model))
     policy = Policy(copied, learning_rate=1e-3, **options)
-    policy.kept = kept = Kept()
+    policy.saved_tensors = kept = SavedTensors()
     policy.update(rows, weights, loss)
     return kept.bytes
 
@@ -209,7 +215,7 @@ def test_checkpointing_leaves_the_model_as_the_sampler_needs_it(tiny):
     assert not any(module.training for module in policy.model.modules())
 
 
-def test_a_watched_phase_that_fails_is_noted_and_fails():
+def test_a_phase_that_fails_is_recorded_and_raises():
     profile = MemoryProfile(Meter(0, 7))
     with pytest.raises(ZeroDivisionError), profile.phase("update"):
         raise ZeroDivisionError

@@ -1,4 +1,4 @@
-"""Runs that end too early: the same command goes on, to the numbers of an undisturbed run."""
+"""Interrupted runs: the same command resumes them, to the numbers of an undisturbed run."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def start(model, out, more=(), **options):
 
 
 def kill_when(run, happened, sig=signal.SIGKILL):
-    """Send the signal as soon as something is the case; what the run printed."""
+    """Send the signal as soon as the condition is true; return what the run printed."""
     while run.poll() is None and not happened():
         time.sleep(0.0005)
     run.send_signal(sig)
@@ -52,7 +52,7 @@ def lines_of(folder):
 
 
 def metrics_of(folder):
-    """All but the times, and what a disturbed run alone can tell."""
+    """All metrics but times, memory and lost work, which a disturbed run has alone."""
     return [
         {n: v for n, v in line.items() if not n.startswith(("seconds/", "memory/", "ledger/lost"))}
         for line in lines_of(folder)
@@ -60,7 +60,7 @@ def metrics_of(folder):
 
 
 def same_totals(folder):
-    """What was spent is what iterations and evaluations tell, and what they say was lost."""
+    """Totals are the sum of what iterations and evaluations report as used and as lost."""
     spent = json.loads((folder / "spent.json").read_text())
     names = ("before", "after")
     kept = [json.loads((folder / f"evaluation-{name}.json").read_text()) for name in names]
@@ -106,7 +106,7 @@ def test_an_undisturbed_run_trains(undisturbed, taught):
 def test_a_run_killed_while_it_writes_a_checkpoint_ends_with_the_same_numbers(
     taught, undisturbed, tmp_path
 ):
-    """During the second checkpoint: the first is whole, and no half-written one stays."""
+    """During the second checkpoint: the first stays intact, and no partial one is left."""
     run = start(taught, tmp_path)
     places = tmp_path / "checkpoints"
     kill_when(run, lambda: (places / "000001").exists() and (places / "partial").exists())
@@ -162,7 +162,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_numbers(
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_says_how_to_go_on(taught, undisturbed, tmp_path):
+def test_an_interrupted_run_says_how_to_resume(taught, undisturbed, tmp_path):
     """A long run, so that it is not over before the signal comes."""
     longer = ["--iterations", "500"]
     # Where the tests run in the background, what they start would ignore the signal.
@@ -244,23 +244,23 @@ def test_a_finished_run_is_only_reported_again(taught, undisturbed, capsys):
     assert metrics_of(undisturbed) == before
 
 
-def test_a_run_tells_where_it_goes_on_elsewhere(taught, undisturbed, tmp_path, capsys):
-    """Where it was made is kept with it; with other threads its last bits may differ."""
+def test_a_run_that_resumes_on_another_machine_says_so(taught, undisturbed, tmp_path, capsys):
+    """Its folder lists the machines; with other threads the last bits may differ."""
     shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
-    (sitting,) = json.loads((tmp_path / "machine.json").read_text())
-    assert sitting["iteration"] == 0
-    assert sitting["threads"] >= 1
-    assert sitting["processor"]
+    (machine,) = json.loads((tmp_path / "machine.json").read_text())
+    assert machine["iteration"] == 0
+    assert machine["threads"] >= 1
+    assert machine["processor"]
     main("learners.appo", arguments(taught, tmp_path))
     assert "last bits" not in capsys.readouterr().out
-    moved = {**sitting, "threads": sitting["threads"] + 62}
+    moved = {**machine, "threads": machine["threads"] + 62}
     (tmp_path / "machine.json").write_text(json.dumps([moved]))
     main("learners.appo", arguments(taught, tmp_path))
     said = " ".join(capsys.readouterr().out.split())
-    now = sitting["threads"]
+    now = machine["threads"]
     assert f"threads was {now + 62}, now {now}: from here on numbers may differ in their" in said
     first, second = json.loads((tmp_path / "machine.json").read_text())
-    assert (first, second) == (moved, {**sitting, "iteration": 3})
+    assert (first, second) == (moved, {**machine, "iteration": 3})
 
 
 def test_a_command_that_failed_before_it_began_does_not_claim_its_folder(taught, tmp_path, capsys):

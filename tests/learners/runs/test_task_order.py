@@ -1,4 +1,4 @@
-"""Which tasks are served when: epochs, weights of a mixture, levels of a curriculum."""
+"""The tasks of an iteration: epochs, weights of a mixture, levels of a curriculum."""
 
 from collections import Counter
 
@@ -11,7 +11,7 @@ from learners.errors import UsageError
 from learners.rollouts.rollout import Rollouts
 from learners.rollouts.storage import read_rows
 from learners.runs.environments import TaskMixture
-from learners.runs.task_order import check, served
+from learners.runs.task_order import check_tasks, select_tasks
 from learners.runs.training import main
 from tests.fakes import TOY, EchoTool, answer, toy_score
 from tests.learner_fakes import ScriptedSampler
@@ -32,8 +32,8 @@ def ids(found):
 
 def test_an_epoch_serves_every_task_once_and_the_next_in_another_order():
     config, all_tasks = RunConfig.of(prompts=4), tasks(12)
-    first = [i for step in range(3) for i in ids(served(config, all_tasks, step))]
-    second = [i for step in range(3, 6) for i in ids(served(config, all_tasks, step))]
+    first = [i for step in range(3) for i in ids(select_tasks(config, all_tasks, step))]
+    second = [i for step in range(3, 6) for i in ids(select_tasks(config, all_tasks, step))]
     assert sorted(first) == sorted(second) == sorted(ids(all_tasks))
     assert first != second
 
@@ -48,23 +48,23 @@ def mixture(**options):
 def test_a_mixture_draws_environments_by_weight_however_many_tasks_they_have():
     """400 draws at 3 to 1: 300 expected, deviation below 9."""
     config = mixture(env_weights=(3.0, 1.0))
-    found = Counter(i[0] for step in range(40) for i in ids(served(config, MIXED, step)))
+    found = Counter(i[0] for step in range(40) for i in ids(select_tasks(config, MIXED, step)))
     assert sum(found.values()) == 400
     assert 260 < found["A"] < 340
 
 
 def test_within_a_mixture_each_environment_goes_through_its_own_epochs():
     config = mixture()
-    found = [i for step in range(12) for i in ids(served(config, MIXED, step))]
+    found = [i for step in range(12) for i in ids(select_tasks(config, MIXED, step))]
     own = [i for i in found if i.startswith("A")]
     for epoch in range(len(own) // 6):
         assert len(set(own[epoch * 6 : epoch * 6 + 6])) == 6
 
 
-def test_what_a_mixture_serves_depends_on_the_iteration_alone():
+def test_the_tasks_of_a_mixture_depend_on_the_iteration_alone():
     config = mixture()
-    assert ids(served(config, MIXED, 7)) == ids(served(config, MIXED, 7))
-    assert ids(served(config, MIXED, 7)) != ids(served(config, MIXED, 8))
+    assert ids(select_tasks(config, MIXED, 7)) == ids(select_tasks(config, MIXED, 7))
+    assert ids(select_tasks(config, MIXED, 7)) != ids(select_tasks(config, MIXED, 8))
 
 
 def levels_of(found):
@@ -79,7 +79,7 @@ def test_a_curriculum_lets_harder_levels_in_one_after_the_other(names):
     easiest, middle, hardest = sorted(names, key=lambda n: (len(n), n)) if "1" in names else (
         "easy", "medium", "hard",
     )  # fmt: skip
-    seen = [levels_of(served(config, all_tasks, step)) for step in range(12)]
+    seen = [levels_of(select_tasks(config, all_tasks, step)) for step in range(12)]
     assert seen[0] == seen[1] == {easiest}
     assert seen[2] == seen[3] == {easiest, middle}
     assert all(levels == {easiest, middle, hardest} for levels in seen[4:])
@@ -87,21 +87,21 @@ def test_a_curriculum_lets_harder_levels_in_one_after_the_other(names):
 
 def test_a_level_with_few_tasks_serves_them_again():
     config = RunConfig.of(prompts=5, iterations=10, curriculum=1.0)
-    found = ids(served(config, tasks(4, levels=("1", "2")), 0))
+    found = ids(select_tasks(config, tasks(4, levels=("1", "2")), 0))
     assert sorted(Counter(found).values()) == [2, 3]
 
 
 def test_a_curriculum_without_levels_is_refused():
     with pytest.raises(UsageError, match="tasks of appo/X-v0 have no levels of difficulty"):
-        check(RunConfig.of(env="appo/X-v0", curriculum=0.5), tasks(4))
+        check_tasks(RunConfig.of(env="appo/X-v0", curriculum=0.5), tasks(4))
     with pytest.raises(UsageError, match="no order of the levels north, south is known"):
-        check(RunConfig.of(curriculum=0.5), tasks(4, levels=("north", "south")))
+        check_tasks(RunConfig.of(curriculum=0.5), tasks(4, levels=("north", "south")))
 
 
 @pytest.mark.parametrize("weights", [(1.0,), (1.0, 0.0), (1.0, 1.0, 1.0)])
 def test_weights_that_fit_no_environment_are_refused(weights):
     with pytest.raises(UsageError, match="expected one above 0 for each of appo/A-v0 appo/B-v0"):
-        check(mixture(env_weights=weights), MIXED)
+        check_tasks(mixture(env_weights=weights), MIXED)
 
 
 def other(answer, task):

@@ -1,121 +1,121 @@
-"""The sampler's store: what a line holds is what was read into it, whatever moved meanwhile."""
+"""The KV cache: a slot holds what was read into it, whatever moved in between."""
 
 import random
 
 import pytest
 import torch
 
-from learners.sampling.kv_cache import GROWTH, Lines
+from learners.sampling.kv_cache import GROWTH, KVCache
 
 LAYERS = 2
 
 
 def value(layer, token, position):
-    """What a layer's key is at a token: no two places are alike."""
+    """A layer's key at a token; no two are alike."""
     return float(token * 10_000 + position * 10 + layer)
 
 
 class Writer:
-    """Reads tokens into active lines as a model's forward pass does; knows what they must hold."""
+    """Reads tokens into active slots as a model's forward pass does; knows what they must hold."""
 
-    def __init__(self, rows, most_bytes):
-        self.lines = Lines(rows, most_bytes)
+    def __init__(self, rows, max_bytes):
+        self.cache = KVCache(rows, max_bytes)
         self.sampled = {}
-        """Active line -> all of its tokens, read or not."""
+        """Active slot -> all of its tokens, read or not."""
 
     def read(self, group):
-        """Forward pass over the unread tokens of the lines at these places, padded on the right."""
-        lines = self.lines
-        rows = slice(group[0].place, group[-1].place + 1)
-        unread = [self.sampled[line][line.known :] for line in group]
+        """Run a forward pass over the unread tokens of these slots, padded on the right."""
+        cache = self.cache
+        rows = slice(group[0].index, group[-1].index + 1)
+        unread = [self.sampled[slot][slot.length :] for slot in group]
         width = max(map(len, unread))
-        known = torch.tensor([line.known for line in group])
+        known = torch.tensor([slot.length for slot in group])
         span = int(known.max()) + width
         at = torch.arange(rows.start, rows.stop)[:, None].expand(-1, width)
-        lines.expect(rows, span, at, known[:, None] + torch.arange(width))
+        cache.expect(rows, span, at, known[:, None] + torch.arange(width))
         for layer in range(LAYERS):
             keys = torch.full((len(group), 1, width, 1), -1.0)
-            for row, (line, ids) in enumerate(zip(group, unread, strict=True)):
+            for row, (slot, ids) in enumerate(zip(group, unread, strict=True)):
                 for at, token in enumerate(ids):
-                    keys[row, 0, at, 0] = value(layer, token, line.known + at)
-            seen, _ = lines.update(keys, -keys, layer)
+                    keys[row, 0, at, 0] = value(layer, token, slot.length + at)
+            seen, _ = cache.update(keys, -keys, layer)
             assert seen.shape == (len(group), 1, span, 1)
-        for line, ids in zip(group, unread, strict=True):
-            line.known += len(ids)
+        for slot, ids in zip(group, unread, strict=True):
+            slot.length += len(ids)
 
-    def kept(self, token_ids):
-        """Of each layer, what somebody else read."""
+    def layers(self, token_ids):
+        """Keys and values of each layer, as another pass would have read them."""
         for layer in range(LAYERS):
             keys = [value(layer, token, at) for at, token in enumerate(token_ids)]
             yield torch.tensor(keys)[None, :, None], -torch.tensor(keys)[None, :, None]
 
     def check(self):
-        """Every line holds its own tokens, also past what others may share."""
-        lines = self.lines
-        assert [line.place for line in lines._lines] == list(range(len(lines._lines)))
-        assert sorted(lines._sorted, key=id) == sorted(lines._lines, key=id)
-        assert [line.token_ids for line in lines._sorted] == sorted(
-            line.token_ids for line in lines._lines
+        """Check that every slot holds its own tokens, also past what others may copy."""
+        cache = self.cache
+        assert [slot.index for slot in cache._slots] == list(range(len(cache._slots)))
+        assert sorted(cache._sorted, key=id) == sorted(cache._slots, key=id)
+        assert [slot.token_ids for slot in cache._sorted] == sorted(
+            slot.token_ids for slot in cache._slots
         )
-        for line in lines._lines:
-            ids = self.sampled.get(line, line.token_ids)
-            for layer, store in enumerate(lines._layers):
-                expected = [value(layer, ids[at], at) for at in range(line.known)]
-                assert store[0, line.place, 0, : line.known, 0].tolist() == expected
-                assert store[1, line.place, 0, : line.known, 0].tolist() == [-e for e in expected]
+        for slot in cache._slots:
+            ids = self.sampled.get(slot, slot.token_ids)
+            for layer, store in enumerate(cache._layers):
+                expected = [value(layer, ids[at], at) for at in range(slot.length)]
+                assert store[0, slot.index, 0, : slot.length, 0].tolist() == expected
+                assert store[1, slot.index, 0, : slot.length, 0].tolist() == [-e for e in expected]
 
 
 def grown(draw, known):
-    """A sequence that begins like one of those, or anew."""
+    """Make a sequence that shares a prefix with one of those, or starts anew."""
     begin = draw.choice([(), *known]) if known else ()
     begin = begin[: draw.randrange(len(begin) + 1)] if draw.random() < 0.5 else begin
     return (*begin, *(draw.randrange(3) for _ in range(draw.randrange(1, 5))))
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_lines_hold_what_was_read_into_them(seed):
-    """Random turns: begun, gone on with, branched, kept from outside, ended, all forgotten.
+def test_slots_hold_what_was_read_into_them(seed):
+    """Random turns start, continue, branch and end; prefixes are kept, and the cache is cleared.
 
-    The least store has room for a few kept lines, the largest for all.
+    The smallest cache has room for a few kept slots, the largest for all.
     """
     draw = random.Random(seed)
     rows = draw.randrange(1, 5)
-    most = draw.choice([1, 8, 1000]) * 2 * LAYERS * GROWTH * 4
-    writer = Writer(rows, most)
-    lines, known = writer.lines, []
+    max_bytes = draw.choice([1, 8, 1000]) * 2 * LAYERS * GROWTH * 4
+    writer = Writer(rows, max_bytes)
+    cache, known = writer.cache, []
     for _ in range(120):
-        act = draw.choice(["take", "take", "read", "read", "release", "keep", "forget"])
-        active = lines._lines[: lines.active]
-        if act == "take" and len(active) < rows:
+        act = draw.choice(["allocate", "allocate", "read", "read", "release", "keep", "clear"])
+        active = cache._slots[: cache.active]
+        if act == "allocate" and len(active) < rows:
             ids = grown(draw, known)
-            shared = lines.longest(ids)[0]
-            every = [_shared(line.token_ids, ids) for line in lines._lines]
-            assert shared == (max(every, default=0) if lines._layers else 0)
-            line = lines.take(ids)
-            assert line.place == lines.active - 1
-            assert line.known == min(shared, len(ids) - 1)
-            writer.sampled[line] = ids
-            writer.read([line])
-            lines.share(line, ids)
+            shared = cache.longest_prefix(ids)[0]
+            every = [_shared(slot.token_ids, ids) for slot in cache._slots]
+            assert shared == (max(every, default=0) if cache._layers else 0)
+            slot = cache.allocate(ids)
+            assert slot.index == cache.active - 1
+            assert slot.length == min(shared, len(ids) - 1)
+            writer.sampled[slot] = ids
+            writer.read([slot])
+            cache.share(slot, ids)
         elif act == "read" and active:
-            for line in active:
-                writer.sampled[line] += (draw.randrange(3),)
+            for slot in active:
+                writer.sampled[slot] += (draw.randrange(3),)
             writer.read(active)
         elif act == "release" and active:
-            line = draw.choice(active)
-            ids = writer.sampled.pop(line)
+            slot = draw.choice(active)
+            ids = writer.sampled.pop(slot)
             known.append(ids)
-            lines.release(line, (*ids, 1))  # the last token was drawn, not read
-            assert line.token_ids == ids
+            cache.release(slot, (*ids, 1))  # the last token was drawn, not read
+            assert slot.token_ids == ids
         elif act == "keep":
             ids = grown(draw, known)
-            lines.keep(ids, writer.kept(ids))
+            cache.keep(ids, writer.layers(ids))
             known.append(ids)
-        elif act == "forget" and draw.random() < 0.1 and not active:
-            lines.forget()
+        elif act == "clear" and draw.random() < 0.1 and not active:
+            cache.clear()
         writer.check()
-        positions = lines._layers[0].shape[3] if lines._layers else 0
-        assert lines.held_bytes <= max(most, rows * LAYERS * 2 * positions * 4)
+        positions = cache._layers[0].shape[3] if cache._layers else 0
+        assert cache.nbytes <= max(max_bytes, rows * LAYERS * 2 * positions * 4)
 
 
 def _shared(one, other):
@@ -126,58 +126,63 @@ def _shared(one, other):
 
 
 def turn(writer, ids):
-    """A sequence that was sampled and kept."""
-    line = writer.lines.take(ids)
-    writer.sampled[line] = ids
-    writer.read([line])
-    writer.lines.release(line, writer.sampled.pop(line))
-    return line
+    """Sample a sequence and keep it."""
+    slot = writer.cache.allocate(ids)
+    writer.sampled[slot] = ids
+    writer.read([slot])
+    writer.cache.release(slot, writer.sampled.pop(slot))
+    return slot
 
 
-def test_a_turn_that_goes_on_stays_in_its_line():
+def test_a_turn_that_goes_on_stays_in_its_slot():
     writer = Writer(4, 1 << 30)
     first = turn(writer, (1, 2, 3))
-    assert writer.lines.take((1, 2, 3, 4, 5)) is first
-    assert first.known == 3
+    assert writer.cache.allocate((1, 2, 3, 4, 5)) is first
+    assert first.length == 3
 
 
-def test_a_branch_leaves_its_parents_line_as_it_is():
+def test_a_branch_leaves_its_parents_slot_as_it_is():
     writer = Writer(4, 1 << 30)
     parent = turn(writer, (1, 2, 3, 4))
-    branch = writer.lines.take((1, 2, 9))
+    branch = writer.cache.allocate((1, 2, 9))
     assert branch is not parent
-    assert (branch.known, parent.known) == (2, 4)
-    assert writer.lines.longest((1, 2, 3, 4, 5)) == (4, parent)
+    assert (branch.length, parent.length) == (2, 4)
+    assert writer.cache.longest_prefix((1, 2, 3, 4, 5)) == (4, parent)
 
 
-def test_two_that_go_on_from_one_line_share_it():
-    """The first goes on in it, the second takes a copy; the copy ends where the line did."""
+def test_two_that_go_on_from_one_slot_share_it():
+    """The first continues in its slot, the second takes a copy up to where the first began."""
     writer = Writer(4, 1 << 30)
     parent = turn(writer, (1, 2, 3))
-    one = writer.lines.take((1, 2, 3, 4))
-    other = writer.lines.take((1, 2, 3, 5))
+    one = writer.cache.allocate((1, 2, 3, 4))
+    other = writer.cache.allocate((1, 2, 3, 5))
     assert one is parent
-    assert (other is parent, other.known) == (False, 3)
+    assert (other is parent, other.length) == (False, 3)
 
 
 def test_what_was_used_longest_ago_makes_room():
-    """Room for three: of 1, 2, 3 the 1 is used again, so 2 ends when 4 comes."""
+    """Room for three: of 1, 2, 3 the 1 is used again, so 2 is evicted when 4 comes."""
     writer = Writer(1, 3 * 2 * LAYERS * GROWTH * 4)
     for ids in ((1, 1), (2, 2), (3, 3)):
         turn(writer, ids)
     turn(writer, (1, 1, 7))
     turn(writer, (4, 4))
-    lines = writer.lines
-    assert [lines.longest(ids)[0] for ids in ((1, 1), (2, 2), (3, 3), (4, 4))] == [2, 0, 2, 2]
+    cache = writer.cache
+    assert [cache.longest_prefix(ids)[0] for ids in ((1, 1), (2, 2), (3, 3), (4, 4))] == [
+        2,
+        0,
+        2,
+        2,
+    ]
 
 
-def test_lines_that_nobody_brought_to_an_end_are_dropped():
+def test_slots_of_unfinished_sequences_are_dropped():
     writer = Writer(4, 1 << 30)
     turn(writer, (1, 2, 3))
-    line = writer.lines.take((4, 5))
-    writer.sampled[line] = (4, 5)
-    writer.read([line])
-    writer.lines.abandon()
-    assert writer.lines.active == 0
-    assert writer.lines.longest((4, 5)) == (0, None)
-    assert writer.lines.longest((1, 2, 3))[0] == 3
+    slot = writer.cache.allocate((4, 5))
+    writer.sampled[slot] = (4, 5)
+    writer.read([slot])
+    writer.cache.drop_active()
+    assert writer.cache.active == 0
+    assert writer.cache.longest_prefix((4, 5)) == (0, None)
+    assert writer.cache.longest_prefix((1, 2, 3))[0] == 3

@@ -1,4 +1,4 @@
-"""A sampler in bfloat16 on a CPU computes with weights laid out once per update."""
+"""A sampler in bfloat16 on a CPU computes with weights packed once per update."""
 
 import copy
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from learners.policy.loading import load_model
 from learners.policy.lora import add_adapters
-from learners.sampling.packed_weights import Product, can_pack, pack, refresh
+from learners.sampling.packed_weights import FusedProduct, can_pack, pack_linears, refresh
 from learners.sampling.sampler import Request
 from learners.sampling.transformers_sampler import TransformersSampler
 from tests import needs
@@ -26,30 +26,30 @@ def rounded():
 @pytest.mark.parametrize("outs", [(40,), (40, 16, 24)])
 def test_products_are_those_of_the_plain_layers(rounded, bias, outs):
     plain = [nn.Linear(96, out, bias=bias, dtype=torch.bfloat16) for out in outs]
-    product = Product(["name"] * len(outs))
-    product.take(plain)
+    product = FusedProduct(["name"] * len(outs))
+    product.load(plain)
     for shape in ((1, 96), (33, 96), (2, 150, 96)):
         rows = torch.randn(shape).bfloat16()
         with torch.no_grad():
             for index, layer in enumerate(plain):
-                torch.testing.assert_close(product.part(index, rows), layer(rows))
+                torch.testing.assert_close(product.output(index, rows), layer(rows))
     assert product.nbytes == 96 * sum(outs) * 2
 
 
-def test_a_part_is_of_the_rows_that_are_given(rounded):
-    """In any order, asked twice, or of other rows while parts of the last ones wait."""
-    product = Product(["one", "other"])
+def test_an_output_belongs_to_the_rows_of_its_call(rounded):
+    """In any order, called twice, or with other rows while outputs of the last ones wait."""
+    product = FusedProduct(["one", "other"])
     plain = [nn.Linear(32, 8, dtype=torch.bfloat16) for _ in range(2)]
-    product.take(plain)
+    product.load(plain)
     first, second = torch.randn(2, 4, 32).bfloat16()
     for index, rows in [(0, first), (0, second), (1, second), (1, first), (1, first), (0, first)]:
         with torch.no_grad():
-            torch.testing.assert_close(product.part(index, rows), plain[index](rows))
+            torch.testing.assert_close(product.output(index, rows), plain[index](rows))
 
 
 def test_every_layer_is_packed_and_follows_its_source(rounded):
     source = load_model("tiny", seed=5).model
-    packed = pack(rounded, source)
+    packed = pack_linears(rounded, source)
     assert len(packed) == 3 * 4 + 1, "queries with keys and values, gates with ups, and the head"
     assert not any(type(module) is nn.Linear for module in rounded.modules())
     ids = torch.tensor([[70, 71, 72]])
@@ -61,7 +61,7 @@ def test_every_layer_is_packed_and_follows_its_source(rounded):
 
 
 def test_adapters_are_left_as_they_are(rounded):
-    """A sampler of a model with adapters says what the rounded model says."""
+    """A sampler of a model with adapters samples the tokens of the rounded model."""
     needs.packages("peft")
     loaded = load_model("tiny", seed=2)
     add_adapters(loaded.model, 4, None, seed=0)

@@ -1,11 +1,11 @@
-"""Prefixes that join the sampler together: what they share is read once, and nothing changes."""
+"""Requests that join together: shared prefixes are read once, and no completion changes."""
 
 import random
 
 import pytest
 import torch
 
-from learners.sampling.forward import read_together
+from learners.sampling.forward import prefill_shared
 from tests.learner_fakes import Parrot
 from tests.learners.policy.test_packing import model_of
 from tests.learners.sampling.test_transformers_sampler import request, sampler_of, serve
@@ -23,7 +23,7 @@ def ids(count, seed=0):
 
 
 def branches(trunk, *lengths):
-    """Prefixes that follow a trunk so far."""
+    """Prefixes of a trunk, of these lengths."""
     return [trunk[:length] for length in lengths]
 
 
@@ -31,8 +31,8 @@ def test_keys_and_values_equal_those_of_each_prefix_alone(loaded):
     trunk = ids(40)
     prefixes = [*branches(trunk, 12, 40, 31), (*trunk[:30], 7, 8), (9, 10, 11)]
     with torch.inference_mode():
-        read = read_together(loaded.model, prefixes)
-        for prefix, kept in zip(prefixes, read.kept, strict=True):
+        read = prefill_shared(loaded.model, prefixes)
+        for prefix, kept in zip(prefixes, read.layers, strict=True):
             alone = loaded.model(torch.tensor([prefix]), use_cache=True).past_key_values
             for layer, pair in zip(alone.layers, kept, strict=True):
                 for found, expected in zip(pair, (layer.keys[0], layer.values[0]), strict=True):
@@ -41,26 +41,26 @@ def test_keys_and_values_equal_those_of_each_prefix_alone(loaded):
 
 
 def test_prefixes_that_share_little_are_not_read_together(loaded):
-    assert read_together(loaded.model, [ids(20, 1), ids(20, 2)]) is None
-    assert read_together(loaded.model, [ids(40)]) is None
-    assert read_together(loaded.model, []) is None
+    assert prefill_shared(loaded.model, [ids(20, 1), ids(20, 2)]) is None
+    assert prefill_shared(loaded.model, [ids(40)]) is None
+    assert prefill_shared(loaded.model, []) is None
 
 
 def test_a_model_with_another_attention_reads_each_prefix_alone():
-    assert read_together(Parrot([1, 2, 3], 50), [ids(40)] * 4) is None
+    assert prefill_shared(Parrot([1, 2, 3], 50), [ids(40)] * 4) is None
 
 
 def alone_and_together(loaded, requests, monkeypatch):
-    """Completions, and the tokens that were read for them, without and with what is tested."""
+    """Return completions and prefilled tokens, without and with shared prefilling."""
     found = []
     for own in (True, False):
         with monkeypatch.context() as changed:
             if own:
                 changed.setattr(
-                    "learners.sampling.transformers_sampler.read_together", lambda *_: None
+                    "learners.sampling.transformers_sampler.prefill_shared", lambda *_: None
                 )
             sampler = sampler_of(loaded)
-            found.append((serve(sampler, *requests), sampler.prefilled_tokens))
+            found.append((serve(sampler, *requests), sampler.stats().prefilled_tokens))
     return found
 
 
@@ -84,21 +84,21 @@ def test_branches_of_a_trunk_whose_keys_are_stale_read_it_once(loaded, monkeypat
     assert (much, little) == (235, 93)
 
 
-def test_what_is_known_is_not_read_together(loaded, monkeypatch):
+def test_cached_prefixes_are_not_read_together(loaded, monkeypatch):
     sampler = sampler_of(loaded)
     serve(sampler, request(ids(60), key="trunk", max_tokens=1))
-    read, seen = sampler.prefilled_tokens, []
+    read, seen = sampler.stats().prefilled_tokens, []
     monkeypatch.setattr(
-        "learners.sampling.transformers_sampler.read_together",
+        "learners.sampling.transformers_sampler.prefill_shared",
         lambda _, prefixes: seen.append(prefixes),
     )
     serve(sampler, *[request(ids(60)[:n], key=f"at {n}", max_tokens=1) for n in (20, 40)])
-    assert sampler.prefilled_tokens - read == 2
+    assert sampler.stats().prefilled_tokens - read == 2
     assert seen == [[]]
 
 
 def test_rows_that_join_while_others_are_sampled_read_together_too(loaded):
-    """Three places for six requests: all say what they say alone."""
+    """Three rows for six requests: each gets the completion that it gets alone."""
     requests = [request(ids(40), key=f"root {n}", max_tokens=2 + n) for n in range(6)]
     alone = [serve(sampler_of(loaded), one)[0] for one in requests]
     together = serve(sampler_of(loaded, rows=3), *requests)

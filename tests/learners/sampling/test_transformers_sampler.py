@@ -1,4 +1,4 @@
-"""The sampler: a request gives the same tokens whatever else goes on, and turns end at tags."""
+"""The built-in sampler: tokens do not depend on the batch, and turns end at tags."""
 
 import math
 import random
@@ -16,7 +16,7 @@ from learners.policy.policy import Policy
 from learners.runs.recorder import Recorder
 from learners.runs.trainer import PolicyTrainer
 from learners.sampling.draw import draw, uniform
-from learners.sampling.forward import rectangles
+from learners.sampling.forward import split_rectangles
 from learners.sampling.sampler import Request
 from learners.sampling.transformers_sampler import TransformersSampler
 from learners.tree import BranchPoint, RolloutTree, Row, Turn
@@ -42,15 +42,19 @@ def request(prefix, *, prefill=(), max_tokens=8, key="k", temperature=1.0):
 
 
 def serve(sampler, *requests):
-    """Completions in the order of the requests."""
+    """Return completions in the order of the requests."""
     for one in requests:
         sampler.submit(one)
     found = {r.key: c for r, c in sampler.completed()}
     return [found[r.key] for r in requests]
 
 
+def prefilled(sampler):
+    return sampler.stats().prefilled_tokens
+
+
 def mixed_requests():
-    """Six, of different lengths; two share a prefix, two have a prefill, one may say little."""
+    """Six requests of different lengths; two share a prefix, two have a prefill, one is short."""
     ids = random.Random(0)
     shared = [ids.randrange(256) for _ in range(20)]
     return [
@@ -64,7 +68,7 @@ def mixed_requests():
 
 
 def fresh_logits(loaded, ids):
-    """(T, V) by one pass that knows no cache."""
+    """Compute (T, V) logits in one pass without a cache."""
     with torch.inference_mode():
         return loaded.model(torch.tensor([ids]), use_cache=False).logits[0]
 
@@ -83,18 +87,18 @@ def test_ids_are_the_same_whatever_the_batch(tiny, rows, order):
         assert one.entropies == pytest.approx(other.entropies, abs=1e-12)
 
 
-def test_ids_are_the_same_with_and_without_kept_prefixes(tiny):
+def test_ids_are_the_same_with_and_without_cached_prefixes(tiny):
     sampler = sampler_of(tiny)
     cold = serve(sampler, *mixed_requests())
-    read = sampler.prefilled_tokens
+    read = prefilled(sampler)
     warm = serve(sampler, *mixed_requests())
     assert [c.token_ids for c in warm] == [c.token_ids for c in cold]
-    assert sampler.prefilled_tokens - read == 6  # the last token of each prefix: it predicts
+    assert prefilled(sampler) - read == 6  # the last token of each prefix: it predicts
 
 
 @pytest.mark.parametrize("rows", [1, 64])
 def test_in_float32_a_draw_is_off_by_less_than_a_ten_thousandth(tiny, rows):
-    """Of the exact distribution: 40 requests, 640 numbers, each within 1e-4 of its token's share.
+    """40 requests, 640 numbers, each within 1e-4 of its token's share of the exact distribution.
 
     So whatever else is in the batch, another token is drawn only within 1e-4 of a boundary.
     """
@@ -114,7 +118,7 @@ def test_in_float32_a_draw_is_off_by_less_than_a_ten_thousandth(tiny, rows):
 
 
 def logits_of(loaded, sampler, one):
-    """(tokens, V): what the sampler drew from, and its completion."""
+    """Return the (tokens, V) logits that the sampler drew from, and its completion."""
     seen = []
     head = loaded.model.get_output_embeddings()
     handle = head.register_forward_hook(lambda _module, _input, output: seen.append(output))
@@ -126,14 +130,14 @@ def logits_of(loaded, sampler, one):
 
 
 def test_logits_of_a_continued_row_equal_a_fresh_pass(tiny):
-    """A turn, an observation of three tokens, and the next turn; nothing known is read again."""
+    """A turn, an observation of three tokens, and the next turn; nothing is read twice."""
     sampler = sampler_of(tiny)
     prompt = (61, 100, 101, 102)
     (first,) = serve(sampler, request(prompt, key="turn 1"))
     observed = (*prompt, *first.token_ids, 110, 111, 112)
-    read = sampler.prefilled_tokens
+    read = prefilled(sampler)
     logits, second = logits_of(tiny, sampler, request(observed, key="turn 2"))
-    assert sampler.prefilled_tokens - read == 4  # the turn's last token was drawn, never read
+    assert prefilled(sampler) - read == 4  # the turn's last token was drawn, never read
     fresh = fresh_logits(tiny, [*observed, *second.token_ids])
     expected = fresh[len(observed) - 1 : -1]
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-10)
@@ -141,9 +145,9 @@ def test_logits_of_a_continued_row_equal_a_fresh_pass(tiny):
 
 @pytest.mark.parametrize("scored", [False, True])
 def test_a_branch_after_an_update_never_reads_a_stale_cache(scored):
-    """The branch's logits equal a fresh pass by the moved weights, and not one by the old ones.
+    """The branch's logits equal a fresh pass with the updated weights, not one with the old ones.
 
-    Where the moved policy has scored the root, only the branch's last shared token is read again.
+    If the updated policy has scored the root, only the branch's last shared token is read again.
     """
     loaded = load_model("tiny", dtype=torch.float64)
     policy = Policy(loaded, learning_rate=1e-2)
@@ -161,17 +165,17 @@ def test_a_branch_after_an_update_never_reads_a_stale_cache(scored):
     if scored:
         trainer.token_stats([root], branched=True)
     branch = tree.fork(BranchPoint(root, 4))
-    read = sampler.prefilled_tokens
+    read = prefilled(sampler)
     logits, _ = logits_of(
         loaded, sampler, request(prompt, prefill=branch.prefill.token_ids, key="branch")
     )
-    assert sampler.prefilled_tokens - read == (1 if scored else len(shared))
+    assert prefilled(sampler) - read == (1 if scored else len(shared))
     torch.testing.assert_close(logits[0], fresh_logits(loaded, shared)[-1], rtol=0, atol=1e-10)
     assert (logits[0] - old).abs().max() > 0.01
 
 
-def test_what_was_left_in_the_middle_is_begun_again(tiny):
-    """The caller stops after the first completion; the others are asked for once more."""
+def test_requests_left_unfinished_can_be_submitted_again(tiny):
+    """The caller stops after the first completion and submits all requests once more."""
     sampler = sampler_of(tiny)
     requests = mixed_requests()
     expected = [c.token_ids for c in serve(sampler_of(tiny), *requests)]
@@ -179,6 +183,18 @@ def test_what_was_left_in_the_middle_is_begun_again(tiny):
         sampler.submit(one)
     next(sampler.completed())
     assert [c.token_ids for c in serve(sampler, *requests)] == expected
+
+
+def test_stats_count_prefilled_tokens_and_memory():
+    """Three tokens read; a copy in bfloat16, and keys and values of 3 layers in blocks of 128."""
+    loaded = load_model("tiny")
+    for dtype, bytes_each in ((None, 4), (torch.bfloat16, 2)):
+        sampler = sampler_of(loaded, rows=1, dtype=dtype)
+        serve(sampler, request([61, 100, 101]))
+        stats = sampler.stats()
+        assert stats.prefilled_tokens == 3
+        assert (stats.weight_bytes > 0) == (dtype is not None)
+        assert stats.cache_bytes == 3 * 2 * 128 * 128 * bytes_each
 
 
 def test_temperature_zero_is_greedy(tiny):
@@ -210,7 +226,7 @@ def turn_ids(tokenizer):
 
 
 def parrot_sampler(loaded, text, tags=("</echo>",), **options):
-    """Says the text after a prompt of one token."""
+    """Make a sampler that writes the text after a prompt of one token."""
     script = [61, *loaded.tokenizer.encode(text, add_special_tokens=False)]
     parrot = Parrot(script, len(loaded.tokenizer))
     return parrot, TransformersSampler(parrot, loaded.tokenizer, tags, **options)
@@ -251,7 +267,7 @@ def test_an_end_token_ends_the_turn(tiny):
 
 
 def test_finished_rows_leave_the_batch(tiny):
-    """Rows that may say 1, 2 and 4 tokens: three rows read the prompt, then two, one, one."""
+    """Limits of 1, 2 and 4 tokens: three rows read the prompt, then two, one, one."""
     parrot, sampler = parrot_sampler(tiny, SCRIPT)
     serve(sampler, *(request([61], max_tokens=n, key=str(n)) for n in (4, 1, 2)))
     assert parrot.shapes == [(3, 1), (2, 1), (1, 1), (1, 1)]
@@ -266,8 +282,8 @@ def test_waiting_rows_join_as_soon_as_a_row_is_free(tiny):
     assert parrot.shapes == [(2, 1), (1, 1), (1, 3), (2, 1)]
 
 
-def test_rows_that_join_read_so_much_at_a_time(tiny):
-    """At most six tokens: two rows of three, then one beside the two, then one of nine alone."""
+def test_joining_rows_read_a_limited_number_of_tokens_in_a_pass(tiny):
+    """At most six tokens: two rows of three, then one while the two decode, then one of nine."""
     parrot, sampler = parrot_sampler(tiny, SCRIPT, pass_tokens=6)
     three = [request([61, 62 + n, 70], max_tokens=3, key=str(n)) for n in range(3)]
     said = serve(sampler, *three, request(range(60, 69), max_tokens=1, key="long"))
@@ -275,16 +291,16 @@ def test_rows_that_join_read_so_much_at_a_time(tiny):
     assert [len(one.token_ids) for one in said] == [3, 3, 3, 1]
 
 
-def test_what_is_known_needs_no_room_in_a_pass(tiny, monkeypatch):
-    """Three prompts of three tokens, at most six: two passes; then known, one with three rows."""
+def test_cached_prefixes_need_no_room_in_a_pass(tiny, monkeypatch):
+    """Three prompts of three tokens, at most six: two passes; once cached, one with three rows."""
     sampler, joined = sampler_of(tiny, pass_tokens=6), []
-    read = sampler._reader.last_states
+    read = sampler._runner.forward
 
     def counted(unread, known, before):
         joined.append(len(unread) - before)
         return read(unread, known, before)
 
-    monkeypatch.setattr(sampler._reader, "last_states", counted)
+    monkeypatch.setattr(sampler._runner, "forward", counted)
     three = [request([61, 62 + n, 70], max_tokens=2, key=str(n)) for n in range(3)]
     together = serve(sampler_of(tiny), *three)
     assert [c.token_ids for c in serve(sampler, *three)] == [c.token_ids for c in together]
@@ -293,23 +309,23 @@ def test_what_is_known_needs_no_room_in_a_pass(tiny, monkeypatch):
     assert joined[3:] == [3, 0]
 
 
-def test_what_is_known_is_served_before_it_makes_room(tiny):
-    """Two rows, four turns that go on and room for three lines: one is lost, and one is read."""
+def test_requests_with_cached_prefixes_go_before_these_are_evicted(tiny):
+    """Two rows, four continued turns and three slots: one prefix is lost, and read again."""
     sampler = sampler_of(tiny, rows=2)
     prompts = [(61, *range(100 + 20 * n, 110 + 20 * n)) for n in range(4)]
     serve(sampler, request(prompts[0], max_tokens=1, key="shape"))
-    store = sampler._lines
-    store._most_bytes = 3 * store._most_bytes // store._most_lines(128)
+    store = sampler._cache
+    store._max_bytes = 3 * store._max_bytes // store._max_slots(128)
     sampler.sync()
     serve(sampler, *(request(ids, max_tokens=1, key="first") for ids in prompts))
-    read = sampler.prefilled_tokens
+    read = prefilled(sampler)
     serve(sampler, *(request((*ids, 99), max_tokens=1, key="second") for ids in prompts))
-    assert sampler.prefilled_tokens - read == 3 * 1 + (10 + 1)  # of the lost one all but 61
+    assert prefilled(sampler) - read == 3 * 1 + (10 + 1)  # the lost one: all but 61
 
 
 @given(st.lists(st.integers(1, 300), max_size=40), st.integers(0, 5))
-def test_rows_stand_in_rectangles_that_are_at_least_half_full(lengths, first):
-    parts = list(rectangles(lengths, first))
+def test_rectangles_of_rows_are_at_least_half_full(lengths, first):
+    parts = list(split_rectangles(lengths, first))
     rows = [row for part in parts for row in range(part.start, part.stop)]
     assert rows == list(range(first, first + len(lengths)))
     for part in parts:
@@ -317,9 +333,9 @@ def test_rows_stand_in_rectangles_that_are_at_least_half_full(lengths, first):
         assert max(inside) * len(inside) <= 2 * sum(inside)
 
 
-def test_alike_rows_stand_in_one_rectangle():
+def test_rows_of_similar_length_share_a_rectangle():
     lengths = [12, 14, 9, 300, 310, 11, 12]
-    assert list(rectangles(lengths, 4)) == [slice(4, 7), slice(7, 11)]
+    assert list(split_rectangles(lengths, 4)) == [slice(4, 7), slice(7, 11)]
 
 
 def test_every_request_has_its_own_limit(tiny):
@@ -377,7 +393,7 @@ def test_temperature_flattens_what_is_drawn_from():
     assert draw(logits, [0.24], [2.0]).logprobs == pytest.approx([math.log(0.25)])
 
 
-def test_a_sampler_of_another_precision_follows_the_weights_when_told(tiny):
+def test_a_sampler_of_another_precision_follows_the_weights_after_sync(tiny):
     loaded = load_model("tiny", seed=3)
     sampler = sampler_of(loaded, dtype=torch.bfloat16)
     one = request([70, 71, 72], temperature=0.0)
@@ -397,8 +413,8 @@ def test_a_sampler_of_another_precision_follows_the_weights_when_told(tiny):
 
 @pytest.mark.parametrize("kind", ["tiny", "grouped"])
 def test_rows_that_join_are_read_in_one_pass_with_those_under_way(kind):
-    """Three rows decode while five join, some with much to read and one with a long line: one pass
-    of 3 + 30 + 2 + 4 + 5 + 20 tokens, and each says what it says alone."""
+    """Three rows decode while five join, some with many unread tokens and one with a long slot: one
+    pass of 3 + 30 + 2 + 4 + 5 + 20 tokens, and each gets the completion that it gets alone."""
     loaded = model_of(kind)
     sampler, passes = sampler_of(loaded), []
     draw_ids = random.Random(5)

@@ -1,4 +1,4 @@
-"""vLLM's own engine on SmolLM2: its ids are those of transformers, it follows the weights, it dies.
+"""vLLM's real engine on SmolLM2: ids equal to transformers', updated weights, restarts.
 
 `make test-vllm` runs this file in an environment that has vLLM; elsewhere it skips and says so.
 """
@@ -44,7 +44,7 @@ def smollm2():
 
 @pytest.fixture(scope="module")
 def prompts(smollm2):
-    """Fifty, of 36 tokens and more."""
+    """Fifty prompts of 36 tokens and more."""
     return [
         tuple(
             smollm2.tokenizer.apply_chat_template(
@@ -75,20 +75,20 @@ def serve(sampler, requests):
 
 
 def short_of_the_best(model, prefix, tokens, *tried):
-    """How far each of some tokens is below the likeliest one after a continuation; nats."""
+    """Nats by which each of some tokens is below the likeliest one after a continuation."""
     with torch.inference_mode():
         logprobs = model(torch.tensor([[*prefix, *tokens]])).logits[0, -1].log_softmax(-1)
     return [float(logprobs.max() - logprobs[token]) for token in tried]
 
 
 def first_difference(one, other):
-    """Where two completions part; None where they do not."""
+    """Index at which two completions differ first; None if they are equal."""
     pairs = zip_longest(one.token_ids, other.token_ids)
     return next((place for place, (a, b) in enumerate(pairs) if a != b), None)
 
 
 def parting(model, prompt, one, other):
-    """How far the two tokens at which completions part are below float32's likeliest; nats."""
+    """Nats by which the first differing tokens are below the likeliest one in float32."""
     place = first_difference(one, other)
     assert place < min(len(one.token_ids), len(other.token_ids)), "one ends where the other goes on"
     tried = one.token_ids[place], other.token_ids[place]
@@ -96,7 +96,7 @@ def parting(model, prompt, one, other):
 
 
 def test_greedy_ids_are_those_of_transformers(smollm2, prompts, in_process):
-    """Float32, fifty prompts: where ids part, the two likeliest tokens were equal to rounding."""
+    """Float32, fifty prompts: if ids differ, the two likeliest tokens were equal up to rounding."""
     ours = serve(TransformersSampler(*smollm2, TAGS), greedy(prompts))
     theirs = serve(in_process, greedy(prompts))
     apart = 0
@@ -111,8 +111,8 @@ def test_greedy_ids_are_those_of_transformers(smollm2, prompts, in_process):
 
 
 def test_what_bfloat16_changes_is_rounding(smollm2, prompts):
-    """Fifty prompts: most completions are equal, and where two part, float32 has both tokens within
-    0.3 nats of its likeliest. Logits lie between 16 and 32, where bfloat16 numbers are 0.125 apart.
+    """Fifty prompts: most completions are equal; if two differ, float32 has both tokens within 0.3
+    nats of its likeliest. Logits lie between 16 and 32, where bfloat16 numbers are 0.125 apart.
     """
     config = RunConfig.of(sampler="vllm-server", threads=1, autocast=True)
     server = open_sampler(config, smollm2, TAGS)
@@ -136,7 +136,7 @@ def test_what_bfloat16_changes_is_rounding(smollm2, prompts):
 
 
 def test_logprobs_are_the_policys_own_at_the_temperature(smollm2, prompts, in_process):
-    """And the entropies of the twenty likeliest are below the exact ones, yet not far."""
+    """The entropies of the twenty likeliest tokens are a little below the exact ones."""
     requests = [Request(p, (), 24, f"t{n}", 0, 0.7) for n, p in enumerate(prompts[:6])]
     policy = Policy(smollm2, learning_rate=0.0, temperature=0.7)
     for request, said in zip(requests, serve(in_process, requests), strict=True):
@@ -180,10 +180,8 @@ def test_every_request_has_its_own_limit(prompts, in_process):
     assert [len(said.token_ids) for said in serve(in_process, requests)] == [1, 2, 3, 4]
 
 
-def test_weights_that_are_pushed_are_sampled_with_and_cached_prefixes_are_not(
-    smollm2, prompts, in_process
-):
-    """All parameters moved, the head that is the embedding's too: what transformers says then."""
+def test_pushed_weights_are_used_and_cached_prefixes_are_dropped(smollm2, prompts, in_process):
+    """All parameters change, the tied head too: ids equal those of transformers again."""
     kept = copy.deepcopy(smollm2.model.state_dict())
     requests = greedy(prompts[:6])
     before = serve(in_process, requests)
@@ -193,7 +191,7 @@ def test_weights_that_are_pushed_are_sampled_with_and_cached_prefixes_are_not(
             for parameter in smollm2.model.parameters():
                 noise = torch.randn(parameter.shape, generator=generator)
                 parameter.add_(noise * parameter.std() * 0.1)
-        assert serve(in_process, requests) == before  # nobody has told it
+        assert serve(in_process, requests) == before  # not synced yet
         in_process.sync()
         after = serve(in_process, requests)
         expected = serve(TransformersSampler(*smollm2, TAGS), requests)
@@ -207,7 +205,7 @@ def test_weights_that_are_pushed_are_sampled_with_and_cached_prefixes_are_not(
 
 
 def test_a_rollout_with_tools_is_played_by_it(smollm2, in_process):
-    """Whatever an untaught model says, every trajectory ends, in overlap, with its own tokens."""
+    """Whatever an untrained model writes, every trajectory ends, with tokens of its own."""
     env = toy_env(EchoTool("search"), EchoTool("python"), split="train")
     rollouts = Rollouts(env, in_process, smollm2.tokenizer, 48, turns="overlap")
     tree = rollouts.tree(toy_load("train")[0])
@@ -220,7 +218,7 @@ def test_a_rollout_with_tools_is_played_by_it(smollm2, in_process):
 
 
 def test_a_server_that_is_killed_is_started_again_and_nothing_is_lost(smollm2, prompts):
-    """Killed after the first of eight completions: all eight come; then it follows the weights."""
+    """Killed after the first of eight completions: all eight arrive; then new weights are used."""
     server = open_sampler(RunConfig.of(sampler="vllm-server", threads=1), smollm2, TAGS)
     requests = [r._replace(max_tokens=4 + 10 * n) for n, r in enumerate(greedy(prompts[:8]))]
     ours = TransformersSampler(*smollm2, TAGS)

@@ -1,6 +1,6 @@
-"""The sampler around vLLM's engine, with an engine and a process of our own in its place.
+"""The samplers around vLLM's engine, with a fake engine and a fake process in its place.
 
-What the real engine does is in test_vllm_engine.py.
+The real engine is tested in test_vllm_engine.py.
 """
 
 import json
@@ -20,11 +20,17 @@ from learners.errors import RunStopped, UsageError
 from learners.policy import lora
 from learners.policy.loading import load_model, save_model, tiny_tokenizer
 from learners.sampling import opening
-from learners.sampling.opening import open_sampler, turns
-from learners.sampling.sampler import Request, TurnEnd
+from learners.sampling.opening import open_sampler, resolve_turns
+from learners.sampling.sampler import Request, SamplerStats, StopCriteria
 from learners.sampling.transformers_sampler import TransformersSampler
-from learners.sampling.vllm_sampler import Piece, VllmSampler, entropy_of, seed, weights_of
-from learners.sampling.vllm_server import ENDS, Settings, VllmServer, _answer
+from learners.sampling.vllm_sampler import (
+    Piece,
+    VllmSampler,
+    derive_seed,
+    entropy_lower_bound,
+    export_weights,
+)
+from learners.sampling.vllm_server import MAX_FAILURES, Settings, VllmServer, _answer
 
 TAGS = ("</echo>",)
 TURN = "<think> 🦊 is a fox </think><echo> 🦊</echo>"
@@ -37,7 +43,7 @@ def tokenizer():
 
 
 class ScriptedEngine:
-    """Goes on with the script wherever a prefix stands in it; so many tokens a step."""
+    """Continues the script after any prefix of it, `pace` tokens a step."""
 
     def __init__(self, script, pace=1, context=10_000):
         self.script, self.pace, self.context = list(script), pace, context
@@ -80,7 +86,7 @@ class ScriptedEngine:
 def scripted(tokenizer, text=SCRIPT, **options):
     script = [61, *tokenizer.encode(text, add_special_tokens=False)]
     engine = ScriptedEngine(script, **options)
-    end = TurnEnd(tokenizer, TAGS, frozenset({tokenizer.eos_token_id}))
+    end = StopCriteria(tokenizer, TAGS, frozenset({tokenizer.eos_token_id}))
     return engine, VllmSampler(engine, end, lambda: "newest")
 
 
@@ -97,7 +103,7 @@ def serve(sampler, *requests):
 
 @pytest.mark.parametrize("pace", [1, 3])
 def test_a_tag_is_found_across_prefill_and_output_wherever_the_turn_was_cut(tokenizer, pace):
-    """At every token of the turn; an engine that draws on has what is beyond the tag dropped."""
+    """At every token of the turn; tokens that the engine draws beyond the tag are dropped."""
     ids = tokenizer.encode(TURN, add_special_tokens=False)
     for cut in range(len(ids)):
         engine, sampler = scripted(tokenizer, pace=pace)
@@ -129,8 +135,10 @@ def test_every_request_has_a_seed_of_its_own(tokenizer):
     engine, sampler = scripted(tokenizer)
     serve(sampler, request(most=1, key="a"), request(most=1, key="b", temperature=0.0))
     end = [tokenizer.eos_token_id]
-    assert engine.added == [(1, seed("a", 0), 1.0, end), (1, seed("b", 0), 0.0, end)]
-    seeds = {seed(key, at) for key in ("0/0/a/0", "1/0/a/0", "0/0/a/0/3/0") for at in range(9)}
+    assert engine.added == [(1, derive_seed("a", 0), 1.0, end), (1, derive_seed("b", 0), 0.0, end)]
+    seeds = {
+        derive_seed(key, at) for key in ("0/0/a/0", "1/0/a/0", "0/0/a/0/3/0") for at in range(9)
+    }
     assert len(seeds) == 27
     assert all(0 <= number < 2**63 for number in seeds)
 
@@ -161,7 +169,7 @@ def test_weights_are_pushed_once_before_the_next_token_however_often_they_change
 
 
 def test_weights_that_change_meanwhile_wait_for_what_is_under_way(tokenizer):
-    """The scripted engine raises where weights are pushed under a running request."""
+    """The scripted engine raises if weights are pushed while a request is running."""
     engine, sampler = scripted(tokenizer)
     sampler.submit(request(most=1, key="a"))
     sampler.submit(request(most=3, key="b"))
@@ -182,7 +190,7 @@ def test_an_engine_sleeps_between_rollouts_and_wakes_with_the_new_weights(tokeni
     assert engine.log == ["add", "step", "sleep", "wake", "load", "add", "step"]
 
 
-def test_what_is_abandoned_is_forgotten_by_the_engine(tokenizer):
+def test_the_engine_drops_abandoned_requests(tokenizer):
     engine, sampler = scripted(tokenizer)
     sampler.submit(request(most=1, key="a"))
     sampler.submit(request(most=30, key="b"))
@@ -199,25 +207,34 @@ def test_a_request_that_cannot_be_served_is_refused_at_once(tokenizer, prefix, r
         sampler.submit(Request(prefix, (), room, "k", 0))
 
 
+def test_vllm_samplers_take_no_keys_and_report_no_numbers(tokenizer):
+    """So the ledger of a run has no prefilled tokens, and scoring need not record keys."""
+    _, sampler = scripted(tokenizer)
+    settings = Settings("nowhere", "float32", 8, 1, TAGS, (0,))
+    for one in (sampler, VllmServer(settings, lambda _: None)):
+        assert one.keep is None
+        assert one.stats() == SamplerStats(prefilled_tokens=None, weight_bytes=0, cache_bytes=0)
+
+
 def test_an_entropy_of_the_likeliest_by_hand():
-    """Halves: ln 2. A half, a quarter and a rest of a quarter: 1.5 ln 2. None known: 0."""
+    """Two halves: ln 2. A half, a quarter and a rest of a quarter: 1.5 ln 2. Certainty: 0."""
     half, quarter = math.log(0.5), math.log(0.25)
-    assert entropy_of([half, half, -math.inf]) == pytest.approx(math.log(2))
-    assert entropy_of([half, quarter]) == pytest.approx(1.5 * math.log(2))
-    assert entropy_of([0.0]) == 0.0
+    assert entropy_lower_bound([half, half, -math.inf]) == pytest.approx(math.log(2))
+    assert entropy_lower_bound([half, quarter]) == pytest.approx(1.5 * math.log(2))
+    assert entropy_lower_bound([0.0]) == 0.0
     four = [quarter] * 4
-    assert entropy_of(four[:2]) < entropy_of(four) == pytest.approx(math.log(4))
+    assert entropy_lower_bound(four[:2]) < entropy_lower_bound(four) == pytest.approx(math.log(4))
 
 
 def test_the_weights_of_an_adapted_policy_are_merged():
     loaded = load_model("tiny")
-    plain = {name: value.clone() for name, value in weights_of(loaded.model)}
+    plain = {name: value.clone() for name, value in export_weights(loaded.model)}
     lora.add_adapters(loaded.model, 2, None, 0)
     with torch.no_grad():
         for name, parameter in loaded.model.named_parameters():
             if ".lora_B." in name:
                 parameter.fill_(1.0)
-    merged = dict(weights_of(loaded.model))
+    merged = dict(export_weights(loaded.model))
     assert plain.keys() <= merged.keys()
     assert not any("lora" in name or "base_layer" in name for name in merged)
     moved = {name for name in plain if not torch.equal(plain[name], merged[name])}
@@ -225,33 +242,37 @@ def test_the_weights_of_an_adapted_policy_are_merged():
     assert "model.embed_tokens.weight" not in moved
 
 
-def test_what_an_adapted_policy_is_saved_as_has_whole_weights_and_nothing_else(tmp_path):
+def test_an_adapted_policy_is_saved_for_vllm_with_merged_weights_alone(tmp_path):
     loaded = load_model("tiny")
     lora.add_adapters(loaded.model, 2, None, 0)
-    opening._save(loaded, tmp_path)
+    opening._save_merged(loaded, tmp_path)
     assert [path.name for path in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
 
 
 @pytest.mark.parametrize("name", ["vllm", "vllm-server"])
-def test_without_vllm_the_message_says_how_to_get_it(monkeypatch, name):
+def test_without_vllm_the_message_says_how_to_install_it(monkeypatch, name):
     loaded = load_model("tiny")
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(UsageError, match=r"pip install 'appo-gym\[vllm\]'.*make \.venv-vllm"):
         open_sampler(RunConfig.of(sampler=name), loaded, TAGS)
 
 
-def test_turns_overlap_where_bit_exact_reruns_are_not_promised_anyway(monkeypatch):
+def test_turns_overlap_unless_bit_exact_reruns_are_promised(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert turns(RunConfig()) == "lockstep"
-    assert turns(RunConfig.of(sampler="vllm")) == turns(RunConfig.of(turns="overlap")) == "overlap"
-    assert turns(RunConfig.of(sampler="vllm", turns="lockstep")) == "lockstep"
+    assert resolve_turns(RunConfig()) == "lockstep"
+    assert (
+        resolve_turns(RunConfig.of(sampler="vllm"))
+        == resolve_turns(RunConfig.of(turns="overlap"))
+        == "overlap"
+    )
+    assert resolve_turns(RunConfig.of(sampler="vllm", turns="lockstep")) == "lockstep"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert turns(RunConfig()) == "overlap"
+    assert resolve_turns(RunConfig()) == "overlap"
 
 
 @pytest.fixture
 def server_of(tmp_path):
-    """Makes a server whose process behaves as named; all are closed in the end."""
+    """Makes servers whose process behaves as the mode says; closes all in the end."""
     made = []
 
     def make(loaded, mode):
@@ -269,7 +290,7 @@ def server_of(tmp_path):
 
 
 def said_by(sampler, *requests):
-    """Ids alone: log-probabilities differ by rounding with who shares a forward pass."""
+    """Return ids alone: log-probabilities differ by rounding with the rest of the batch."""
     return [said.token_ids for said in serve(sampler, *requests)]
 
 
@@ -298,11 +319,11 @@ def test_a_process_that_is_killed_between_rollouts_is_started_again(server_of):
 
 
 @pytest.mark.slow
-def test_a_process_that_always_ends_stops_the_run_with_its_last_words(server_of):
+def test_a_process_that_always_ends_stops_the_run_with_the_end_of_its_log(server_of):
     server, lives = server_of(load_model("tiny"), "dies")
     with pytest.raises(RunStopped, match=r"ended 3 times.*\n(.*\n)*no memory left\n.*resumes"):
         serve(server, *three())
-    assert lives.read_text() == "x" * ENDS
+    assert lives.read_text() == "x" * MAX_FAILURES
 
 
 @pytest.mark.slow
@@ -322,7 +343,7 @@ def test_a_process_gets_new_weights_before_the_next_token(server_of):
 
 @pytest.mark.slow
 def test_a_process_has_come_to_rest_before_the_run_goes_on(server_of):
-    """It notes its rest before it says so; who never sampled has no process to wait for."""
+    """The process records its rest before it answers; without any sampling there is no process."""
     server, lives = server_of(load_model("tiny"), "lives")
     server.rest()
     assert not lives.exists()
@@ -334,7 +355,7 @@ def test_a_process_has_come_to_rest_before_the_run_goes_on(server_of):
 
 
 @pytest.mark.slow
-def test_a_process_that_ends_instead_of_resting_is_told_of_and_started_again(server_of, caplog):
+def test_a_process_that_ends_instead_of_resting_is_reported_and_started_again(server_of, caplog):
     server, lives = server_of(load_model("tiny"), "dies resting")
     first = said_by(server, *three())
     server.rest()
@@ -353,7 +374,7 @@ def test_a_process_ends_with_the_run(server_of):
     assert popen.poll() == -signal.SIGKILL
 
 
-def test_the_process_says_that_it_rests_once_its_engine_sleeps(tokenizer):
+def test_the_process_answers_that_it_rests_once_its_engine_sleeps(tokenizer):
     engine, sampler = scripted(tokenizer)
     ours, theirs = socket.socketpair()
     woken = SimpleQueue()
@@ -361,14 +382,14 @@ def test_the_process_says_that_it_rests_once_its_engine_sleeps(tokenizer):
     with ours, theirs, ours.makefile() as heard:
         sampler.submit(request(most=1))
         woken.put("submit")
-        assert "said" in json.loads(heard.readline())
+        assert "completed" in json.loads(heard.readline())
         woken.put("rest")
         assert json.loads(heard.readline()) == {"rested": True}
     assert engine.log == ["add", "step", "sleep"]
 
 
-def test_what_travels_over_the_socket_is_what_was_sent():
-    """A request as JSON and back, with a key that needs escapes."""
+def test_a_request_survives_the_socket():
+    """To JSON and back, with a key that needs escapes."""
     ours, theirs = socket.socketpair()
     sent = Request((1, 2), (3,), 4, 'task "é"\n/0', 5, 0.5)
     ours.sendall(json.dumps({"submit": sent}).encode() + b"\n")

@@ -1,11 +1,11 @@
-"""The cold start without padding: what it learns is what padded demonstrations teach."""
+"""A cold start on packed batches learns what it learns on padded ones."""
 
 import pytest
 import torch
 
 from benchmarks import Demonstration, Step
 from learners.policy.batch import token_ids
-from learners.sft import __main__
+from learners.sft.training import describe_work, update
 from learners.tree import Row
 from tests.learners.policy.test_packing import model_of, policy_of, same
 from tests.learners.sft.test_sft import TASK, played, rollouts_of
@@ -20,27 +20,27 @@ def loaded():
     return model_of("tiny")
 
 
-def shown(loaded, apart=False, lengths=LENGTHS):
-    """Demonstrations of one prompt, a call and a result in each; apart, they share no token."""
+def demonstrate(loaded, apart=False, lengths=LENGTHS):
+    """Trajectories with one prompt, a call and a result each; with `apart` they share no token."""
     scripts = [
         Demonstration(TASK, (Step("x " * length, "python", "1"), *STEPS)) for length in lengths
     ]
-    found = played(rollouts_of(loaded.tokenizer), scripts)
-    assert len(found) == len(lengths)
-    for number, one in enumerate(found):
+    trajectories = played(rollouts_of(loaded.tokenizer), scripts)
+    assert len(trajectories) == len(lengths)
+    for number, trajectory in enumerate(trajectories):
         if apart:
-            one.prompt_ids = (number + 5, *one.prompt_ids[1:])
-    return found
+            trajectory.prompt_ids = (number + 5, *trajectory.prompt_ids[1:])
+    return trajectories
 
 
-def taught(policy, demonstrations, observation_weight):
-    """The loss of one update, and every gradient by name."""
-    found = {}
+def update_and_record(policy, demonstrations, observation_weight):
+    """Make one update; return its loss and every gradient by name."""
+    gradients = {}
     for name, parameter in policy.model.named_parameters():
         parameter.register_post_accumulate_grad_hook(
-            lambda p, name=name: found.update({name: p.grad.clone()})
+            lambda p, name=name: gradients.update({name: p.grad.clone()})
         )
-    return __main__._update(policy, demonstrations, observation_weight), found
+    return update(policy, demonstrations, observation_weight), gradients
 
 
 @pytest.mark.parametrize("observation_weight", [0.0, 1.0])
@@ -52,54 +52,54 @@ def test_packed_demonstrations_teach_what_padded_ones_teach(
     plain, packed = (
         policy_of(loaded, packs, microbatch_tokens=tokens) for packs in ("never", "always")
     )
-    given = shown(loaded, apart)
-    expected = taught(plain, given, observation_weight)
-    same(expected, taught(packed, given, observation_weight))
+    demonstrations = demonstrate(loaded, apart)
+    expected = update_and_record(plain, demonstrations, observation_weight)
+    same(expected, update_and_record(packed, demonstrations, observation_weight))
     assert all(grad.any() for grad in expected[1].values())
     assert (plain.work.trees, packed.work.trees) == (False, True)
-    whole = sum(len(token_ids(one)) for one in given)
+    tokens_in_all = sum(len(token_ids(one)) for one in demonstrations)
     if apart:
-        assert packed.work.computed_tokens == whole
-    assert plain.work.computed_tokens > whole or tokens == 150
+        assert packed.work.computed_tokens == tokens_in_all
+    assert plain.work.computed_tokens > tokens_in_all or tokens == 150
     assert len(packed.work.parts) == 1 or tokens == 150
 
 
 def token_losses(policy, demonstrations):
-    """Per demonstration minus the log-probability of every token but the first, read as well."""
-    kept = {}
+    """Per demonstration the negative log-probability of every token but the first."""
+    losses = {}
 
     def loss(logprobs, batch):
-        for ids, attended, line in zip(
+        for ids, attended, row in zip(
             batch.token_ids, batch.attention_mask, logprobs.detach(), strict=True
         ):
-            own = attended.bool()
-            kept[tuple(ids[own].tolist())] = -line[own][1:]
+            mask = attended.bool()
+            losses[tuple(ids[mask].tolist())] = -row[mask][1:]
         return -(logprobs * batch.weights).sum()
 
     rows = [Row(one, torch.zeros(len(one))) for one in demonstrations]
     weights = [torch.ones(len(token_ids(one))) for one in demonstrations]
     policy.update(rows, weights, loss, everything=True)
-    return [kept[token_ids(one)] for one in demonstrations]
+    return [losses[token_ids(one)] for one in demonstrations]
 
 
 @pytest.mark.parametrize("apart", [False, True])
-def test_another_demonstration_leaves_the_losses_of_ones_tokens(loaded, apart):
-    """The first and the last of three, packed; the one between is another, longer one."""
-    one = shown(loaded, apart)
-    other = shown(loaded, apart, lengths=(1, 55, 8))
-    first, between, last = token_losses(policy_of(loaded, "always"), one)
-    again, changed, end = token_losses(policy_of(loaded, "always"), other)
+def test_a_demonstration_does_not_change_the_losses_of_others_in_its_batch(loaded, apart):
+    """Three packed ones; the one in the middle is replaced by a longer one."""
+    before = demonstrate(loaded, apart)
+    after = demonstrate(loaded, apart, lengths=(1, 55, 8))
+    first, between, last = token_losses(policy_of(loaded, "always"), before)
+    again, changed, end = token_losses(policy_of(loaded, "always"), after)
     torch.testing.assert_close(again, first, rtol=0, atol=1e-12)
     torch.testing.assert_close(end, last, rtol=0, atol=1e-12)
     assert len(changed) > len(between)
-    alone = token_losses(policy_of(loaded, "never"), [one[2]])[0]
+    alone = token_losses(policy_of(loaded, "never"), [before[2]])[0]
     torch.testing.assert_close(last, alone, rtol=0, atol=1e-12)
 
 
-def test_a_batch_is_packed_where_that_is_less_work_and_the_log_says_which(loaded):
-    """Three of unlike lengths are; one alone has nothing to save."""
-    policy, given = policy_of(loaded, "auto"), shown(loaded, apart=True)
-    __main__._update(policy, given, 1.0)
-    assert __main__._read(policy.work) == "read 100%, packed"
-    __main__._update(policy, given[:1], 1.0)
-    assert __main__._read(policy.work) == "read 100%, padded"
+def test_a_batch_is_packed_if_that_is_less_work_and_the_log_says_so(loaded):
+    """Three of different lengths are packed; one alone is not, since that saves nothing."""
+    policy, demonstrations = policy_of(loaded, "auto"), demonstrate(loaded, apart=True)
+    update(policy, demonstrations, 1.0)
+    assert describe_work(policy.work) == "computed 100%, packed"
+    update(policy, demonstrations[:1], 1.0)
+    assert describe_work(policy.work) == "computed 100%, padded"

@@ -1,4 +1,4 @@
-"""The cold start: demonstrations become what rollouts would have made; actions alone train."""
+"""The cold start: demonstrations become what rollouts would make; the loss is on actions only."""
 
 import json
 import re
@@ -13,7 +13,8 @@ from envs.tags import render
 from learners.policy.loading import load_model, tiny_tokenizer
 from learners.policy.policy import Policy
 from learners.rollouts.rollout import Rollouts
-from learners.sft import __main__
+from learners.sft.config import Config
+from learners.sft.training import cold_start, make_batches, update
 from learners.sft.transcripts import play
 from tests import needs
 from tests.fakes import EchoTool, toy_env, toy_load
@@ -47,67 +48,69 @@ def played(rollouts, demonstrations):
 
 
 def test_demonstrations_become_the_ids_that_a_rollout_of_them_makes(tokenizer):
-    (shown,) = played(rollouts_of(tokenizer), [SCRIPT])
+    (trajectory,) = played(rollouts_of(tokenizer), [SCRIPT])
     rollouts = rollouts_of(tokenizer, turns=[render(step) for step in SCRIPT.steps])
     tree = rollouts.tree(TASK)
     sampled = tree.root()
     rollouts.run([tree], "0")
-    assert shown.prompt_ids == sampled.prompt_ids
-    assert shown.response_ids == sampled.response_ids
-    assert shown.response_mask == sampled.response_mask
-    assert shown.state == sampled.state
+    assert trajectory.prompt_ids == sampled.prompt_ids
+    assert trajectory.response_ids == sampled.response_ids
+    assert trajectory.response_mask == sampled.response_mask
+    assert trajectory.state == sampled.state
 
 
 def test_an_action_ends_with_its_closing_tag_and_no_end_token_follows(tokenizer):
-    (shown,) = played(rollouts_of(tokenizer), [SCRIPT])
-    ends = [tokenizer.decode(turn.action.token_ids[-1:]) for turn in shown.turns]
+    (trajectory,) = played(rollouts_of(tokenizer), [SCRIPT])
+    ends = [tokenizer.decode(turn.action.token_ids[-1:]) for turn in trajectory.turns]
     assert ends == ["</search>", "</python>", "</answer>"]
-    assert tokenizer.eos_token_id not in shown.response_ids
+    assert tokenizer.eos_token_id not in trajectory.response_ids
 
 
 def test_the_loss_is_on_actions_only(tokenizer):
-    """Minus the mean log-probability of what the script says; of nothing else."""
+    """The negative mean log-probability of the script's text, and of nothing else."""
     loaded = load_model("tiny", dtype=torch.float64)
     policy = Policy(loaded, learning_rate=1e-3)
-    shown = played(rollouts_of(tokenizer), [SCRIPT, SCRIPT._replace(steps=SCRIPT.steps[2:])])
-    stats = policy.token_stats(shown)
-    said = [s.logprobs[torch.tensor(t.response_mask)] for t, s in zip(shown, stats, strict=True)]
-    loss = __main__._update(policy, shown, observation_weight=0.0)
-    assert loss == pytest.approx(-float(torch.cat(said).mean()), abs=1e-5)
+    batch = played(rollouts_of(tokenizer), [SCRIPT, SCRIPT._replace(steps=SCRIPT.steps[2:])])
+    stats = policy.token_stats(batch)
+    logprobs = [
+        s.logprobs[torch.tensor(t.response_mask)] for t, s in zip(batch, stats, strict=True)
+    ]
+    loss = update(policy, batch, observation_weight=0.0)
+    assert loss == pytest.approx(-float(torch.cat(logprobs).mean()), abs=1e-5)
 
 
-def test_new_weights_learn_to_read_as_well(tokenizer):
-    """Plus the mean over prompts and results, the first token of each row left out."""
+def test_new_weights_also_learn_to_predict_prompts_and_results(tokenizer):
+    """Adds their mean loss; the first token of a row has no prediction."""
     loaded = load_model("tiny", dtype=torch.float64)
-    (shown,) = played(rollouts_of(tokenizer), [SCRIPT])
-    whole = torch.tensor([[*shown.prompt_ids, *shown.response_ids]])
+    (trajectory,) = played(rollouts_of(tokenizer), [SCRIPT])
+    ids = torch.tensor([[*trajectory.prompt_ids, *trajectory.response_ids]])
     with torch.no_grad():
-        logprobs = torch.log_softmax(loaded.model(whole).logits[0], -1)
-    each = logprobs[:-1].gather(1, whole[0, 1:, None])[:, 0]
-    own = torch.tensor([*[False] * (len(shown.prompt_ids) - 1), *shown.response_mask])
-    read = len(whole[0]) - int(own.sum())
-    expected = -each[own].mean() - each[~own].sum() / read
-    loss = __main__._update(Policy(loaded, learning_rate=1e-3), [shown], observation_weight=1.0)
+        logprobs = torch.log_softmax(loaded.model(ids).logits[0], -1)
+    each = logprobs[:-1].gather(1, ids[0, 1:, None])[:, 0]
+    sampled = torch.tensor([*[False] * (len(trajectory.prompt_ids) - 1), *trajectory.response_mask])
+    observed = len(ids[0]) - int(sampled.sum())
+    expected = -each[sampled].mean() - each[~sampled].sum() / observed
+    loss = update(Policy(loaded, learning_rate=1e-3), [trajectory], observation_weight=1.0)
     assert loss == pytest.approx(float(expected), abs=1e-5)
 
 
-def test_scripts_that_leave_the_rules_are_left_out(tokenizer):
+def test_scripts_that_break_the_rules_are_left_out(tokenizer):
     """No answer, a turn after the answer, and more tokens than a response may have."""
     answer = SCRIPT.steps[2:]
     unfinished = SCRIPT._replace(steps=SCRIPT.steps[:2])
     beyond = SCRIPT._replace(steps=(*answer, *answer))
     long = SCRIPT._replace(steps=(Step("x" * 900, "answer", "2"),))
-    reading = play(rollouts_of(tokenizer), [unfinished, beyond, long, SCRIPT])
-    assert len(reading.trajectories) == 1
-    assert reading.left_out == {
+    training_set = play(rollouts_of(tokenizer), [unfinished, beyond, long, SCRIPT])
+    assert len(training_set.trajectories) == 1
+    assert training_set.left_out == {
         "its script ends without an answer": 1,
-        "its script goes on after its answer": 1,
+        "its script continues after its answer": 1,
         "longer than --max-response-tokens": 1,
     }
 
 
 def test_demonstrations_without_their_tools_are_an_error(tokenizer):
-    """Not a smaller training set."""
+    """They do not become a smaller training set."""
     with pytest.raises(ToolUnavailable, match="the plug is out"):
         played(rollouts_of(tokenizer, FlakyTool(9), EchoTool("python")), [SCRIPT])
 
@@ -128,30 +131,30 @@ class SlowTool(EchoTool):
 
 
 def test_a_demonstration_whose_tool_timed_out_is_played_again(tokenizer):
-    """Two time-outs leave no trace in it."""
+    """Two timeouts leave no trace in it."""
     (undisturbed,) = played(rollouts_of(tokenizer), [SCRIPT])
     slow = rollouts_of(tokenizer, EchoTool("search"), SlowTool("python", 2))
-    reading = play(slow, [SCRIPT])
-    assert [t.response_ids for t in reading.trajectories] == [undisturbed.response_ids]
-    assert reading.left_out == {}
+    training_set = play(slow, [SCRIPT])
+    assert [t.response_ids for t in training_set.trajectories] == [undisturbed.response_ids]
+    assert training_set.left_out == {}
 
 
-def test_a_demonstration_whose_tool_fails_to_the_end_is_left_out_and_counted(tokenizer):
+def test_a_demonstration_whose_tool_fails_in_every_attempt_is_left_out_and_counted(tokenizer):
     slow = rollouts_of(tokenizer, EchoTool("search"), SlowTool("python", 99))
-    reading = play(slow, [SCRIPT, SCRIPT._replace(steps=SCRIPT.steps[2:])])
-    assert len(reading.trajectories) == 1
-    assert reading.left_out == {"a call of python failed, 3 times over": 1}
+    training_set = play(slow, [SCRIPT, SCRIPT._replace(steps=SCRIPT.steps[2:])])
+    assert len(training_set.trajectories) == 1
+    assert training_set.left_out == {"a call of python failed in each of 3 attempts": 1}
 
 
 def test_batches_are_the_same_for_the_same_seed(tokenizer):
     scripts = [
         SCRIPT._replace(steps=(Step("x" * n, "answer", "2"),)) for n in (1, 50, 7, 80, 20, 3)
     ]
-    shown = played(rollouts_of(tokenizer), scripts)
-    first = __main__._batches(shown, 200, "0/0")
-    assert __main__._batches(shown, 200, "0/0") == first
+    trajectories = played(rollouts_of(tokenizer), scripts)
+    first = make_batches(trajectories, 200, "0/0")
+    assert make_batches(trajectories, 200, "0/0") == first
     assert len(first) > 1
-    assert sorted(id(t) for batch in first for t in batch) == sorted(id(t) for t in shown)
+    assert sorted(id(t) for batch in first for t in batch) == sorted(id(t) for t in trajectories)
     for batch in first:
         longest = max(len(t.prompt_ids) + len(t) for t in batch)
         assert len(batch) == 1 or longest * len(batch) <= 200
@@ -167,7 +170,7 @@ LOOK_ALIKE = (
 
 @pytest.fixture
 def look_alike(tmp_path):
-    """A data folder with rows written for this test, enough that some are left for training."""
+    """A data folder with rows like GSM8K's, enough that some are left for training."""
     (tmp_path / "train").mkdir()
     rows = [
         {"question": f"{question} (No. {n})", "answer": solution}
@@ -190,15 +193,19 @@ def test_gsm8k_annotations_become_python_calls_that_give_what_they_say(
     assert [step.argument.strip() for step in pens.steps] == ["48/2", "48+24", "72"]
     env = ToolEnv("GSM8K", split="train", data_dir=look_alike, tools=(sandboxed_python,))
     rollouts = Rollouts(env, None, tokenizer, 1000)
-    for trajectory, said in zip(played(rollouts, [pens, cow]), (["24", "72"], ["21"]), strict=True):
+    for trajectory, outputs in zip(
+        played(rollouts, [pens, cow]), (["24", "72"], ["21"]), strict=True
+    ):
         results = trajectory.state.transcript[1:-1:2]
-        assert [float(text.split("\n")[1]) for text in results] == [float(one) for one in said]
+        assert [float(text.split("\n")[1]) for text in results] == [
+            float(output) for output in outputs
+        ]
         assert trajectory.reward == 1.0
 
 
-def test_a_cold_start_writes_a_model_and_goes_on_where_it_was(tmp_path, capsys):
-    """A second call evaluates nothing anew and trains nothing: the run is over."""
-    config = __main__.Config.of(
+def test_a_cold_start_writes_a_model_and_is_not_repeated(tmp_path, capsys):
+    """A second call evaluates and trains nothing: the run is finished."""
+    config = Config.of(
         model="tiny",
         demonstrations=4,
         epochs=1,
@@ -209,13 +216,13 @@ def test_a_cold_start_writes_a_model_and_goes_on_where_it_was(tmp_path, capsys):
         max_response_tokens=384,
         out=str(tmp_path / "run"),
     )
-    folder = __main__.cold_start(config)
+    folder = cold_start(config)
     written = (folder / "model" / "model.safetensors").stat().st_mtime_ns
     assert json.loads((folder / "config.json").read_text())["demonstrations"] == 4
-    assert __main__.cold_start(config) == folder
+    assert cold_start(config) == folder
     assert (folder / "model" / "model.safetensors").stat().st_mtime_ns == written
     loaded = load_model(str(folder))
     assert loaded.model.num_parameters() == load_model("tiny").model.num_parameters()
-    said = capsys.readouterr().out
-    assert "playing 4 demonstrations" in said
-    assert re.search(r"fine-tuning 1/1 +loss [\d.]+ +read \d+%, (packed|padded)", said)
+    output = capsys.readouterr().out
+    assert "playing 4 demonstrations" in output
+    assert re.search(r"fine-tuning 1/1 +loss [\d.]+ +computed \d+%, (packed|padded)", output)

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.full]
 
 @pytest.fixture(scope="module")
 def browser():
-    """Headless Chromium; skips where there is none and says what to install."""
+    """Headless Chromium; without it the tests skip and say what to install."""
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
     needs.packages("playwright")
     if path is None:
@@ -23,24 +23,24 @@ def browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        # Root has no sandbox of Chromium's; the page under test is our own.
-        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield opened
-        opened.close()
+        # Chromium's sandbox does not work as root; the page under test is our own.
+        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture
 def tab(browser):
-    """An empty tab; what it says on the console, asks of any network or throws fails the test."""
+    """An empty tab; a console message, an uncaught error or a dialog fails the test."""
     context = browser.new_context(viewport={"width": 1300, "height": 900}, color_scheme="light")
     page = context.new_page()
-    said = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+    messages = []
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    page.on("dialog", lambda dialog: (messages.append(dialog.message), dialog.dismiss()))
     yield page
     context.close()
-    assert said == []
+    assert messages == []
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +61,14 @@ def shown(tab, file):
 
 
 def fills(page):
-    """Colours of the cells of the first lane that have one."""
+    """Colours of the first lane's cells, as far as they have one."""
     return page.eval_on_selector_all(
         ".lane >> nth=0 >> .cell", "cells => cells.map(c => c.style.fill).filter(Boolean)"
     )
 
 
 def test_the_decision_that_mattered_is_shown_first(shown):
-    """Of the first task's branches one turned 0 into 1: it is chosen, beside its parent."""
+    """One branch of the first task turned 0 into 1: it is chosen and shown next to its parent."""
     assert shown.locator(".lane").count() == 3
     assert shown.locator(".diamond").count() == 2
     assert "+1 against its parent" in shown.inner_text("#text")
@@ -83,50 +83,50 @@ def test_the_decision_that_mattered_is_shown_first(shown):
     assert "▲+1" in first.inner_text()
 
 
-def test_a_sentence_says_what_was_decided_and_earned(shown):
+def test_a_sentence_sums_up_decisions_and_rewards(shown):
     """One branch turned 0 into 1, one wrote something else and earned as little."""
-    assert shown.inner_text("#summed") == (
-        "2 branches at 2 places: 1 did better than what they left, 1 went another way to the same "
-        "reward. Most telling: token 2 of root 0, “</search>” or "
-        "“!</search></answer>”: reward 0 or 1."
+    assert shown.inner_text("#summary") == (
+        "2 branches at 2 branch points: 1 better than the parent, 1 with different text but the "
+        "same reward. Largest difference: token 2 of root 0, where “</search>” earned 0, "
+        "“!</search></answer>” earned 1."
     )
 
 
-def test_without_branches_the_page_shows_where_rollouts_parted(tab, tmp_path):
-    """Of four rollouts three said 4 and earned 2/3 in the mean, one said 5 and earned 0."""
+def test_without_branches_the_page_shows_where_rollouts_diverged(tab, tmp_path):
+    """Three of four rollouts answered 4 and earned 2/3 on average, one answered 5 and earned 0."""
     write_rollouts_alone(tmp_path / "run")
     tab.goto(write_page(Options(tmp_path / "run")).as_uri())
-    assert tab.inner_text("#summed") == (
-        "4 rollouts, none branched. They earned 0 to 1. Most telling: token 1, where “4</answer>” "
-        "earned 0.67, “5</answer>” earned 0 in the mean."
+    assert tab.inner_text("#summary") == (
+        "4 rollouts, no branches. Rewards from 0 to 1. Largest difference: token 1, where "
+        "“4</answer>” earned 0.67, “5</answer>” earned 0 on average."
     )
-    (row,) = tab.locator("#partings tbody tr").all()
+    (row,) = tab.locator("#divergences tbody tr").all()
     assert row.locator("td").nth(0).inner_text() == "token 1"
-    assert row.locator(".way").all_inner_texts() == ["␣4</answer>", "␣5</answer>"]
+    assert row.locator(".continuation").all_inner_texts() == ["␣4</answer>", "␣5</answer>"]
     assert [b.inner_text() for b in row.locator(".pick").all()] == ["◐ 0.67", "✗ 0"]
     row.locator(".pick").nth(1).click()
     assert tab.locator(".lane.chosen").get_attribute("aria-label").startswith("root 2: reward 0")
     assert "Δ 0.67" in tab.inner_text(".item")
 
 
-def test_rollouts_that_earned_the_same_decide_nothing(tab, tmp_path):
+def test_equal_rewards_do_not_tell_decisions_apart(tab, tmp_path):
     write_rollouts_alone(tmp_path / "run", ends=((" 4", 0.0), (" 5", 0.0)))
     tab.goto(write_page(Options(tmp_path / "run")).as_uri())
-    assert "All earned 0: no decision here can be told from another" in tab.inner_text("#summed")
-    assert tab.locator("#partings").count() == 0
+    assert "All rewards are 0, so they do not tell decisions apart" in tab.inner_text("#summary")
+    assert tab.locator("#divergences").count() == 0
 
 
-def test_the_ledger_tells_of_evaluations_apart_and_of_memory(tab, tmp_path):
+def test_the_ledger_shows_evaluations_in_a_column_of_their_own_and_memory(tab, tmp_path):
     write_rollouts_alone(tmp_path / "run")
     tab.goto(write_page(Options(tmp_path / "run")).as_uri())
-    found = {
+    cells = {
         row.locator("th").inner_text(): row.locator("td").all_inner_texts()
         for row in tab.locator("#ledger tbody tr").all()
     }
-    assert found["sampled tokens"] == ["12", "12", "5"]
-    assert found["judge calls"] == ["\u2013", "\u2013", "2"]
-    assert found["cost"] == ["\u2013", "\u2013", "0.5"]
-    assert found["peak"] == ["1,536 MiB", "1,536 MiB"]
+    assert cells["sampled tokens"] == ["12", "12", "5"]
+    assert cells["judge calls"] == ["\u2013", "\u2013", "2"]
+    assert cells["cost"] == ["\u2013", "\u2013", "0.5"]
+    assert cells["peak"] == ["1,536 MiB", "1,536 MiB"]
 
 
 def test_a_click_on_a_branch_compares_it_with_its_parent(shown):
@@ -140,26 +140,26 @@ def test_a_click_on_a_branch_compares_it_with_its_parent(shown):
     assert shown.locator(".column").nth(1).locator(".decision").inner_text() == " 5"
 
 
-def test_every_switch_colours_by_its_own_numbers(shown):
-    """Entropy grows along the root; the future value falls below 1 first and exceeds it last."""
-    seen = {}
+def test_every_mode_colours_by_its_own_numbers(shown):
+    """Entropy grows along the root; the future value begins below 1 and ends above it."""
+    colours = {}
     for mode in ("entropy", "future", "branching", "advantage", "plain"):
         shown.click(f"[data-mode={mode}]")
         assert shown.get_attribute(f"[data-mode={mode}]", "aria-checked") == "true"
         assert shown.locator('.mode[aria-checked="true"]').count() == 1
-        seen[mode] = fills(shown)
-    assert len({str(found) for found in seen.values()}) == 5
-    assert seen["plain"] == []
-    assert all(fill.startswith("rgba(136, 84, 178") for fill in seen["entropy"])
-    assert seen["future"][0].startswith("rgba(213, 94, 0")
-    assert seen["future"][-1].startswith("rgba(0, 114, 178")
-    assert {fill[:14] for fill in seen["advantage"]} == {"rgba(213, 94, "}
+        colours[mode] = fills(shown)
+    assert len({str(fill) for fill in colours.values()}) == 5
+    assert colours["plain"] == []
+    assert all(fill.startswith("rgba(136, 84, 178") for fill in colours["entropy"])
+    assert colours["future"][0].startswith("rgba(213, 94, 0")
+    assert colours["future"][-1].startswith("rgba(0, 114, 178")
+    assert {fill[:14] for fill in colours["advantage"]} == {"rgba(213, 94, "}
 
 
-def test_what_is_undefined_says_why(shown):
+def test_an_undefined_score_says_why(shown):
     shown.keyboard.press("j")
     shown.keyboard.press("3")
-    assert "undefined here: the policy had not moved" in shown.inner_text("#legend")
+    assert "undefined: the policy had not been updated" in shown.inner_text("#legend")
 
 
 def test_tools_are_folded_and_unfold(shown):
@@ -175,14 +175,14 @@ def test_tools_are_folded_and_unfold(shown):
     assert not shown.locator("#text details.call .result").first.is_visible()
 
 
-def test_a_token_tells_its_numbers(shown):
+def test_hovering_over_a_token_shows_its_numbers(shown):
     shown.keyboard.press("u")
     shown.locator("#text .t").nth(1).hover()
-    said = shown.inner_text("#inspector")
-    assert "token 1" in said
-    assert "probability 60.7 %" in said
-    assert "branching score \N{MINUS SIGN}0.571" in said
-    assert "advantage \N{MINUS SIGN}0.5" in said
+    numbers = shown.inner_text("#inspector")
+    assert "token 1" in numbers
+    assert "probability 60.7 %" in numbers
+    assert "branching score \N{MINUS SIGN}0.571" in numbers
+    assert "advantage \N{MINUS SIGN}0.5" in numbers
     shown.locator("#text .t").nth(2).click()
     shown.locator("#text .t").nth(0).hover()
     assert "token 2" in shown.inner_text("#inspector")
@@ -195,8 +195,8 @@ def test_hostile_text_stays_text(shown):
     assert shown.evaluate("document.scripts.length") == 2
 
 
-def test_the_policy_stops_what_would_run_in_spite_of_all(browser, file):
-    """A handler put into the page by hand does not run, and no request leaves it."""
+def test_the_security_policy_stops_injected_handlers_and_requests(browser, file):
+    """A handler injected into the page does not run, and no request leaves it."""
     page = browser.new_page()
     page.goto(file.as_uri())
     page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"bad=1\">')")
@@ -251,16 +251,16 @@ def test_the_ledger_shows_the_iteration_and_the_run(shown):
 
 
 CONTRAST = """() => {
-  const bend = c => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
-  const light = rgb => rgb.map((c, i) => bend(c / 255) * [0.2126, 0.7152, 0.0722][i])
+  const linear = c => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+  const luminance = rgb => rgb.map((c, i) => linear(c / 255) * [0.2126, 0.7152, 0.0722][i])
     .reduce((a, b) => a + b);
-  const read = text => text.match(/[0-9.]+/g).map(Number);
-  const ground = read(getComputedStyle(document.body).backgroundColor);
+  const parse = text => text.match(/[0-9.]+/g).map(Number);
+  const ground = parse(getComputedStyle(document.body).backgroundColor);
   const worst = [...document.querySelectorAll('#text .t')].map(node => {
-    const style = getComputedStyle(node), ink = read(style.color).slice(0, 3);
-    const [r, g, b, a = 1] = read(style.backgroundColor);
+    const style = getComputedStyle(node), ink = parse(style.color).slice(0, 3);
+    const [r, g, b, a = 1] = parse(style.backgroundColor);
     const under = [r, g, b].map((c, i) => c * a + ground[i] * (1 - a));
-    const [x, y] = [light(ink), light(under)].sort((p, q) => q - p);
+    const [x, y] = [luminance(ink), luminance(under)].sort((p, q) => q - p);
     return (x + 0.05) / (y + 0.05);
   });
   return Math.min(...worst);
@@ -268,7 +268,7 @@ CONTRAST = """() => {
 
 
 def test_text_is_readable_on_every_colour_in_both_themes(shown):
-    """At least 4.5 : 1, WCAG's AA."""
+    """A contrast of at least 4.5 : 1, WCAG's level AA."""
     shown.keyboard.press("u")
     grounds = set()
     for _ in range(2):
@@ -282,7 +282,7 @@ def test_text_is_readable_on_every_colour_in_both_themes(shown):
 
 
 def test_a_long_answer_is_coloured_as_it_comes_into_sight(tab, tmp_path):
-    """6,000 tokens are there as text at once; only those near the window have spans."""
+    """6,000 tokens are in the page as text; only those near the window have spans."""
     write_run(tmp_path, iterations=1, long=6000)
     path = write_page(Options(tmp_path, out=tmp_path / "view.html"))
     tab.goto(path.as_uri())
@@ -308,7 +308,7 @@ def test_a_live_page_shows_new_trees_and_progress(tab, tmp_path):
         write_iteration(tmp_path, 1)
         tab.wait_for_selector("#done:text('2 of 3 iterations · live')", timeout=60_000)
         assert tab.inner_text("[aria-label=Iteration] option:checked") == "iteration 1"
-        tab.keyboard.press("j")  # somebody reads: what is shown stays
+        tab.keyboard.press("j")  # the reader chooses a task: it stays
         write_iteration(tmp_path, 2)
         tab.wait_for_selector("#newer", timeout=60_000)
         assert tab.inner_text("#newer") == "show iteration 2"
@@ -323,9 +323,9 @@ def test_a_live_page_shows_new_trees_and_progress(tab, tmp_path):
         thread.join()
 
 
-def test_a_branch_that_repeats_its_parent_parts_from_it_later(shown):
+def test_a_branch_that_repeats_its_parent_diverges_later(shown):
     """The token at 1 was sampled again; the first that differs is at 2."""
     branch = "{source: {tokens: ['a', 'b', 'c']}, tokens: ['a', 'b', 'd'], shared: 1}"
-    assert shown.evaluate(f"parting({branch})") == 2
-    said = shown.evaluate(f"samePlace({{...{branch}, parting: 2}})")
-    assert said == "It sampled 1 of its parent\u2019s tokens again; they part at token 2."
+    assert shown.evaluate(f"findDivergence({branch})") == 2
+    text = shown.evaluate(f"describeRepetition({{...{branch}, divergence: 2}})")
+    assert text == "This branch repeats 1 of its parent\u2019s tokens and diverges at token 2."

@@ -1,4 +1,4 @@
-"""The viewer's page: all that a reader needs, nothing from outside, a run's text only as data."""
+"""The viewer's page is self-contained, and a run's text enters it only as data."""
 
 import json
 import re
@@ -14,9 +14,9 @@ from learners.errors import RolloutFileError
 from learners.policy.loading import load_model
 from learners.rollouts.storage import write_rollouts
 from learners.view.__main__ import Options, main, write_page
-from learners.view.data import page_data
-from learners.view.page import SCRIPTS, escaped, page, policy
-from learners.view.server import latest, make_server
+from learners.view.data import collect_page_data
+from learners.view.page import ASSETS, SCRIPTS, build_page, build_security_policy, escape_json
+from learners.view.server import make_server, read_update
 from tests.view_fakes import HOSTILE, write_run
 
 
@@ -32,7 +32,7 @@ def data_of(html):
     return json.loads(text)
 
 
-def test_a_page_holds_the_trees_whole(run_folder, tmp_path):
+def test_a_page_holds_whole_trees(run_folder, tmp_path):
     path = write_page(Options(run_folder, (1,), tmp_path / "view.html"))
     data = data_of(path.read_text(encoding="utf-8"))
     assert (data["method"], data["env"], data["done"], data["planned"]) == (
@@ -60,8 +60,8 @@ def test_by_default_the_last_iteration_is_shown(run_folder, tmp_path):
 
 
 def test_text_of_a_run_is_data_and_nothing_else(run_folder, tmp_path):
-    """The run said `</script>`, comments and handlers; in the page there is no mark of them."""
-    html = page(page_data(run_folder, (0,), 10**6))
+    """The run wrote `</script>`, comments and handlers; the page has no markup of them."""
+    html = build_page(collect_page_data(run_folder, (0,), 10**6))
     assert HOSTILE not in html
     assert html.count("<script") == 2
     assert html.count("</script") == 2
@@ -71,32 +71,30 @@ def test_text_of_a_run_is_data_and_nothing_else(run_folder, tmp_path):
 
 
 def test_escaped_json_reads_back_as_it_was():
-    said = {"text": "</script><!-- & \u2028 {{SCRIPT}} ü"}
-    assert json.loads(escaped(said)) == said
-    assert not set("<>&\u2028\u2029") & set(escaped(said))
+    data = {"text": "</script><!-- & \u2028 {{SCRIPT}} ü"}
+    assert json.loads(escape_json(data)) == data
+    assert not set("<>&\u2028\u2029") & set(escape_json(data))
 
 
-def test_a_run_that_says_a_mark_of_the_template_changes_no_part_of_it(run_folder):
-    plain = page({"text": "x"})
-    marked = page({"text": "{{SCRIPT}}{{STYLE}}"})
-    assert marked.replace("{{SCRIPT}}{{STYLE}}", "x") == plain
+def test_a_placeholder_in_the_text_of_a_run_changes_no_part_of_the_page(run_folder):
+    plain = build_page({"text": "x"})
+    filled = build_page({"text": "{{SCRIPT}}{{STYLE}}"})
+    assert filled.replace("{{SCRIPT}}{{STYLE}}", "x") == plain
 
 
-def test_the_policy_admits_this_script_and_this_style_alone(run_folder):
-    html = page(None)
-    (told,) = re.findall(r'http-equiv="Content-Security-Policy" content="(.*?)"', html)
+def test_the_security_policy_admits_this_script_and_this_style_alone(run_folder):
+    html = build_page(None)
+    (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="(.*?)"', html)
     script = re.findall(r"<script>(.*?)</script>", html, re.S)[0]
     style = re.findall(r"<style>(.*?)</style>", html, re.S)[0]
-    assert told == policy(script, style, live=True)
-    assert told.startswith("default-src 'none'; script-src 'sha256-")
-    assert "unsafe" not in told
-    assert "http" not in told
-    assert "connect-src" not in policy(script, style, live=False)
+    assert policy == build_security_policy(script, style, live=True)
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe" not in policy
+    assert "http" not in policy
+    assert "connect-src" not in build_security_policy(script, style, live=False)
 
 
 def test_the_script_never_reads_text_as_markup():
-    from learners.view.page import ASSETS
-
     for name in SCRIPTS:
         text = (ASSETS / name).read_text(encoding="utf-8")
         for word in ("innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval("):
@@ -106,9 +104,9 @@ def test_the_script_never_reads_text_as_markup():
 
 
 def test_trees_beyond_the_limit_are_left_out_and_counted(run_folder):
-    whole = page_data(run_folder, (0,), 10**6)["iterations"][0]
+    whole = collect_page_data(run_folder, (0,), 10**6)["iterations"][0]
     size = len(json.dumps(whole["trees"][0], ensure_ascii=False).encode())
-    part = page_data(run_folder, (0,), size)["iterations"][0]
+    part = collect_page_data(run_folder, (0,), size)["iterations"][0]
     assert (len(whole["trees"]), whole["leftOut"]) == (2, 0)
     assert (len(part["trees"]), part["leftOut"]) == (1, 1)
 
@@ -121,36 +119,36 @@ def test_a_restricted_task_is_shown_without_its_text(tmp_path, taught):
     tree.task = replace(tree.task, restricted=True)
     write_rollouts(tmp_path, 0, [tree], load_model(str(taught)).tokenizer)
     (tmp_path / "config.json").write_text('{"method": "learners.grpo"}')
-    (shown,) = page_data(tmp_path, (0,), 10**6)["iterations"]
+    (shown,) = collect_page_data(tmp_path, (0,), 10**6)["iterations"]
     assert shown["trees"][0]["question"] is None
     assert shown["trees"][0]["trajectories"][0]["tokens"] == ["▯"] * 4
 
 
-def test_numbers_that_are_none_stay_out_of_the_page(run_folder, tmp_path):
-    """JSON has no NaN; a metric that is one is not shown."""
+def test_metrics_that_are_not_finite_stay_out_of_the_page(run_folder, tmp_path):
+    """JSON has no NaN."""
     line = {"iteration": 0, "reward/mean": float("nan"), "ledger/tool_calls": 2}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     (tmp_path / "config.json").write_text('{"method": "learners.grpo"}')
-    data = page_data(tmp_path, (), 10**6)
+    data = collect_page_data(tmp_path, (), 10**6)
     assert data["totals"] == {"ledger/tool_calls": 2}
-    assert "NaN" not in page(data)
+    assert "NaN" not in build_page(data)
 
 
-def test_what_cannot_be_shown_is_named(tmp_path, capsys, run_folder):
-    for given, told in (
+def test_a_run_or_iteration_that_does_not_exist_is_named(tmp_path, capsys, run_folder):
+    for arguments, message in (
         ([str(tmp_path)], "holds no rollouts/*.parquet; give the folder of a run"),
         ([str(run_folder), "--iterations", "7"], "no rollouts of iteration 7"),
     ):
         with pytest.raises(SystemExit) as ended:
-            main(given)
+            main(arguments)
         assert ended.value.code == 2
-        assert told in " ".join(capsys.readouterr().err.split())
+        assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_command_says_where_the_page_is_and_how_large(run_folder, tmp_path, capsys):
     main([str(run_folder), "--out", str(tmp_path / "v.html")])
-    said = capsys.readouterr().out
-    assert said.startswith(f"{tmp_path}/v.html (0.")
+    output = capsys.readouterr().out
+    assert output.startswith(f"{tmp_path}/v.html (0.")
     assert (tmp_path / "v.html").exists()
 
 
@@ -167,7 +165,7 @@ def serving(folder):
         thread.join()
 
 
-def asked(address, host=None):
+def fetch(address, host=None):
     request = urllib.request.Request(address, headers={"Host": host} if host else {})
     try:
         with urllib.request.urlopen(request) as answer:
@@ -177,42 +175,42 @@ def asked(address, host=None):
             return error.code, error.read().decode()
 
 
-def test_a_live_page_is_told_of_trees_that_it_does_not_know(run_folder):
+def test_a_live_page_is_sent_the_trees_that_it_does_not_show(run_folder):
     with serving(run_folder) as address:
-        status, html = asked(f"{address}/")
+        status, html = fetch(f"{address}/")
         assert status == 200
         assert data_of(html) is None
         assert "connect-src 'self'" in html
-        new = json.loads(asked(f"{address}/data.json?known=0")[1])
+        new = json.loads(fetch(f"{address}/data.json?since=0")[1])
         assert [one["number"] for one in new["iterations"]] == [1]
-        old = json.loads(asked(f"{address}/data.json?known=1")[1])
+        old = json.loads(fetch(f"{address}/data.json?since=1")[1])
         assert old["iterations"] == []
         assert old["done"] == 2
         assert len(old["curves"]["reward/mean"]) == 2
 
 
-def test_trees_whose_metrics_are_not_written_yet_wait_for_them(tmp_path):
+def test_trees_are_not_served_before_their_metrics_are_written(tmp_path):
     write_run(tmp_path, iterations=2)
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text(metrics.read_text().splitlines(keepends=True)[0])
-    assert latest(tmp_path, -1, 10**6)["iterations"][0]["number"] == 0
-    assert latest(tmp_path, 0, 10**6)["iterations"] == []
+    assert read_update(tmp_path, -1, 10**6)["iterations"][0]["number"] == 0
+    assert read_update(tmp_path, 0, 10**6)["iterations"] == []
 
 
-def test_a_server_answers_nothing_else(run_folder, tmp_path):
+def test_a_server_answers_no_other_request(run_folder, tmp_path):
     with serving(run_folder) as address:
-        assert asked(f"{address}/config.json")[0] == 404
-        assert asked(f"{address}/../config.json")[0] == 404
-        assert asked(f"{address}/data.json", host="evil.example")[0] == 403
-        assert asked(f"{address}/data.json", host="localhost")[0] == 200
-        assert asked(f"{address}/data.json?known=x")[0] == 200
+        assert fetch(f"{address}/config.json")[0] == 404
+        assert fetch(f"{address}/../config.json")[0] == 404
+        assert fetch(f"{address}/data.json", host="evil.example")[0] == 403
+        assert fetch(f"{address}/data.json", host="localhost")[0] == 200
+        assert fetch(f"{address}/data.json?since=x")[0] == 200
     with serving(tmp_path) as address:
-        assert asked(f"{address}/data.json") == (
+        assert fetch(f"{address}/data.json") == (
             404,
             f"{tmp_path} holds no config.json; give the folder of a run",
         )
 
 
-def test_a_port_that_is_taken_is_named(run_folder):
+def test_a_taken_port_is_named(run_folder):
     with serving(run_folder) as address, pytest.raises(RolloutFileError, match="give --port"):
         make_server(run_folder, "127.0.0.1", int(address.rpartition(":")[2]), 1)

@@ -1,4 +1,4 @@
-"""How many processes a sandbox holds: what has ended takes no place, and many are ended at once."""
+"""Processes of a sandbox: ended ones take no place, and many can be ended at once."""
 
 import os
 import select
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.sandboxes import wait_for
 from tools.python import PythonTool
 from tools.repl import cell, jobs, kernel, patrol, usage
 from tools.sandbox.docker_engine import open_docker
@@ -46,44 +47,49 @@ while True:
 @pytest.mark.parametrize("cell", [SLEEPERS, CLONES], ids=["ended asleep", "never born"])
 def test_what_has_ended_takes_no_place_from_others(cell):
     """Ten cells start 120 processes or try 200, in a sandbox with room for 2 x 40 at a time."""
-    made = PythonTool("local", Limits(processes=16, all_processes=40, spares=2))
+    tool = PythonTool("local", Limits(processes=16, all_processes=40, spares=2))
     try:
-        state, _ = made.run(made.initial_state(ToolContext(seed=7)), "x = 1")
-        sandbox = made._opened()
+        state, _ = tool.run(tool.initial_state(ToolContext(seed=7)), "x = 1")
+        sandbox = tool._get_sandbox()
         for number in range(10):
-            made.run(state, f"{cell}\nx = {number}")
-        assert made.run(state, "import subprocess; subprocess.call(['true'])")[1].text == "0\n"
-        assert made._opened() is sandbox
-        assert made.replays == 0
+            tool.run(state, f"{cell}\nx = {number}")
+        assert tool.run(state, "import subprocess; subprocess.call(['true'])")[1].text == "0\n"
+        assert tool._get_sandbox() is sandbox
+        assert tool.replays == 0
     finally:
-        made.close()
+        tool.close()
 
 
 def test_idle_states_make_way_when_a_sandbox_has_too_many_processes():
-    """Two sessions of 60 hold 120 of 100: the twenty that were unused for longest go."""
+    """Two sessions of 60 hold 120 of 100: the twenty that are unused for longest go."""
     session = {"memory": 0, "disk": 0, "processes": 1}
     states = {
         number: types.SimpleNamespace(
-            handle=number, session=number % 2, job=None, parent=None, used=number, held=session
+            handle=number,
+            session=number % 2,
+            job=None,
+            parent=None,
+            last_used=number,
+            footprint=session,
         )
         for number in range(120)
     }
     limits = {"session_memory": 1, "session_disk": 1, "session_processes": 60}
-    found = patrol.excess(states, {}, {**limits, "all_processes": 100})
-    assert [live.handle for live in found.states] == list(range(20))
-    assert found.cell is None
+    excess = patrol.find_excess(states, {}, {**limits, "all_processes": 100})
+    assert [state.handle for state in excess.states] == list(range(20))
+    assert excess.cell is None
 
 
 def test_a_state_that_was_branched_is_forked_in_advance_before_its_newest_child():
-    """With one child the newest is likelier next; the first process only ever gives sessions."""
+    """After one fork the newest child is likelier next; the first process only forks sessions."""
     folder = jobs.Folder("/", None)
-    first = jobs.Live(0, None, None, folder, None)
-    session = jobs.Live(1, None, first, folder, None)
+    first = jobs.LiveState(0, None, None, folder, None)
+    session = jobs.LiveState(1, None, first, folder, None)
     session.forks, first.forks = 1, 9
-    assert not session.branches()
+    assert not session.is_branching()
     session.forks = 2
-    assert session.branches()
-    assert not first.branches()
+    assert session.is_branching()
+    assert not first.is_branching()
 
 
 def test_files_that_are_only_named_are_not_opened_anew_in_every_child(tmp_path):
@@ -91,19 +97,19 @@ def test_files_that_are_only_named_are_not_opened_anew_in_every_child(tmp_path):
     path.write_text("x")
     named, opened = os.open(path, os.O_PATH), os.open(path, os.O_RDONLY)
     try:
-        found = cell.Descriptors(max(named, opened) + 1).regular_files()
-        assert opened in found
-        assert named not in found
+        files = cell.Descriptors(max(named, opened) + 1).list_regular_files()
+        assert opened in files
+        assert named not in files
     finally:
         os.close(named)
         os.close(opened)
 
 
 def test_blocking_signals_by_number_is_what_python_says_is_blocked():
-    before = kernel.block_signals(kernel.only(signal.SIGCONT))
+    before = kernel.block_signals(kernel.build_signal_set(signal.SIGCONT))
     try:
         assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == {signal.SIGCONT}
-        assert kernel.block_signals(kernel.EVERY_SIGNAL) == kernel.only(18)
+        assert kernel.block_signals(kernel.ALL_SIGNALS) == kernel.build_signal_set(18)
         assert signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, [])
     finally:
         kernel.block_signals(before)
@@ -118,7 +124,7 @@ def test_a_fork_without_room_is_tried_again():
             raise answer
         return answer
 
-    assert kernel.persist(fork) == 7
+    assert kernel.fork_with_retries(fork) == 7
 
 
 def test_a_group_held_still_does_nothing_until_it_goes_on():
@@ -126,26 +132,26 @@ def test_a_group_held_still_does_nothing_until_it_goes_on():
     try:
         members = []
         while len(members) < 3:
-            members = usage.family(group.pid)
-        with usage.still(group.pid):
-            assert settles(lambda: {usage.fields(pid)[0] for pid in members}, {"T"})
-        assert settles(lambda: {usage.fields(pid)[0] for pid in members}, {"S"})
+            members = usage.list_tree(group.pid)
+        with usage.pause_group(group.pid):
+            assert wait_for(lambda: {usage.read_stat(pid)[0] for pid in members}, {"T"}) == {"T"}
+        assert wait_for(lambda: {usage.read_stat(pid)[0] for pid in members}, {"S"}) == {"S"}
     finally:
         os.killpg(group.pid, signal.SIGKILL)
         group.wait()
 
 
 def test_what_is_forked_while_a_group_is_held_still_goes_on():
-    """Without SIGCONT blocked a child can be born stopped for good: one hold in five or so."""
+    """If SIGCONT is not blocked, about one pause in five leaves a child stopped for good."""
     group = subprocess.Popen(
         [sys.executable, "-c", FORKS], stdout=subprocess.PIPE, start_new_session=True
     )
     try:
         for number in range(100):
-            assert select.select([group.stdout], [], [], 20)[0], f"stopped by hold {number}"
+            assert select.select([group.stdout], [], [], 20)[0], f"stopped by pause {number}"
             os.read(group.stdout.fileno(), 1 << 16)
             time.sleep(number % 10 * 0.001)
-            with usage.still(group.pid):
+            with usage.pause_group(group.pid):
                 pass
     finally:
         os.killpg(group.pid, signal.SIGKILL)
@@ -157,7 +163,7 @@ def test_every_process_of_a_sandbox_blocks_the_signal_that_ends_a_hold():
     try:
         session = sandbox.open(0, []).state
         assert sandbox.run(session, [MASK]).results[0].text == "True\n"
-        status = [Path(f"/proc/{pid}/status").read_text() for pid in usage.family(sandbox.pid)]
+        status = [Path(f"/proc/{pid}/status").read_text() for pid in usage.list_tree(sandbox.pid)]
         masks = [int(text.partition("SigBlk:")[2].split()[0], 16) for text in status]
         assert len(masks) > 2
         assert all(mask >> (signal.SIGCONT - 1) & 1 for mask in masks)
@@ -177,7 +183,7 @@ def test_every_process_of_a_sandbox_blocks_the_signal_that_ends_a_hold():
     ids=["local", "docker"],
 )
 def test_states_dropped_while_they_fork_in_advance_leave_no_strays(opened):
-    """Each is dropped as soon as it has answered; with strays about, all are held still again."""
+    """Each state is dropped as soon as it has answered; a stray would pause the whole sandbox."""
     sandbox = opened(Limits())
     try:
         session = sandbox.open(0, []).state
@@ -185,44 +191,36 @@ def test_states_dropped_while_they_fork_in_advance_leave_no_strays(opened):
             reply = sandbox.run(session, ["x = 1"])
             assert reply.why is None, number
             sandbox.drop([reply.state])
-        assert settles(lambda: sandbox.status()["states"], 1)
+        assert wait_for(lambda: sandbox.status()["states"], 1) == 1
         assert sandbox.status()["strays"] == 0
     finally:
         sandbox.close()
 
 
-def settles(action, wanted):
-    """Whether `action()` comes to `wanted`."""
-    deadline = time.monotonic() + 60
-    while (value := action()) != wanted and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return value == wanted
-
-
 def test_where_memory_runs_out_cells_go_before_states_and_the_first_process():
-    """A fork bomb must not take the others of its container along: its children inherit."""
+    """A fork bomb must not take the rest of its container along: children inherit the score."""
     sandbox = open_local(Limits(spares=0))
 
     def scores():
-        found = {}
+        counts = {}
         for entry in Path("/proc").glob("[0-9]*"):
             try:
                 if os.getpgid(int(entry.name)) == sandbox.pid:
                     score = int((entry / "oom_score_adj").read_text())
-                    found[score] = found.get(score, 0) + 1
+                    counts[score] = counts.get(score, 0) + 1
             except OSError:
                 continue
-        return found
+        return counts
 
     try:
         session = sandbox.open(0, []).state
-        assert scores() == {kernel.STILL: 2}, "the first process and the session"
+        assert scores() == {kernel.OOM_SCORE_IDLE: 2}, "the first process and the session"
         cell = "import os, time\nif os.fork() == 0: time.sleep(9)\ntime.sleep(2)"
         thread = threading.Thread(target=sandbox.run, args=(session, [cell]))
         thread.start()
         time.sleep(1)
-        assert scores() == {kernel.STILL: 2, kernel.RUNNING: 2}
+        assert scores() == {kernel.OOM_SCORE_IDLE: 2, kernel.OOM_SCORE_RUNNING: 2}
         thread.join()
-        assert scores() == {kernel.STILL: 3}
+        assert scores() == {kernel.OOM_SCORE_IDLE: 3}
     finally:
         sandbox.close()

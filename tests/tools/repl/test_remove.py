@@ -1,4 +1,4 @@
-"""Clearing up after cells: everything of theirs, nothing of anybody else's."""
+"""Cleaning up after cells removes all of their files and nothing else."""
 
 import os
 
@@ -10,12 +10,12 @@ from tools.repl import jobs
 @pytest.fixture
 def outside(tmp_path):
     """A folder of the host that must survive, with its mode."""
-    made = tmp_path / "outside"
-    made.mkdir(mode=0o755)
-    (made / "kept").write_text("kept")
-    yield made
-    assert (made / "kept").read_text() == "kept"
-    assert made.stat().st_mode & 0o777 == 0o755
+    folder = tmp_path / "outside"
+    folder.mkdir(mode=0o755)
+    (folder / "file").write_text("file")
+    yield folder
+    assert (folder / "file").read_text() == "file"
+    assert folder.stat().st_mode & 0o777 == 0o755
 
 
 def test_a_folder_goes_with_links_closed_folders_and_great_depth(tmp_path, outside):
@@ -33,7 +33,7 @@ def test_a_folder_goes_with_links_closed_folders_and_great_depth(tmp_path, outsi
         os.close(deep)
         deep = inner
     os.close(deep)
-    jobs.remove(str(top))
+    jobs.remove_folder(str(top))
     assert not top.exists()
 
 
@@ -43,12 +43,12 @@ def test_an_evicted_state_leaves_the_folders_of_those_that_live(tmp_path):
     (top / ".~child" / "file").write_text("x")
     (top / "own").mkdir()
     (top / "file").write_text("x")
-    jobs.clear(str(top))
+    jobs.clear_folder(str(top))
     assert [path.name for path in top.iterdir()] == [".~child"]
     assert (top / ".~child" / "file").read_text() == "x"
 
 
-@pytest.mark.parametrize("act", [jobs.remove, jobs.clear])
+@pytest.mark.parametrize("act", [jobs.remove_folder, jobs.clear_folder])
 def test_a_link_in_the_place_of_a_folder_is_not_followed(tmp_path, outside, act):
     (tmp_path / ".~state").symlink_to(outside)
     act(str(tmp_path / ".~state"))
@@ -61,14 +61,14 @@ def test_a_folder_swapped_for_a_link_between_two_looks_is_not_followed(
 ):
     top = tmp_path / ".~state"
     (top / "victim").mkdir(parents=True)
-    enter = jobs._enter
+    open_folder = jobs._open_folder
 
-    def swapped(above, name):
+    def swap(parent_fd, name):
         if name == "victim" and not (top / "victim").is_symlink():
             (top / "victim").rename(top / "away")
             (top / "victim").symlink_to(outside)
-        return enter(above, name)
+        return open_folder(parent_fd, name)
 
-    monkeypatch.setattr(jobs, "_enter", swapped)
-    jobs.remove(str(top))
+    monkeypatch.setattr(jobs, "_open_folder", swap)
+    jobs.remove_folder(str(top))
     assert not top.exists()

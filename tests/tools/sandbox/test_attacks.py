@@ -1,4 +1,4 @@
-"""Hostile cells against both sandboxes: the host and everyone else stay unharmed."""
+"""Hostile cells against both sandboxes: the host and all other states stay unharmed."""
 
 import contextlib
 import gc
@@ -6,14 +6,14 @@ import os
 import secrets
 import socket
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
 from tests.sandbox_attacks import ATTACKS
-from tests.sandboxes import KINDS
+from tests.sandbox_leaks import list_group
+from tests.sandboxes import KINDS, wait_for
 from tools.python import PythonTool
 from tools.sandbox.protocol import Limits
 from tools.tool import ToolContext
@@ -29,18 +29,18 @@ LIMITS = Limits(
     file_size=8 << 20,
     open_files=128,
     all_processes=512,
-    start=60.0,  # what a loaded machine is late with is nobody's attack
+    start=60.0,  # a loaded machine is slow without any attack
     answer=300.0,
 )
 CLOCK = f"took longer than {LIMITS.wall:g} s"
-"""What a cell is told that the clock stopped: a sleep, or on a loaded machine any cell."""
+"""Note about a cell past its time: one that sleeps or, on a loaded machine, any cell."""
 TRIES = 6
 SETTLED = "{0} = '{1}'\nwith open('mine', 'w') as file: file.write('{1}')\nprint('settled')"
 """A session's first cell: a variable and a file of its own."""
 
 
 class Host:
-    """What must not be harmed: a file, a process, listeners, and a secret in the environment."""
+    """Targets that an attack must not reach: a file, a process, listeners, a secret."""
 
     def __init__(self, folder: Path) -> None:
         self.secret = secrets.token_hex(8)
@@ -59,19 +59,19 @@ class Host:
         self._listen(socket.AF_UNIX, "\0" + self.abstract)
 
     def _listen(self, family, address, kind=socket.SOCK_STREAM):
-        made = socket.socket(family, kind)
-        made.bind(address)
+        listener = socket.socket(family, kind)
+        listener.bind(address)
         if kind == socket.SOCK_STREAM:
-            made.listen()
-        made.setblocking(False)
-        self.sockets.append(made)
-        return made.getsockname()
+            listener.listen()
+        listener.setblocking(False)
+        self.sockets.append(listener)
+        return listener.getsockname()
 
     def fill(self, cell: str, victim: str, tool: PythonTool) -> str:
         return cell.format(
             canary=self.canary,
             folder=self.canary.parent,
-            others=", ".join(map(str, [self.process.pid, *others(tool)])),
+            others=", ".join(map(str, [self.process.pid, *list_others(tool)])),
             tcp=self.tcp,
             udp=self.udp,
             unix=self.unix,
@@ -100,84 +100,63 @@ class Host:
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
-    made = Host(tmp_path_factory.mktemp("host"))
-    yield made
-    made.close()
+    host = Host(tmp_path_factory.mktemp("host"))
+    yield host
+    host.close()
 
 
-def processes_in(tool: PythonTool) -> list[str]:
-    """What runs in the sandbox beside the hub, zombies left out."""
-    sandbox = tool._opened()
+def list_processes(tool: PythonTool) -> list[int]:
+    """Return the processes of the sandbox besides the hub, without zombies."""
+    sandbox = tool._get_sandbox()
     if sandbox.name == "docker":
         transport = sandbox._transport
         rows = transport._client.api.top(transport.container, "-eo pid,stat,args")["Processes"]
-        return [row for row in rows[1:] if not row[1].startswith("Z")]
-    return group(sandbox.pid)
+        return [int(row[0]) for row in rows[1:] if not row[1].startswith("Z")]
+    return list_group(sandbox.pid)
 
 
-def others(tool: PythonTool) -> list[int]:
-    """The learner, the hub and states, by the numbers that they have where cells run."""
-    sandbox = tool._opened()
+def list_others(tool: PythonTool) -> list[int]:
+    """Return the process ids of learner, hub and a state, as cells would see them."""
+    sandbox = tool._get_sandbox()
     if sandbox.name == "docker":
         return [sandbox.pid, sandbox.pid + 1]  # the first process, and maybe a state
-    states = [int(pid) for pid in group(sandbox.pid) if int(pid) != sandbox.pid]
+    states = [pid for pid in list_group(sandbox.pid) if pid != sandbox.pid]
     return [os.getpid(), sandbox._transport._process.pid, sandbox.pid, *states[:1]]
 
 
-def expected(tool: PythonTool) -> int:
-    """The first process, one for each state, and those forked in advance."""
+def count_expected(tool: PythonTool) -> int:
+    """Count the first process, one process for each state, and the spares."""
     status = tool.status()
     return 1 + status["states"] + status["spares"]
 
 
-def group(leader: int) -> list[str]:
-    """Processes of a process group, zombies left out."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if entry.name.isdigit() and int(fields[2]) == leader and fields[0] != "Z":
-            found.append(entry.name)
-    return found
-
-
-def ran(tool, state, cell, says):
-    """A cell's end; made again where nothing but the clock stopped it before it said its word."""
+def run(tool, state, cell, message):
+    """Run a cell, again if only the clock stopped it before it printed its message."""
     for _ in range(TRIES):
         following, result = tool.run(state, cell)
-        if says in result.text or CLOCK not in result.text:
+        if message in result.text or CLOCK not in result.text:
             break
     return following, result
 
 
-def settles(action, wanted, seconds=60.0):
-    """Whether `action()` comes to `wanted`; the last value otherwise."""
-    deadline = time.monotonic() + seconds
-    while (value := action()) != wanted and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return value == wanted or value
-
-
 @pytest.fixture(scope="module", params=KINDS)
 def arena(request, host):
-    """A tool with a victim session, live for the whole suite; afterwards nothing may be left."""
+    """A tool with a victim session that lives for all attacks; afterwards nothing may be left."""
     gc.collect()
     descriptors = open_descriptors()
     tool = PythonTool(request.param, LIMITS)
     victim = tool.initial_state(ToolContext(seed=7))
-    victim, result = ran(tool, victim, SETTLED.format("import os; secret", "victim"), "settled")
+    victim, result = run(tool, victim, SETTLED.format("import os; secret", "victim"), "settled")
     assert result.text == "settled\n"
     yield tool, victim
-    assert settles(lambda: len(processes_in(tool)) - expected(tool), 0) is True
-    sandbox = tool._opened()
+    assert wait_for(lambda: len(list_processes(tool)) - count_expected(tool), 0) == 0
+    sandbox = tool._get_sandbox()
     transport = sandbox._transport
     tool.close()
     if sandbox.name == "docker":
-        assert settles(lambda: containers(transport.container), 0) is True
+        assert wait_for(lambda: count_containers(transport.container), 0) == 0
     else:
-        assert settles(lambda: group(sandbox.pid), []) is True
+        assert wait_for(lambda: list_group(sandbox.pid), []) == []
         assert not Path(transport.folder).exists()
     sandbox = transport = None
     gc.collect()
@@ -185,15 +164,18 @@ def arena(request, host):
 
 
 def open_descriptors() -> set[tuple[str, str]]:
-    """(number, what it is open on) of this process: what others close meanwhile is not missed."""
-    found = set()
+    """Return (number, target) of this process's descriptors.
+
+    A set can be compared even if other tests close some of theirs meanwhile.
+    """
+    descriptors = set()
     for number in os.listdir("/proc/self/fd"):
         with contextlib.suppress(FileNotFoundError):
-            found.add((number, os.readlink(f"/proc/self/fd/{number}")))
-    return found
+            descriptors.add((number, os.readlink(f"/proc/self/fd/{number}")))
+    return descriptors
 
 
-def containers(container: str) -> int:
+def count_containers(container: str) -> int:
     import docker
 
     with contextlib.closing(docker.from_env()) as client:
@@ -203,22 +185,22 @@ def containers(container: str) -> int:
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
 def test_attack(arena, host, attack):
     tool, victim = arena
-    sandbox, replays = tool._opened(), tool.replays
+    sandbox, replays = tool._get_sandbox(), tool.replays
     parent = tool.initial_state(ToolContext(seed=8))
-    parent, _ = ran(tool, parent, SETTLED.format("own", "parent"), "settled")
-    folder = ran(tool, victim, "os.getcwd()", "/")[1].text.strip("'\n").rpartition("/")[0]
-    state, result = ran(tool, parent, host.fill(attack.cell, folder, tool), attack.says)
+    parent, _ = run(tool, parent, SETTLED.format("own", "parent"), "settled")
+    folder = run(tool, victim, "os.getcwd()", "/")[1].text.strip("'\n").rpartition("/")[0]
+    state, result = run(tool, parent, host.fill(attack.cell, folder, tool), attack.message)
     assert "LEAK" not in result.text
     assert host.secret not in result.text.replace(host.abstract, "")
-    assert attack.says in result.text
-    if attack.kept is not None:
-        assert (state != parent) is attack.kept, result.text
-    own = ran(tool, parent, "own, open('mine').read()", "parent")[1]
-    assert own.text == "('parent', 'parent')\n"
-    other = ran(tool, victim, "secret, open('mine').read(), os.listdir()", "victim")[1]
-    assert other.text == "('victim', 'victim', ['mine'])\n"
+    assert attack.message in result.text
+    if attack.goes_on is not None:
+        assert (state != parent) is attack.goes_on, result.text
+    result = run(tool, parent, "own, open('mine').read()", "parent")[1]
+    assert result.text == "('parent', 'parent')\n"
+    result = run(tool, victim, "secret, open('mine').read(), os.listdir()", "victim")[1]
+    assert result.text == "('victim', 'victim', ['mine'])\n"
     assert tool.replays == replays, "a state was lost"
     if state != parent:
         tool.run(state, "print('the next cell of the attacker')")
-    assert tool._opened() is sandbox, "the sandbox was lost"
+    assert tool._get_sandbox() is sandbox, "the sandbox was lost"
     host.check()

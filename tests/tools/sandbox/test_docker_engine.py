@@ -17,12 +17,12 @@ from tools.python import PythonTool
 from tools.sandbox.protocol import DockerOptions, Limits
 from tools.tool import ToolContext
 
-ENGINES = "as root beside dockerd; in CI where it may start a second one"
+ENGINES = "as root on a machine with dockerd; in CI if it may start a second engine"
 pytestmark = [pytest.mark.docker, pytest.mark.full]
 
 
 class Engine:
-    """An engine of the test's own, so that no container of anybody else is touched."""
+    """An engine of the test's own, so that no other container is touched."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -64,20 +64,20 @@ class Engine:
 
 @pytest.fixture(scope="module")
 def engine():
-    """A second engine with the sandbox's image; skips where none can be started."""
+    """A second engine with the sandbox's image; skips if none can be started."""
     if os.geteuid() != 0 or shutil.which("dockerd") is None:
         needs.lacking("a second Docker engine", "be root and install dockerd", ENGINES)
-    made = Engine(Path(tempfile.mkdtemp(prefix="appo-engine-")))
+    engine = Engine(Path(tempfile.mkdtemp(prefix="appo-engine-")))
     try:
-        made.start()
+        engine.start()
         image = DockerOptions().image
         saved = subprocess.run(["docker", "save", image], capture_output=True, check=False)
-        loaded = made.docker("load", input=saved.stdout)
+        loaded = engine.docker("load", input=saved.stdout)
         if loaded.returncode != 0:
             needs.lacking(f"the image {image}", f"build it: {loaded.stderr}", ENGINES)
-        yield made
+        yield engine
     finally:
-        made.close()
+        engine.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

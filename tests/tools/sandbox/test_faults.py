@@ -1,4 +1,4 @@
-"""Sandboxes when things go wrong around them: learners, hubs and containers that die."""
+"""Sandboxes when learners, hubs, containers or kernels around them fail."""
 
 import contextlib
 import io
@@ -24,9 +24,9 @@ LIMITS = Limits(cpu=5.0, wall=20.0, memory=256 << 20, processes=16)
 
 @pytest.fixture(params=KINDS)
 def tool(request):
-    made = PythonTool(request.param, LIMITS)
-    yield made
-    made.close()
+    tool = PythonTool(request.param, LIMITS)
+    yield tool
+    tool.close()
 
 
 def begin(tool, cell="x = 41"):
@@ -34,7 +34,7 @@ def begin(tool, cell="x = 41"):
 
 
 def kill_hub(tool):
-    """Kill what runs the sandbox: the hub's process, or the container."""
+    """Kill the hub's process or the container."""
     transport = tool._sandbox._transport
     if tool.sandbox_name == "docker":
         transport._client.api.kill(transport.container)
@@ -63,15 +63,15 @@ def test_a_hub_killed_while_a_cell_runs_is_not_the_models_mistake(tool):
 
 @pytest.mark.full
 def test_a_hub_that_hangs_is_given_up(request):
-    made = PythonTool("local", Limits(cpu=1.0, wall=1.0, answer=3.0))
+    tool = PythonTool("local", Limits(cpu=1.0, wall=1.0, answer=3.0))
     try:
-        state = begin(made)
-        hub = made._sandbox._transport._process.pid
+        state = begin(tool)
+        hub = tool._sandbox._transport._process.pid
         os.kill(hub, signal.SIGSTOP)
-        assert made.run(state, "x + 1")[1].text == "42\n"
+        assert tool.run(state, "x + 1")[1].text == "42\n"
         assert not Path(f"/proc/{hub}").exists()
     finally:
-        made.close()
+        tool.close()
 
 
 def test_a_closed_tool_opens_again(tool):
@@ -110,11 +110,11 @@ from tools.tool import ToolContext
 tool = PythonTool({kind!r}, Limits(cpu=60.0, wall=60.0))
 tool.run(tool.initial_state(ToolContext(seed=0)), "1")
 transport = tool._sandbox._transport
-where = transport.container if {kind!r} == "docker" else transport.folder
-begun = threading.Semaphore(0)
+location = transport.container if {kind!r} == "docker" else transport.folder
+started = threading.Semaphore(0)
 def work(number):
     state, _ = tool.run(tool.initial_state(ToolContext(seed=number)), "x = 1")
-    begun.release()
+    started.release()
     tool.run(
         state,
         "import subprocess, time\\nsubprocess.Popen(['sleep', '61.5'])\\n"
@@ -123,26 +123,27 @@ def work(number):
 for number in range(100):
     threading.Thread(target=work, args=(number,), daemon=True).start()
 for number in range(100):
-    begun.acquire()
-print(tool._sandbox.pid, where, flush=True)
+    started.acquire()
+print(tool._sandbox.pid, location, flush=True)
 import time; time.sleep(600)
 """
 
 
 def running(marker):
-    found = []
+    """Return the processes whose command line has the marker."""
+    processes = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if marker in (entry / "cmdline").read_bytes():
-                found.append(entry.name)
-    return found
+                processes.append(entry.name)
+    return processes
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_outlives_a_learner_killed_during_a_hundred_cells(kind):
     code = LEARNER.format(repository=str(ROOT), kind=kind)
     learner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    leader, where = learner.stdout.readline().split()
+    leader, location = learner.stdout.readline().split()
     deadline = time.monotonic() + 30
     while len(running(b"61.5")) < 90 and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -151,54 +152,54 @@ def test_nothing_outlives_a_learner_killed_during_a_hundred_cells(kind):
     learner.wait()
     learner.stdout.close()
     deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and (running(b"61.5") or left(kind, leader, where)):
+    while time.monotonic() < deadline and (running(b"61.5") or left(kind, leader, location)):
         time.sleep(0.1)
     assert running(b"61.5") == []
-    assert left(kind, leader, where) == []
+    assert left(kind, leader, location) == []
 
 
-def left(kind, leader, where):
-    """Processes, folders and containers of a sandbox that should be gone."""
+def left(kind, leader, location):
+    """Return processes, folders and containers of a sandbox that should be gone."""
     if kind == "docker":
         import docker
 
         with contextlib.closing(docker.from_env()) as client:
-            return client.api.containers(all=True, filters={"id": where})
-    found = [where] if Path(where).exists() else []
+            return client.api.containers(all=True, filters={"id": location})
+    remains = [location] if Path(location).exists() else []
     for entry in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             fields = entry.read_text().rpartition(")")[2].split()
-            found += [entry.parent.name] if fields[2] == leader and fields[0] != "Z" else []
-    return found
+            remains += [entry.parent.name] if fields[2] == leader and fields[0] != "Z" else []
+    return remains
 
 
 def test_evicted_states_come_back(request):
-    made = PythonTool("local", Limits(live_states=4))
+    tool = PythonTool("local", Limits(live_states=4))
     try:
-        root = begin(made, "import random; x = [random.random()]")
-        leaves = [made.run(root, f"x.append({i}); x")[0] for i in range(12)]
-        texts = [made.run(leaf, "x[1], random.random()")[1].text for leaf in leaves]
-        again = [made.run(leaf, "x[1], random.random()")[1].text for leaf in reversed(leaves)]
+        root = begin(tool, "import random; x = [random.random()]")
+        leaves = [tool.run(root, f"x.append({i}); x")[0] for i in range(12)]
+        texts = [tool.run(leaf, "x[1], random.random()")[1].text for leaf in leaves]
+        again = [tool.run(leaf, "x[1], random.random()")[1].text for leaf in reversed(leaves)]
         assert texts == again[::-1]
-        assert made.replays > 0
-        assert made.status()["states"] <= 5
+        assert tool.replays > 0
+        assert tool.status()["states"] <= 5
     finally:
-        made.close()
+        tool.close()
 
 
 @pytest.mark.full
 def test_states_over_the_memory_bound_are_evicted_and_come_back(request):
-    made = PythonTool("local", Limits(live_memory=160 << 20))
+    tool = PythonTool("local", Limits(live_memory=160 << 20))
     try:
-        states = [begin(made, f"x = bytearray({60 + i} << 20); len(x)") for i in range(5)]
+        states = [begin(tool, f"x = bytearray({60 + i} << 20); len(x)") for i in range(5)]
         deadline = time.monotonic() + 20
-        while made.status()["evicted"] < 2 and time.monotonic() < deadline:
+        while tool.status()["evicted"] < 2 and time.monotonic() < deadline:
             time.sleep(0.1)
-        assert made.status()["evicted"] >= 2
+        assert tool.status()["evicted"] >= 2
         for i, state in enumerate(states):
-            assert made.run(state, "len(x)")[1].text == f"{60 + i << 20}\n"
+            assert tool.run(state, "len(x)")[1].text == f"{60 + i << 20}\n"
     finally:
-        made.close()
+        tool.close()
 
 
 def test_without_linux_the_error_says_docker(monkeypatch):
@@ -225,8 +226,8 @@ def test_an_old_kernel_is_named_with_what_it_lacks(monkeypatch):
 
 def test_a_machine_without_a_filter_of_system_calls_is_sent_to_docker(monkeypatch):
     class Unfiltered(local.HubSandbox):
-        def __init__(self, *given):
-            super().__init__(*given)
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
             self.filtered = False
 
     monkeypatch.setattr(local, "HubSandbox", Unfiltered)
@@ -249,25 +250,25 @@ def test_an_image_may_keep_its_python_where_it_likes():
     tag = "appo-sandbox-test:moved"
     with contextlib.closing(docker.from_env()) as client:
         client.images.build(fileobj=io.BytesIO(MOVED), tag=tag, network_mode="none", rm=True)
-        made = PythonTool("docker", LIMITS, DockerOptions(image=tag))
+        tool = PythonTool("docker", LIMITS, DockerOptions(image=tag))
         try:
             cell = "import subprocess; subprocess.check_output(['python3', '-c', 'print(6 * 7)'])"
-            assert made.run(begin(made), cell)[1].text == "b'42\\n'\n"
+            assert tool.run(begin(tool), cell)[1].text == "b'42\\n'\n"
         finally:
-            made.close()
+            tool.close()
             client.images.remove(tag, force=True)
 
 
 NO_LANDLOCK = """
 import ctypes, errno, struct, sys
 sys.path.insert(0, {repository!r})
-from tools.repl.filter import ALLOW, _step
+from tools.repl.filter import ALLOW, _instruction
 from tools.repl.kernel import LIBC, prctl
-give_up = _step(0x06, 0, 0, 0x50000 | errno.ENOSYS)
-steps = [_step(0x20, 0, 0, 0)]
+give_up = _instruction(0x06, 0, 0, 0x50000 | errno.ENOSYS)
+steps = [_instruction(0x20, 0, 0, 0)]
 for number in (444, 445, 446):
-    steps += [_step(0x15, 0, 1, number), give_up]
-body = b"".join([*steps, _step(0x06, 0, 0, ALLOW)])
+    steps += [_instruction(0x15, 0, 1, number), give_up]
+body = b"".join([*steps, _instruction(0x06, 0, 0, ALLOW)])
 code = ctypes.create_string_buffer(body)
 head = struct.pack("HxxxxxxP", len(body) // 8, ctypes.addressof(code))
 prctl(38, 1)
@@ -286,19 +287,19 @@ def test_a_kernel_without_landlock_runs_nothing_and_says_docker():
     """A kernel whose Landlock calls do not exist: a filter refuses them as such a kernel would."""
     code = NO_LANDLOCK.format(repository=str(ROOT))
     command = [sys.executable, "-c", code]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "has no Landlock, or not switched on, the local sandbox needs version 3" in said
-    assert "install Docker and use sandbox='docker'" in said
-    assert not said.startswith("ran")
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "has no Landlock, or not switched on, the local sandbox needs version 3" in output
+    assert "install Docker and use sandbox='docker'" in output
+    assert not output.startswith("ran")
 
 
 @pytest.mark.parametrize("version", [3, 4, 5])
 def test_each_older_kernel_warns_of_exactly_what_it_lacks_and_holds(monkeypatch, caplog, version):
-    """The version is told, the kernel is this one: which opt-outs are taken, not what they do."""
+    """Only the version is faked, not the kernel: this tests which opt-outs are taken."""
     import sandlock
 
     monkeypatch.setattr(sandlock, "landlock_abi_version", lambda: version)
-    made = PythonTool("local", LIMITS)
+    tool = PythonTool("local", LIMITS)
     cell = (
         "import os, socket\n"
         "for act in (lambda: socket.socket(), lambda: open('/etc/shadow'),\n"
@@ -308,9 +309,9 @@ def test_each_older_kernel_warns_of_exactly_what_it_lacks_and_holds(monkeypatch,
     )
     try:
         with caplog.at_level("WARNING", logger="tools.sandbox.local"):
-            result = made.run(begin(made), cell)[1]
+            result = tool.run(begin(tool), cell)[1]
     finally:
-        made.close()
+        tool.close()
     assert result.text == "refused\n" * 3
     lacking = {"NET_TCP": 4, "FS_IOCTL_DEV": 5, "SIGNAL_SCOPE": 6, "ABSTRACT_UNIX_SOCKET_SCOPE": 6}
     warned = [record.getMessage().partition(":")[0] for record in caplog.records]
@@ -325,10 +326,10 @@ def test_a_kernel_before_signal_scopes_warns_and_refuses_signals(monkeypatch, ca
     import sandlock
 
     monkeypatch.setattr(sandlock, "landlock_abi_version", lambda: 5)
-    made = PythonTool("local", LIMITS)
+    tool = PythonTool("local", LIMITS)
     try:
         with caplog.at_level("WARNING", logger="tools.sandbox.local"):
-            state = begin(made)
+            state = begin(tool)
         assert "Landlock version 5 has no SIGNAL_SCOPE: signals are not kept inside" in caplog.text
         cell = (
             "import os, subprocess, socket, fcntl\np = subprocess.Popen(['sleep', '50'])\n"
@@ -337,12 +338,12 @@ def test_a_kernel_before_signal_scopes_warns_and_refuses_signals(monkeypatch, ca
             "    try: act(); print('LEAK')\n"
             "    except PermissionError: print('refused')"
         )
-        state, result = made.run(state, cell)
+        state, result = tool.run(state, cell)
         assert result.text.count("refused") == 5
         assert "were ended" in result.text
         assert "LEAK" not in result.text
     finally:
-        made.close()
+        tool.close()
 
 
 @pytest.mark.full
@@ -364,9 +365,9 @@ def test_without_an_engine_the_error_says_so(monkeypatch):
 def test_with_neither_the_error_names_both(monkeypatch):
     monkeypatch.setattr(local.sys, "platform", "darwin")
     monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent/docker.sock")
-    made = PythonTool("auto")
+    tool = PythonTool("auto")
     with pytest.raises(ToolUnavailable, match=r"(?s)local: .*docker: "):
-        begin(made)
+        begin(tool)
 
 
 @pytest.mark.docker
@@ -376,10 +377,10 @@ def test_an_image_that_is_missing_is_named(request):
 
 
 def test_an_engine_that_is_away_for_a_moment_is_waited_for(monkeypatch):
-    made = PythonTool("local", LIMITS)
+    tool = PythonTool("local", LIMITS)
     try:
-        state = begin(made)
-        kill_hub(made)
+        state = begin(tool)
+        kill_hub(tool)
         real, failures = python.open_sandbox, iter([ToolUnavailable("away")] * 2)
 
         def away(*arguments):
@@ -389,27 +390,27 @@ def test_an_engine_that_is_away_for_a_moment_is_waited_for(monkeypatch):
 
         monkeypatch.setattr(python, "open_sandbox", away)
         monkeypatch.setattr(python, "PAUSES", (0.01, 0.01, 0.01))
-        assert made.run(state, "x + 1")[1].text == "42\n"
+        assert tool.run(state, "x + 1")[1].text == "42\n"
     finally:
-        made.close()
+        tool.close()
 
 
 def test_auto_says_which_sandbox_it_took(caplog):
-    made = PythonTool("auto")
+    tool = PythonTool("auto")
     with caplog.at_level("INFO", logger="tools.sandbox.opening"):
-        begin(made)
-    assert made.sandbox_name in ("local", "docker")
-    assert f"python runs in the {made.sandbox_name} sandbox" in caplog.text
-    made.close()
+        begin(tool)
+    assert tool.sandbox_name in ("local", "docker")
+    assert f"python runs in the {tool.sandbox_name} sandbox" in caplog.text
+    tool.close()
 
 
 @pytest.mark.docker
 @pytest.mark.full
 def test_a_container_has_no_rights(request):
-    made = PythonTool("docker", LIMITS)
+    tool = PythonTool("docker", LIMITS)
     try:
-        begin(made)
-        transport = made._sandbox._transport
+        begin(tool)
+        transport = tool._sandbox._transport
         about = transport._client.api.inspect_container(transport.container)
         host = about["HostConfig"]
         assert host["NetworkMode"] == "none"
@@ -422,4 +423,4 @@ def test_a_container_has_no_rights(request):
         assert about["Config"]["User"] == "65534:65534"
         assert about["Mounts"] == []
     finally:
-        made.close()
+        tool.close()

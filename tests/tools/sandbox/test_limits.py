@@ -1,4 +1,4 @@
-"""What a whole session may use: each limit ends one cell, says which it was, and harms no state."""
+"""Limits of a session: each ends one cell, says which limit it was, and harms no state."""
 
 import threading
 import time
@@ -10,9 +10,9 @@ from tests.sandboxes import KINDS
 from tools import python
 from tools.python import PythonTool
 from tools.repl import patrol
-from tools.repl.jobs import Job, Live, Output
+from tools.repl.jobs import Job, LiveState, Output
 from tools.sandbox.opening import open_sandbox
-from tools.sandbox.protocol import CellResult, DockerOptions, Limits, Reply
+from tools.sandbox.protocol import CellResult, DockerOptions, Limits, SandboxReply
 from tools.tool import ToolContext, ToolUnavailable
 
 LIMITS = Limits(
@@ -24,14 +24,14 @@ LIMITS = Limits(
     session_processes=12,
 )
 BURN = "import time\nbegun = time.process_time()\nwhile time.process_time() - begun < 0.7: pass"
-KEPT = "Variables and files are as they were before this cell.]"
+UNCHANGED = "Variables and files are as they were before this cell.]"
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def tool(request):
-    made = PythonTool(request.param, LIMITS)
-    yield made
-    made.close()
+    tool = PythonTool(request.param, LIMITS)
+    yield tool
+    tool.close()
 
 
 def begin(tool, seed, cell="x = 1"):
@@ -39,7 +39,7 @@ def begin(tool, seed, cell="x = 1"):
 
 
 def stopped(tool, state, cell):
-    """What a cell past a limit was told; the state before it is intact."""
+    """Run a cell past a limit; return the note about it. The state before it must be intact."""
     after, result = tool.run(state, cell)
     assert after == state
     assert not result.ok
@@ -49,30 +49,30 @@ def stopped(tool, state, cell):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("limit", "cell", "said"),
+    ("limit", "cell", "message"),
     [
         ({"session_cpu": 1.2}, BURN, "used more than 1.2 s of CPU time in all"),
         ({"session_wall": 9.0}, "import time; time.sleep(6)", "taken more than 9 s in all"),
         ({"session_output": 1 << 20}, "print('a' * 600_000)", "written more than 1 MiB of output"),
     ],
 )
-def test_cells_one_after_the_other_add_up(kind, limit, cell, said):
-    made = PythonTool(kind, Limits(**limit))
+def test_cells_one_after_the_other_add_up(kind, limit, cell, message):
+    tool = PythonTool(kind, Limits(**limit))
     try:
-        trunk = begin(made, 1)
-        once, _ = made.run(trunk, cell)
+        trunk = begin(tool, 1)
+        once, _ = tool.run(trunk, cell)
         assert once != trunk
-        text = stopped(made, once, cell)
-        assert text.startswith(f"[stopped: the cells of this session have {said}")
-        assert text.endswith(f" in all. {KEPT}")
-        other, _ = made.run(trunk, cell + "\n")
-        assert other != trunk, "a branch pays for what led to it alone"
+        text = stopped(tool, once, cell)
+        assert text.startswith(f"[stopped: the cells of this session have {message}")
+        assert text.endswith(f" in all. {UNCHANGED}")
+        other, _ = tool.run(trunk, cell + "\n")
+        assert other != trunk, "a branch pays only for the cells that led to it"
     finally:
-        made.close()
+        tool.close()
 
 
 @pytest.mark.parametrize(
-    ("cell", "large", "said"),
+    ("cell", "large", "message"),
     [
         (
             "y = bytearray({} << 20)",
@@ -93,7 +93,7 @@ def test_cells_one_after_the_other_add_up(kind, limit, cell, said):
         ),
     ],
 )
-def test_live_states_make_way_before_a_cell_does(tool, cell, large, said):
+def test_live_states_make_way_before_a_cell_does(tool, cell, large, message):
     trunk = begin(tool, 2)
     evicted = tool.status()["evicted"]
     branches = [tool.run(trunk, cell.format(80 + i))[0] for i in range(14)]
@@ -101,10 +101,10 @@ def test_live_states_make_way_before_a_cell_does(tool, cell, large, said):
     while tool.status()["evicted"] == evicted and time.monotonic() < deadline:
         time.sleep(0.1)
     assert tool.status()["evicted"] > evicted
-    assert trunk not in branches, "no cell was stopped for what its siblings hold"
+    assert trunk not in branches, "a cell was stopped for what its siblings use"
     assert (
         stopped(tool, trunk, large)
-        == f"[stopped: all branches of this session together {said}. {KEPT}"
+        == f"[stopped: all branches of this session together {message}. {UNCHANGED}"
     )
 
 
@@ -137,18 +137,18 @@ def test_a_hundred_megabytes_of_code_are_refused_before_they_are_sent(tool):
 
 
 def test_states_evicted_while_they_are_forked_answer_all_the_same():
-    """Eviction looks, decides and acts; forks, drops and rebuilds come in between."""
-    made = PythonTool("local", Limits(live_states=3, spares=2))
-    made._opened()
-    made._limits = Limits()  # only the hub evicts
+    """Forks, drops and rebuilds come between the measuring of states and their eviction."""
+    tool = PythonTool("local", Limits(live_states=3, spares=2))
+    tool._get_sandbox()
+    tool._limits = Limits()  # only the hub evicts
     wrong = []
 
     def work(number):
-        states = [begin(made, number, f"x = [{number}]; open('f', 'w').write('{number}')")]
+        states = [begin(tool, number, f"x = [{number}]; open('f', 'w').write('{number}')")]
         for cell in range(12):
             parent = states[(cell * 7 + number) % len(states)]
             length = len(parent[1])
-            state, result = made.run(parent, f"x.append({cell}); len(x), open('f').read()")
+            state, result = tool.run(parent, f"x.append({cell}); len(x), open('f').read()")
             if result.text != f"({length + 1}, '{number}')\n":
                 wrong.append(result.text)
             states.append(state)
@@ -160,14 +160,14 @@ def test_states_evicted_while_they_are_forked_answer_all_the_same():
         for thread in threads:
             thread.join()
         assert wrong == []
-        assert made.status()["evicted"] > 10
-        assert made.mismatches == 0
+        assert tool.status()["evicted"] > 10
+        assert tool.mismatches == 0
     finally:
-        made.close()
+        tool.close()
 
 
 def test_a_state_is_new_when_its_cells_have_ended_not_when_they_began():
-    """A long replay among many sessions: what it rebuilt must not be the first to be evicted."""
+    """A long replay among many sessions: the rebuilt state must not be the first evicted."""
     sandbox = open_sandbox("local", Limits(live_states=4), DockerOptions())
     try:
         session = sandbox.open(0, []).state
@@ -201,22 +201,22 @@ def test_first_cells_of_one_session_share_its_limits_and_need_no_state_before_th
 
 
 class Scripted:
-    """A sandbox that opens sessions and answers every cell of the second kind in one way."""
+    """A sandbox that opens sessions, runs the cell "1", and answers all others with `why`."""
 
-    name, apart = "scripted", False
+    name, single_session = "scripted", False
 
     def __init__(self, why):
         self.why = why
         self.runs = 0
 
     def open(self, seed, files, cells=(), session=0):
-        return self.run(1, cells) if cells else Reply(1, (), None)
+        return self.run(1, cells) if cells else SandboxReply(1, (), None)
 
     def run(self, state, cells):
         if list(cells) == ["1"]:
-            return Reply(2, (CellResult("ok", "", 0.0, None),), None)
+            return SandboxReply(2, (CellResult("ok", "", 0.0, None),), None)
         self.runs += 1
-        return Reply(None, (), self.why)
+        return SandboxReply(None, (), self.why)
 
     def drop(self, states):
         pass
@@ -227,22 +227,22 @@ class Scripted:
 
 @pytest.mark.parametrize("why", ["gone", "fault", "broken"])
 def test_a_state_is_blamed_for_what_it_did_itself(monkeypatch, why):
-    """Evicted or killed from outside is the machine's fault, unless it happens at every try."""
+    """An eviction or a kill is the machine's fault, unless it happens at every attempt."""
     sandbox = Scripted(why)
     monkeypatch.setattr(python, "open_sandbox", lambda *_arguments: sandbox)
     monkeypatch.setattr(python.time, "sleep", lambda _seconds: None)
     tool = PythonTool("local", sandboxes=1)
-    state = (tool.initial_state(ToolContext())[0], (("1", python.output_digest("")),))
+    state = (tool.initial_state(ToolContext())[0], (("1", python.digest_output("")),))
     assert tool.run(state, "x")[1].text.startswith("[not run: an earlier cell has broken")
     assert (sandbox.runs >= python.ATTEMPTS) == (why == "gone"), "replays count too"
 
 
-def test_a_sandbox_that_serves_nobody_is_no_fault_of_a_state(monkeypatch):
+def test_a_sandbox_that_serves_no_session_is_no_fault_of_a_state(monkeypatch):
     monkeypatch.setattr(python, "open_sandbox", lambda *_arguments: Scripted("gone"))
     monkeypatch.setattr(python.time, "sleep", lambda _seconds: None)
-    monkeypatch.setattr(Scripted, "open", lambda *_arguments: Reply(None, (), "gone"))
+    monkeypatch.setattr(Scripted, "open", lambda *_arguments: SandboxReply(None, (), "gone"))
     tool = PythonTool("local", sandboxes=1)
-    state = (tool.initial_state(ToolContext())[0], (("1", python.output_digest("")),))
+    state = (tool.initial_state(ToolContext())[0], (("1", python.digest_output("")),))
     with pytest.raises(ToolUnavailable, match="10 times in a row"):
         tool.run(state, "x")
 
@@ -251,29 +251,31 @@ def test_a_sandbox_that_serves_nobody_is_no_fault_of_a_state(monkeypatch):
 def test_a_state_is_not_blamed_where_the_machine_is_too_busy_to_tell(monkeypatch, why):
     monkeypatch.setattr(python, "open_sandbox", lambda *_arguments: Scripted(why))
     monkeypatch.setattr(python.time, "sleep", lambda _seconds: None)
-    monkeypatch.setattr(python, "SOON", 0.0)
+    monkeypatch.setattr(python, "MAX_TEST_SECONDS", 0.0)
     tool = PythonTool("local", sandboxes=1)
-    state = (tool.initial_state(ToolContext())[0], (("1", python.output_digest("")),))
+    state = (tool.initial_state(ToolContext())[0], (("1", python.digest_output("")),))
     with pytest.raises(ToolUnavailable, match="10 times in a row"):
         tool.run(state, "x")
 
 
 def test_memory_is_measured_again_before_states_are_evicted_for_it(monkeypatch):
-    """A page that thirty share counts a thirtieth for each: a measure taken alone says too much."""
-    states = [types.SimpleNamespace(held={"memory": 90}, measured=0.5, pid=n) for n in range(30)]
-    monkeypatch.setattr(patrol.usage, "proportional", lambda _pid: 3)
-    assert patrol.refresh(states) == 20 * 87 + 10 * 90, "the last ten are left for later"
-    assert [state.held["memory"] for state in states] == [3] * 20 + [90] * 10
-    assert patrol.refresh(states) == 10 * 87
-    assert patrol.refresh(states) == 0
+    """A page shared by thirty counts a thirtieth for each: an early measure says too much."""
+    states = [
+        types.SimpleNamespace(footprint={"memory": 90}, measured_at=0.5, pid=n) for n in range(30)
+    ]
+    monkeypatch.setattr(patrol.usage, "read_proportional_memory", lambda _pid: 3)
+    assert patrol.remeasure(states) == 20 * 87 + 10 * 90, "the last ten are left for later"
+    assert [state.footprint["memory"] for state in states] == [3] * 20 + [90] * 10
+    assert patrol.remeasure(states) == 10 * 87
+    assert patrol.remeasure(states) == 0
 
 
 def test_a_state_that_has_not_forked_has_its_own_time_and_not_the_cells():
-    """3 s for a cell, 60 s to fork: after 5 s it is waited for, after 61 s it is given up."""
+    """3 s for a cell, 60 s to fork: after 5 s the fork may go on, after 61 s it has failed."""
     limits = {"wall": 3.0, "start": 60.0, "session_wall": 100.0}
     job = Job(Output(100))
-    live = Live(1, None, None, None, job)
-    assert job.over(live, limits, job.begun + 5, crowd=1) is None
-    assert job.over(live, limits, job.begun + 61, crowd=1) == "fault"
+    state = LiveState(1, None, None, None, job)
+    assert job.check(state, limits, job.started_at + 5, running=1) is None
+    assert job.check(state, limits, job.started_at + 61, running=1) == "fault"
     job.current = {"op": "cell"}
-    assert job.over(live, limits, job.begun + 5, crowd=1) == "wall"
+    assert job.check(state, limits, job.started_at + 5, running=1) == "wall"

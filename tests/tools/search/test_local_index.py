@@ -47,7 +47,7 @@ def test_an_index_finds_what_was_put_in(index):
     assert len(retriever) == len(PAGES)
 
 
-def test_an_index_is_a_search_tools_retriever(index):
+def test_a_search_tool_works_over_an_index(index):
     text = SearchTool(LocalRetriever(index)).run(None, "volcano")[1].text
     assert text == "Page 1: Mount Etna. A volcano on the east coast of Sicily."
 
@@ -87,7 +87,7 @@ def test_an_addition_that_fails_adds_nothing(index):
     assert add([Passage("Vulcano", "An island.")], index, HEAP) == 1
 
 
-def test_two_additions_at_once_are_refused(index):
+def test_concurrent_additions_are_refused(index):
     def nested():
         with pytest.raises(ToolUnavailable, match="another process"):
             add([], index, HEAP)
@@ -152,8 +152,8 @@ def test_the_command_line_builds_adds_and_searches(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1].endswith("\tEtna\tA volcano.")
 
 
-def _hits(retriever, found):
-    found.put([hit.title for hit in retriever.search("Sicily", 2)])
+def _put_titles(retriever, queue):
+    queue.put([hit.title for hit in retriever.search("Sicily", 2)])
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
@@ -161,12 +161,12 @@ def _hits(retriever, found):
 def test_processes_and_threads_share_an_index(index, start):
     retriever, context = LocalRetriever(index), multiprocessing.get_context(start)
     expected = [hit.title for hit in retriever.search("Sicily", 2)]
-    found = context.Queue()
-    workers = [context.Process(target=_hits, args=(retriever, found)) for _ in range(2)]
-    workers += [threading.Thread(target=_hits, args=(retriever, found)) for _ in range(4)]
+    queue = context.Queue()
+    workers = [context.Process(target=_put_titles, args=(retriever, queue)) for _ in range(2)]
+    workers += [threading.Thread(target=_put_titles, args=(retriever, queue)) for _ in range(4)]
     for worker in workers:
         worker.start()
-    assert [found.get(timeout=60) for _ in workers] == [expected] * 6
+    assert [queue.get(timeout=60) for _ in workers] == [expected] * 6
     for worker in workers:
         worker.join()
     assert len(pickle.loads(pickle.dumps(retriever))) == len(PAGES)
@@ -184,7 +184,7 @@ def test_importing_the_retrievers_imports_nothing_heavy():
 
 @needs.unless(CORPUS.is_dir(), *needs.ROWS)
 def test_disk_and_memory_agree_on_the_corpus(tmp_path):
-    """Lengths are rounded on disk, so near-equal scores may swap; the best page rarely does."""
+    """Lengths are rounded on disk, so near-equal scores may swap; the best page rarely changes."""
     pages = []
     for page, _ in zip(read_passages(CORPUS / "passages.jsonl"), range(4000), strict=False):
         pages.append(page)
@@ -201,7 +201,7 @@ def test_disk_and_memory_agree_on_the_corpus(tmp_path):
             assert ours[page] == pytest.approx(2.2 * theirs[page], rel=0.05)
 
 
-def test_a_retriever_is_named_by_words(index, tmp_path):
+def test_words_open_a_retriever(index, tmp_path):
     assert open_retriever("local", index).search("volcano", 1)[0].title == "Mount Etna"
     (tmp_path / "p.jsonl").write_text('{"title": "Etna", "text": "A volcano."}')
     assert open_retriever("local", tmp_path / "p.jsonl").search("volcano", 1)[0].title == "Etna"

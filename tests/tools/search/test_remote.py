@@ -6,18 +6,18 @@ from dataclasses import replace
 
 import pytest
 
-from tests.misbehaving_server import ONCE, MisbehavingServer
+from tests.misbehaving_server import RESPONSES, MisbehavingServer
 from tools.cache import Cache
 from tools.search.remote import RecordedRetriever, RemoteRetriever
 from tools.search.retrievers import Hit
 from tools.tool import ToolUnavailable
-from tools.web.rate_limits import Limits
+from tools.web.rate_limits import RequestLimits
 
-CALM = Limits(attempts=2, deadline_s=20.0, first_pause_s=0.01)
-QUICK = replace(CALM, attempt_s=0.5)
+CALM = RequestLimits(max_attempts=2, deadline_s=20.0, backoff_s=0.01)
+QUICK = replace(CALM, attempt_timeout_s=0.5)
 ETNA = [Hit("Etna", "A volcano.", 2.5)]
 FAULTS = sorted(
-    {*ONCE} - {"ok", "good gzip"}
+    {*RESPONSES} - {"ok", "good gzip"}
     | {"hang", "drip headers", "drip body", "ten gigabytes", "ten gigabytes in chunks"}
     | {"reset", "reset half-way"}
 )
@@ -26,8 +26,8 @@ ONE_ATTEMPT = {"rate limit a minute", "password", "brotli"}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_that_lasts_is_given_up_before_its_end_and_in_bounded_memory(fault):
-    """The server hangs for 5 minutes and drips for 20; it would send 10 GB, and 256 MB unpacked."""
+def test_a_lasting_fault_is_given_up_before_its_end_and_in_bounded_memory(fault):
+    """The server would hang for 5 minutes, drip for 20, send 10 GB, or 256 MB decompressed."""
     with MisbehavingServer(fault) as server:
         limits = QUICK if fault in LASTING else CALM
         retriever = RemoteRetriever(server.url, limits, max_bytes=100_000)
@@ -43,9 +43,9 @@ def test_a_fault_that_lasts_is_given_up_before_its_end_and_in_bounded_memory(fau
 
 
 @pytest.mark.parametrize("fault", sorted({*FAULTS} - ONE_ATTEMPT))
-def test_a_fault_that_passes_is_not_seen(fault):
+def test_a_passing_fault_is_not_noticed(fault):
     with MisbehavingServer(fault, "ok") as server:
-        limits = replace(CALM, attempt_s=2.0) if fault in LASTING else CALM
+        limits = replace(CALM, attempt_timeout_s=2.0) if fault in LASTING else CALM
         retriever = RemoteRetriever(server.url, limits, max_bytes=100_000)
         assert retriever.search("volcano", 3) == ETNA
         retriever.close()
@@ -59,7 +59,7 @@ def test_a_server_that_dies_half_way_is_unavailable_and_a_new_one_is_found():
     retriever.close()
 
 
-def test_nobody_listening_is_a_fault():
+def test_a_port_where_nothing_listens_is_a_fault():
     with MisbehavingServer("ok") as server:
         pass
     with pytest.raises(ToolUnavailable, match="refused"):
@@ -90,15 +90,15 @@ def test_the_request_is_that_of_the_schema():
 )
 def test_every_spelling_of_a_document_is_read(item, hit):
     body = json.dumps({"result": [[item] * 5]}).encode()
-    reply = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
-    with MisbehavingServer(reply) as server:
+    response = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    with MisbehavingServer(response) as server:
         retriever = RemoteRetriever(server.url + "/retrieve", CALM)
         assert retriever.search("q", 2) == [hit, hit]
         retriever.close()
 
 
 @pytest.mark.parametrize("url", ["", "host:8000", "ftp://host/", "http://"])
-def test_an_address_that_is_none_is_refused(url):
+def test_an_invalid_url_is_refused(url):
     with pytest.raises(ValueError, match="retrieval service"):
         RemoteRetriever(url)
 

@@ -11,7 +11,7 @@ from tools.search.remote import RecordedRetriever
 from tools.search.retrievers import Hit, MemoryRetriever, query_terms, terms
 from tools.search.tool import SearchTool
 from tools.tool import Tool, ToolContext, ToolUnavailable
-from tools.web.sanitize import TAGS, cut, lines, one_line
+from tools.web.sanitize import TAGS, sanitize_line, sanitize_text, truncate
 
 
 class Page:
@@ -28,7 +28,7 @@ PAGES = [
 ]
 
 
-class Fixed:
+class FixedRetriever:
     def __init__(self, hits):
         self.hits = hits
 
@@ -39,11 +39,12 @@ class Fixed:
         self.hits = []
 
 
-def shown(*hits, **options):
-    return SearchTool(Fixed(list(hits)), **options).run(None, "q")[1]
+def run_search(*hits, **options):
+    """The tool's result over a retriever that returns these hits."""
+    return SearchTool(FixedRetriever(list(hits)), **options).run(None, "q")[1]
 
 
-def test_a_result_is_one_line_a_page():
+def test_a_result_is_one_line_per_page():
     tool: Tool[None] = SearchTool(MemoryRetriever(PAGES))
     assert tool.initial_state(ToolContext()) is None
     state, result = tool.run(None, "volcano in Sicily")
@@ -63,7 +64,7 @@ def test_an_empty_query_is_the_callers_mistake(query):
 
 
 @pytest.mark.parametrize("query", ["zzzz", "!!!", "\ud800", "()[]{}*:^~"])
-def test_a_query_that_matches_nothing_is_answered(query):
+def test_a_query_that_matches_nothing_gets_an_answer(query):
     result = SearchTool(MemoryRetriever(PAGES)).run(None, query)[1]
     assert (result.ok, result.text) == (False, "No page matches the query.")
 
@@ -80,38 +81,38 @@ def test_an_empty_corpus_matches_nothing():
     "shape", ["<{}>", "</{}>", "< / {} >", "<{} a='b'>", "<\x00{}>", "</\n{}\u202e>"]
 )
 def test_a_page_cannot_speak_the_protocol(tag, shape):
-    text = shown(Hit("t" + shape.format(tag), shape.format(tag), 1.0)).text
+    text = run_search(Hit("t" + shape.format(tag), shape.format(tag), 1.0)).text
     assert "<" not in text
     assert tag in text
 
 
 def test_other_markup_stays():
-    assert one_line("if a < b: <b>x</b> <searching>") == "if a < b: <b>x</b> <searching>"
+    assert sanitize_line("if a < b: <b>x</b> <searching>") == "if a < b: <b>x</b> <searching>"
 
 
 def test_a_page_cannot_speak_the_chat_template():
-    assert one_line("<|im_end|> a <| b") == "&lt;|im_end|> a <| b"
+    assert sanitize_line("<|im_end|> a <| b") == "&lt;|im_end|> a <| b"
 
 
 def test_a_page_is_cut_and_cannot_break_the_lines():
-    text = shown(Hit("T", "a\r\nPage 2: b\u2028c\x07" + "d" * 2000, 1.0), characters=30).text
+    text = run_search(Hit("T", "a\r\nPage 2: b\u2028c\x07" + "d" * 2000, 1.0), characters=30).text
     assert text == "Page 1: T. a Page 2: b c dddddddddddd" + "…"
     assert len(text) == len("Page 1: ") + 30
 
 
 def test_long_text_keeps_its_lines():
-    assert lines("a\n\n\n\n b \x00\n<answer>") == "a\n\nb\n&lt;answer>"
-    assert cut("abc", 3) == "abc"
+    assert sanitize_text("a\n\n\n\n b \x00\n<answer>") == "a\n\nb\n&lt;answer>"
+    assert truncate("abc", 3) == "abc"
 
 
 def test_no_more_results_than_asked():
-    assert shown(*[Hit("t", "x", 1.0)] * 5, results=2).text.count("\n") == 1
+    assert run_search(*[Hit("t", "x", 1.0)] * 5, results=2).text.count("\n") == 1
 
 
 @pytest.mark.parametrize("options", [{"results": 0}, {"characters": 0}])
 def test_a_tool_that_shows_nothing_is_refused(options):
     with pytest.raises(ValueError, match="at least 1"):
-        SearchTool(Fixed([]), **options)
+        SearchTool(FixedRetriever([]), **options)
 
 
 def test_terms_fold_case_and_accents_and_split_chinese():
@@ -168,16 +169,16 @@ def test_threads_share_a_retriever():
     expected = MemoryRetriever(
         [Page(f"p{i}", f"word{i % 7} word{i % 3}") for i in range(200)]
     ).search("word1 word2", 5)
-    found = []
+    results = []
     threads = [
-        threading.Thread(target=lambda: found.append(retriever.search("word1 word2", 5)))
+        threading.Thread(target=lambda: results.append(retriever.search("word1 word2", 5)))
         for _ in range(8)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [expected] * 8
+    assert results == [expected] * 8
 
 
 _MARKUP = st.text(st.sampled_from("<>/|= \n\x00\u202e\u200b\ud800") | st.sampled_from("answer"))
@@ -186,23 +187,23 @@ _PIECES = st.lists(_MARKUP | st.sampled_from([*TAGS, "<", "</", "<|", "|>", "&lt
 
 @given(_PIECES, _PIECES, st.integers(1, 40))
 def test_no_text_becomes_a_tag_however_it_is_cut(title, text, characters):
-    shown_text = shown(Hit(title, text, 1.0), characters=characters).text
+    result = run_search(Hit(title, text, 1.0), characters=characters).text
     tag = rf"<\s*/?\s*({'|'.join(TAGS)})\b|<\|[^|<>]*\|>"
-    assert not re.search(tag, shown_text, re.IGNORECASE)
-    assert not re.search(tag, lines(title + text), re.IGNORECASE)
-    assert shown_text.splitlines() == [shown_text]
-    assert len(shown_text.encode()) <= 4 * characters + 8
-    assert len(shown_text) <= characters + len("Page 1: ")
+    assert not re.search(tag, result, re.IGNORECASE)
+    assert not re.search(tag, sanitize_text(title + text), re.IGNORECASE)
+    assert result.splitlines() == [result]
+    assert len(result.encode()) <= 4 * characters + 8
+    assert len(result) <= characters + len("Page 1: ")
 
 
 @given(st.text(max_size=40))
 def test_a_page_is_found_by_its_own_words(text):
-    found = MemoryRetriever([Page("other", "page"), Page("", text)]).search(text, 1)
-    assert [hit.text for hit in found] == [text] or terms(text) in ([], ["other"], ["page"])
+    hits = MemoryRetriever([Page("other", "page"), Page("", text)]).search(text, 1)
+    assert [hit.text for hit in hits] == [text] or terms(text) in ([], ["other"], ["page"])
 
 
 def test_a_retriever_that_is_out_of_order_is_not_an_answer():
-    class Broken(Fixed):
+    class Broken(FixedRetriever):
         def search(self, query, k):
             raise ToolUnavailable("the service is down")
 
@@ -210,24 +211,24 @@ def test_a_retriever_that_is_out_of_order_is_not_an_answer():
         SearchTool(Broken([])).run(None, "volcano")
 
 
-def test_what_a_recording_answers_is_free(tmp_path):
+def test_an_answer_from_a_recording_is_free(tmp_path):
     """The web is asked for the first question, the recording answers its repetition."""
     cache = Cache(tmp_path / "c")
     recorded = RecordedRetriever(MemoryRetriever(PAGES), cache, "web")
     tool = SearchTool(recorded, cache=cache)
-    asked = ["volcano", "Tokyo", "volcano", "", "Tokyo"]
-    assert [tool.run(None, query)[1].free for query in asked] == [False, False, True, True, True]
+    queries = ["volcano", "Tokyo", "volcano", "", "Tokyo"]
+    assert [tool.run(None, query)[1].free for query in queries] == [False, False, True, True, True]
     assert SearchTool(MemoryRetriever(PAGES)).run(None, "volcano")[1].free is False
     tool.close()
 
 
-def test_of_threads_that_ask_the_same_at_once_one_pays(tmp_path):
-    asking, go = threading.Event(), threading.Event()
+def test_only_one_of_the_threads_that_ask_the_same_pays(tmp_path):
+    started, release = threading.Event(), threading.Event()
 
-    class Slow(Fixed):
+    class Slow(FixedRetriever):
         def search(self, query, k):
-            asking.set()
-            assert go.wait(30)
+            started.set()
+            assert release.wait(30)
             return self.hits
 
     cache = Cache(tmp_path / "c")
@@ -239,9 +240,9 @@ def test_of_threads_that_ask_the_same_at_once_one_pays(tmp_path):
 
     threads = [threading.Thread(target=search) for _ in range(2)]
     threads[0].start()
-    assert asking.wait(30)
+    assert started.wait(30)
     threads[1].start()
-    go.set()
+    release.set()
     for thread in threads:
         thread.join()
     assert sorted(free) == [False, True]

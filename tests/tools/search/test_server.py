@@ -14,9 +14,9 @@ from tests.conftest import ROOT
 from tools.search.local_index import Passage, build
 from tools.search.remote import RemoteRetriever
 from tools.search.retrievers import MemoryRetriever
-from tools.search.server import application, listen
+from tools.search.server import build_app, listen
 from tools.tool import ToolUnavailable
-from tools.web.rate_limits import Limits
+from tools.web.rate_limits import RequestLimits
 
 needs.packages("starlette", "uvicorn")
 
@@ -27,37 +27,37 @@ PAGES = [
 ]
 
 
-class Gated:
-    """Answers when told to."""
+class BlockingRetriever:
+    """Answers once it is released."""
 
-    def __init__(self, gate):
-        self.gate, self.inside = gate, threading.Semaphore(0)
+    def __init__(self):
+        self.release, self.entered = threading.Event(), threading.Semaphore(0)
 
     def search(self, query, k):
         if query == "broken":
             raise ToolUnavailable("the disk is gone")
-        self.inside.release()
-        self.gate.wait(20)
+        self.entered.release()
+        self.release.wait(20)
         return []
 
     def close(self):
-        self.gate.set()
+        self.release.set()
 
 
 @contextmanager
-def serving(retriever, **options):
+def serve(retriever, **options):
     import uvicorn
 
-    config = uvicorn.Config(application(retriever, **options), log_level="critical")
-    listening, server = listen("127.0.0.1", 0), uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    config = uvicorn.Config(build_app(retriever, **options), log_level="critical")
+    listener, server = listen("127.0.0.1", 0), uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
-        yield listening.getsockname()[1]
+        yield listener.getsockname()[1]
     finally:
         server.should_exit = True
         thread.join()
-        listening.close()
+        listener.close()
 
 
 def post(port, path, body, method="POST"):
@@ -71,7 +71,7 @@ def post(port, path, body, method="POST"):
 
 @pytest.fixture(scope="module")
 def port():
-    with serving(MemoryRetriever(PAGES)) as port:
+    with serve(MemoryRetriever(PAGES)) as port:
         yield port
 
 
@@ -90,7 +90,7 @@ def test_without_scores_the_documents_are_bare(port):
     assert [document["title"] for document in answer["result"][0]] == ["Etna"]
 
 
-def test_flashrag_is_spoken_too(port):
+def test_the_schema_of_flashrag_works_too(port):
     _, documents, _ = post(port, "/search", {"query": "volcano", "top_n": 1})
     assert documents[0]["title"] == "Etna"
     _, answer, _ = post(port, "/batch_search", {"query": ["volcano", "x"], "return_score": True})
@@ -117,48 +117,48 @@ def test_flashrag_is_spoken_too(port):
         ("/retrieve", b"x" * (9 << 20)),
     ],
 )
-def test_a_mistake_is_answered_with_400(port, path, body):
+def test_a_bad_request_is_answered_with_400(port, path, body):
     status, answer, _ = post(port, path, body)
     assert status == 400
     assert answer["error"]
 
 
-def test_health_is_told(port):
+def test_health_is_reported(port):
     assert post(port, "/health", b"", "GET")[:2] == (200, {"status": "ok"})
 
 
-def test_a_remote_retriever_gives_what_the_retriever_itself_gives(port):
+def test_a_remote_retriever_returns_what_the_served_one_returns(port):
     remote, local = RemoteRetriever(f"http://127.0.0.1:{port}"), MemoryRetriever(PAGES)
     for query in ["volcano", "david album", "lone", "zzz"]:
         assert remote.search(query, 2) == local.search(query, 2)
     remote.close()
 
 
-def test_a_broken_retriever_is_told_as_503_and_unavailable_to_the_client():
-    with serving(Gated(threading.Event())) as port:
+def test_a_broken_retriever_is_a_503_and_unavailable_to_the_client():
+    with serve(BlockingRetriever()) as port:
         status, answer, headers = post(port, "/retrieve", {"queries": ["broken"]})
         assert (status, answer["error"], headers["Retry-After"]) == (503, "the disk is gone", "5")
-        remote = RemoteRetriever(f"http://127.0.0.1:{port}", Limits(attempts=1))
+        remote = RemoteRetriever(f"http://127.0.0.1:{port}", RequestLimits(max_attempts=1))
         with pytest.raises(ToolUnavailable, match="503"):
             remote.search("broken", 1)
         remote.close()
 
 
-def test_more_than_the_bound_are_told_to_come_again():
-    gated, body, answers = Gated(threading.Event()), {"queries": ["slow"]}, []
-    with serving(gated, at_once=1) as port:
+def test_requests_beyond_the_bound_are_asked_to_come_again():
+    retriever, body, answers = BlockingRetriever(), {"queries": ["slow"]}, []
+    with serve(retriever, max_requests=1) as port:
         first = threading.Thread(target=lambda: answers.append(post(port, "/retrieve", body)[0]))
         first.start()
-        assert gated.inside.acquire(timeout=10)
+        assert retriever.entered.acquire(timeout=10)
         status, _, headers = post(port, "/retrieve", body)
         assert (status, headers["Retry-After"]) == (503, "1")
-        gated.gate.set()
+        retriever.release.set()
         first.join()
         assert answers == [200]
         assert post(port, "/retrieve", body)[0] == 200
 
 
-def test_the_command_serves_an_index_until_it_is_told_to_stop(tmp_path):
+def test_the_command_serves_an_index_until_it_is_stopped(tmp_path):
     build(PAGES[:2], tmp_path / "i", 20 << 20)
     process = subprocess.Popen(
         [sys.executable, "-m", "tools.retrieval_server", str(tmp_path / "i"), "--port", "0"],

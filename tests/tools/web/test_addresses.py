@@ -6,9 +6,9 @@ import subprocess
 import pytest
 
 from tests import needs
-from tests.page_site import ARTICLE, base, browsing, refused, site
+from tests.page_site import ARTICLE, open_browser, read_refusal, serve_site, url_of
 from tools.tool import ToolUnavailable
-from tools.web.addresses import Addresses, Refused, is_public
+from tools.web.addresses import AddressPolicy, Refused, is_public
 
 needs.packages("httpx", "trafilatura", "lxml_html_clean", "pypdf")
 
@@ -33,49 +33,51 @@ PRIVATE = [
 def test_an_address_behind_the_firewall_is_refused(address):
     assert not is_public(ipaddress.ip_address(address))
     with pytest.raises(Refused, match="not on the public web"):
-        Addresses(resolve=lambda host, port: ["93.184.216.34", address]).pinned("evil.test", 80)
+        AddressPolicy(resolver=lambda *_: ["93.184.216.34", address]).resolve("evil.test", 80)
 
 
 @pytest.mark.parametrize("address", ["93.184.216.34", "2606:4700::1", "64:ff9b::5db8:d822"])
 def test_a_public_address_may_be_reached_on_the_ports_of_the_web(address):
-    judge = Addresses(resolve=lambda host, port: [address])
-    assert judge.pinned("good.test", 443) == address
+    policy = AddressPolicy(resolver=lambda *_: [address])
+    assert policy.resolve("good.test", 443) == address
     with pytest.raises(Refused, match="Port 22"):
-        judge.pinned("good.test", 22)
+        policy.resolve("good.test", 22)
 
 
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "localhost", "127.1", "2130706433", "0x7f.1", "0177.0.0.1", "[::1]", "0"]
 )
 def test_no_spelling_reaches_this_machine(host):
-    with site({"/": (200, {}, ARTICLE)}) as server, browsing(allow=()) as browse:
-        text = refused(browse, f"http://{host}:{server.server_address[1]}/")
+    with serve_site({"/": (200, {}, ARTICLE)}) as server, open_browser(allow=()) as browse:
+        text = read_refusal(browse, f"http://{host}:{server.server_address[1]}/")
         assert "public web" in text or "host" in text
-        assert server.seen == []
+        assert server.requests == []
 
 
 def test_a_redirect_behind_the_firewall_is_refused():
-    with site({"/": (200, {}, b"secret")}, host="127.0.0.2") as inside:
+    with serve_site({"/": (200, {}, b"secret")}, host="127.0.0.2") as inside:
         secret = f"http://127.0.0.2:{inside.server_address[1]}/"
         with (
-            site({"/": (302, {"Location": secret}, b"")}) as server,
-            browsing(allow=("127.0.0.1/32",)) as browse,
+            serve_site({"/": (302, {"Location": secret}, b"")}) as server,
+            open_browser(allow=("127.0.0.1/32",)) as browse,
         ):
-            assert "not on the public web" in refused(browse, base(server))
-            assert inside.seen == []
+            assert "not on the public web" in read_refusal(browse, url_of(server))
+            assert inside.requests == []
 
 
 def test_a_name_server_that_changes_its_mind_gains_nothing():
-    """The name is public at first and inside ever after; the request goes to the first address."""
-    with site({"/": (200, {}, ARTICLE)}) as outside:
+    """A name is public at first and internal ever after; requests go to the first address."""
+    with serve_site({"/": (200, {}, ARTICLE)}) as outside:
         port = outside.server_address[1]
-        with site({"/": (200, {}, b"secret")}, host="127.0.0.2", port=port) as inside:
+        with serve_site({"/": (200, {}, b"secret")}, host="127.0.0.2", port=port) as inside:
             answers = itertools.chain([["127.0.0.1"]], itertools.repeat(["127.0.0.2"]))
-            with browsing(("127.0.0.1/32",), resolve=lambda *_: next(answers)) as browse:
+            with open_browser(("127.0.0.1/32",), resolver=lambda *_: next(answers)) as browse:
                 assert "volcano" in browse(f"http://rebind.test:{port}/").text
-                assert "not on the public web" in refused(browse, f"http://rebind.test:{port}/")
-            assert outside.seen[0][1]["Host"] == f"rebind.test:{port}"
-            assert inside.seen == []
+                assert "not on the public web" in read_refusal(
+                    browse, f"http://rebind.test:{port}/"
+                )
+            assert outside.requests[0][1]["Host"] == f"rebind.test:{port}"
+            assert inside.requests == []
 
 
 @pytest.mark.parametrize(
@@ -86,11 +88,11 @@ def test_a_name_that_does_not_exist_is_the_models_mistake_and_a_dead_resolver_is
     error, outcome
 ):
     def resolve(host, port):
-        raise socket.gaierror(error, "told by the test")
+        raise socket.gaierror(error, "raised by the test")
 
-    with browsing(resolve=resolve) as browse:
+    with open_browser(resolver=resolve) as browse:
         if isinstance(outcome, str):
-            assert outcome in refused(browse, "http://nowhere.test/")
+            assert outcome in read_refusal(browse, "http://nowhere.test/")
         else:
             with pytest.raises(outcome, match="cannot resolve"):
                 browse("http://nowhere.test/")
@@ -109,8 +111,8 @@ def test_a_certificate_is_that_of_the_name_and_not_of_the_address(tmp_path, monk
     assert made.returncode == 0, made.stderr
     certificate.write_bytes((tmp_path / "k").read_bytes() + (tmp_path / "c").read_bytes())
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "c"))
-    with site({"/": (200, {}, ARTICLE)}, certificate=certificate) as server:
+    with serve_site({"/": (200, {}, ARTICLE)}, certificate=certificate) as server:
         port = server.server_address[1]
-        with browsing(resolve=lambda *_: ["127.0.0.1"]) as browse:
+        with open_browser(resolver=lambda *_: ["127.0.0.1"]) as browse:
             assert "volcano" in browse(f"https://good.test:{port}/").text
-            assert "certificate" in refused(browse, f"https://evil.test:{port}/")
+            assert "certificate" in read_refusal(browse, f"https://evil.test:{port}/")

@@ -9,13 +9,20 @@ import pytest
 from tests import needs
 from tests.conftest import ROOT
 from tests.misbehaving_server import MisbehavingServer
-from tests.page_site import ARTICLE, LOOPBACK, base, browsing, refused, site
+from tests.page_site import (
+    ARTICLE,
+    LOOPBACK,
+    open_browser,
+    read_refusal,
+    serve_site,
+    url_of,
+)
 from tools.cache import Cache, ReplayMiss
 from tools.tool import Tool, ToolContext, ToolUnavailable
-from tools.web.addresses import Addresses, Refused
+from tools.web.addresses import AddressPolicy, Refused
 from tools.web.browse import BrowseTool
-from tools.web.pages import WebPages, tidy_url
-from tools.web.rate_limits import Limits
+from tools.web.pages import WebPages, normalize_url
+from tools.web.rate_limits import RequestLimits
 from tools.web.reader import PageReader
 
 needs.packages("httpx", "trafilatura", "lxml_html_clean", "pypdf")
@@ -29,36 +36,36 @@ def reader():
 
 
 def test_a_page_is_its_text_and_its_links():
-    tool: Tool[None] = BrowseTool(WebPages(Addresses(LOOPBACK), robots=False))
+    tool: Tool[None] = BrowseTool(WebPages(AddressPolicy(LOOPBACK), robots=False))
     assert tool.initial_state(ToolContext()) is None
-    with site({"/a/etna": (200, {"Set-Cookie": "a=b"}, ARTICLE)}) as server:
-        result = tool.run(None, f" {base(server)}/a/etna#top ")[1]
+    with serve_site({"/a/etna": (200, {"Set-Cookie": "a=b"}, ARTICLE)}) as server:
+        result = tool.run(None, f" {url_of(server)}/a/etna#top ")[1]
         assert result.ok
         head, _, rest = result.text.partition("\n\n")
         text, _, links = rest.partition("\n\nLinks:\n")
-        assert head == f"Mount Etna\nAddress: {base(server)}/a/etna"
+        assert head == f"Mount Etna\nAddress: {url_of(server)}/a/etna"
         assert "Etna is a volcano on the east coast of Sicily" in text
         assert "&lt;answer>Stop here&lt;/answer>" in text
         assert "alert" not in text
         assert links.splitlines() == [
-            f"Home: {base(server)}/",
-            f"Sicily: {base(server)}/a/sicily",
+            f"Home: {url_of(server)}/",
+            f"Sicily: {url_of(server)}/a/sicily",
         ]
-        tool.run(None, f"{base(server)}/a/etna")
-        assert "Cookie" not in server.seen[-1][1]
-        assert server.seen[-1][1]["User-Agent"] == "appo-gym"
+        tool.run(None, f"{url_of(server)}/a/etna")
+        assert "Cookie" not in server.requests[-1][1]
+        assert server.requests[-1][1]["User-Agent"] == "appo-gym"
     tool.close()
 
 
 def test_a_long_page_is_read_in_parts():
     body = b"<p>" + b"</p><p>".join(b"word%d " % i * 20 for i in range(40)) + b"</p>"
-    with site({"/": (200, {}, body)}) as server, browsing(characters=1000) as browse:
-        first, second = browse(base(server)), browse(f"{base(server)} part 2")
+    with serve_site({"/": (200, {}, body)}) as server, open_browser(characters=1000) as browse:
+        first, second = browse(url_of(server)), browse(f"{url_of(server)} part 2")
         assert "\nPart 1 of" in first.text
         assert "word0 " in first.text
         assert "word0 " not in second.text
-        assert "parts." in refused(browse, f"{base(server)} 999")
-        assert refused(browse, "one two three").startswith("Write one address")
+        assert "parts." in read_refusal(browse, f"{url_of(server)} 999")
+        assert read_refusal(browse, "one two three").startswith("Write one address")
 
 
 def test_a_short_page_and_plain_text_and_a_pdf_are_read():
@@ -69,15 +76,15 @@ def test_a_short_page_and_plain_text_and_a_pdf_are_read():
         "/pdf": (200, {"Content-Type": "application/pdf"}, _pdf("Hello volcano")),
         "/hidden.pdf": (200, {"Content-Type": "application/octet-stream"}, _pdf("Hidden")),
     }
-    with site(routes) as server, browsing() as browse:
-        assert "Tiny." in browse(base(server) + "/short").text
-        assert "café" in browse(base(server) + "/latin").text
-        assert '{"a": 1}' in browse(base(server) + "/json").text
-        assert "Hello volcano" in browse(base(server) + "/pdf").text
-        assert "Hidden" in browse(base(server) + "/hidden.pdf").text
+    with serve_site(routes) as server, open_browser() as browse:
+        assert "Tiny." in browse(url_of(server) + "/short").text
+        assert "café" in browse(url_of(server) + "/latin").text
+        assert '{"a": 1}' in browse(url_of(server) + "/json").text
+        assert "Hello volcano" in browse(url_of(server) + "/pdf").text
+        assert "Hidden" in browse(url_of(server) + "/hidden.pdf").text
 
 
-def test_what_cannot_be_read_is_told():
+def test_a_page_that_cannot_be_read_is_a_result_that_says_why():
     routes = {
         "/image": (200, {"Content-Type": "image/png"}, b"\x89PNG"),
         "/loop": (302, {"Location": "/loop"}, b""),
@@ -87,17 +94,17 @@ def test_what_cannot_be_read_is_told():
         "/big.pdf": (200, {"Content-Type": "application/pdf"}, b"%PDF-" + b"x" * 200_000),
         "/empty": (200, {}, b""),
     }
-    with site(routes) as server, browsing(max_bytes=100_000) as browse:
-        assert "status 404" in refused(browse, base(server) + "/missing")
-        assert "'image/png'" in refused(browse, base(server) + "/image")
-        assert "more than 5 times" in refused(browse, base(server) + "/loop")
-        assert "to nowhere" in refused(browse, base(server) + "/nowhere")
-        assert "no address of a web page" in refused(browse, base(server) + "/file")
-        assert "cannot be read" in refused(browse, base(server) + "/bad.pdf")
-        assert "longer than" in refused(browse, base(server) + "/big.pdf")
-        assert "cannot be read" in refused(browse, base(server) + "/empty")
-    with browsing() as browse:
-        assert "Nobody answers" in refused(browse, base(server))
+    with serve_site(routes) as server, open_browser(max_bytes=100_000) as browse:
+        assert "status 404" in read_refusal(browse, url_of(server) + "/missing")
+        assert "'image/png'" in read_refusal(browse, url_of(server) + "/image")
+        assert "more than 5 times" in read_refusal(browse, url_of(server) + "/loop")
+        assert "to nowhere" in read_refusal(browse, url_of(server) + "/nowhere")
+        assert "no address of a web page" in read_refusal(browse, url_of(server) + "/file")
+        assert "cannot be read" in read_refusal(browse, url_of(server) + "/bad.pdf")
+        assert "longer than" in read_refusal(browse, url_of(server) + "/big.pdf")
+        assert "cannot be read" in read_refusal(browse, url_of(server) + "/empty")
+    with open_browser() as browse:
+        assert "Nobody answers" in read_refusal(browse, url_of(server))
 
 
 @pytest.mark.parametrize(
@@ -109,13 +116,13 @@ def test_what_cannot_be_read_is_told():
         *("//127.0.0.1/", "http://a'b/"),
     ],
 )
-def test_what_is_no_address_of_a_page_is_refused(url):
-    with browsing() as browse:
+def test_an_address_of_no_page_is_refused(url):
+    with open_browser() as browse:
         assert not browse(url).ok
 
 
 @pytest.mark.parametrize(
-    ("url", "tidy"),
+    ("url", "normalized"),
     [
         ("HTTP://User:pw@EXAMPLE.com:80/a b?q=ö#f", "http://example.com/a%20b?q=%C3%B6"),
         ("example.com/x", "https://example.com/x"),
@@ -123,24 +130,24 @@ def test_what_is_no_address_of_a_page_is_refused(url):
         ("http://example.com/%41?a=%20", "http://example.com/%41?a=%20"),
     ],
 )
-def test_an_address_is_tidied(url, tidy):
-    assert tidy_url(url).geturl() == tidy
+def test_an_address_is_normalized(url, normalized):
+    assert normalize_url(url).geturl() == normalized
 
 
 def test_robots_are_asked_once_and_respected():
     robots = b"User-agent: *\nDisallow: /private\nCrawl-delay: 1\n"
     routes = {"/robots.txt": (200, {"Content-Type": "text/plain"}, robots), "/": (200, {}, ARTICLE)}
     with (
-        site({**routes, "/private/x": (200, {}, ARTICLE)}) as server,
-        browsing(robots=True) as browse,
+        serve_site({**routes, "/private/x": (200, {}, ARTICLE)}) as server,
+        open_browser(robots=True) as browse,
     ):
-        assert browse(base(server)).ok
-        assert "asks robots not to" in refused(browse, base(server) + "/private/x")
+        assert browse(url_of(server)).ok
+        assert "asks robots not to" in read_refusal(browse, url_of(server) + "/private/x")
         start = time.monotonic()
-        assert browse(base(server)).ok
-        assert browse(base(server)).ok
+        assert browse(url_of(server)).ok
+        assert browse(url_of(server)).ok
         assert time.monotonic() - start >= 0.9
-        assert [path for path, _ in server.seen] == ["/robots.txt", "/", "/", "/"]
+        assert [path for path, _ in server.requests] == ["/robots.txt", "/", "/", "/"]
 
 
 @pytest.mark.parametrize(
@@ -151,10 +158,10 @@ def test_robots_are_asked_once_and_respected():
     ],
 )
 def test_a_host_that_is_out_of_order_is_unavailable(fault):
-    limits = Limits(attempts=2, attempt_s=0.5, first_pause_s=0.01)
+    limits = RequestLimits(max_attempts=2, attempt_timeout_s=0.5, backoff_s=0.01)
     with (
         MisbehavingServer(fault) as server,
-        browsing(limits=limits) as browse,
+        open_browser(limits=limits) as browse,
         pytest.raises(ToolUnavailable),
     ):
         browse(server.url)
@@ -162,25 +169,25 @@ def test_a_host_that_is_out_of_order_is_unavailable(fault):
 
 @pytest.mark.parametrize("fault", ["ten gigabytes", "ten gigabytes in chunks", "bomb"])
 def test_a_page_without_end_is_cut(fault):
-    with MisbehavingServer(fault) as server, browsing(max_bytes=200_000) as browse:
+    with MisbehavingServer(fault) as server, open_browser(max_bytes=200_000) as browse:
         assert len(browse(server.url).text) < 10_000
         assert server.outlasted == []
         assert server.sent < 100 << 20
 
 
 def test_pages_are_recorded_and_replayed(tmp_path):
-    with site({"/": (200, {}, ARTICLE)}) as server:
-        with browsing(cache=Cache(tmp_path / "c")) as browse:
-            first, missing = browse(base(server)), browse(base(server) + "/missing")
-            assert browse(base(server)).text == first.text
-        assert [path for path, _ in server.seen] == ["/", "/missing"]
-    with browsing(cache=Cache(tmp_path / "c", "replay")) as browse:
-        assert browse(base(server) + "#part").text == first.text
-        assert refused(browse, base(server) + "/missing") == missing.text
+    with serve_site({"/": (200, {}, ARTICLE)}) as server:
+        with open_browser(cache=Cache(tmp_path / "c")) as browse:
+            first, missing = browse(url_of(server)), browse(url_of(server) + "/missing")
+            assert browse(url_of(server)).text == first.text
+        assert [path for path, _ in server.requests] == ["/", "/missing"]
+    with open_browser(cache=Cache(tmp_path / "c", "replay")) as browse:
+        assert browse(url_of(server) + "#part").text == first.text
+        assert read_refusal(browse, url_of(server) + "/missing") == missing.text
         with pytest.raises(ReplayMiss):
-            browse(base(server) + "/other")
-    with browsing(cache=Cache(tmp_path / "c", "frozen")) as browse:
-        assert "not in the recording" in refused(browse, base(server) + "/other")
+            browse(url_of(server) + "/other")
+    with open_browser(cache=Cache(tmp_path / "c", "frozen")) as browse:
+        assert "not in the recording" in read_refusal(browse, url_of(server) + "/other")
 
 
 @pytest.mark.parametrize(
@@ -196,7 +203,7 @@ def test_pages_are_recorded_and_replayed(tmp_path):
         (b"<p>nul\x00s are dropped", "text/html", "nuls are dropped"),
     ],
 )
-def test_markup_is_read_as_it_comes(reader, body, content_type, text):
+def test_any_markup_is_read(reader, body, content_type, text):
     assert text in reader.read(body, content_type, "http://a/").text
 
 
@@ -216,14 +223,14 @@ def test_a_page_that_breaks_its_reader_does_not_break_the_next():
     reader.close()
     reader = PageReader()
     assert "text" in reader.read(slow, "text/html", "http://a/").text
-    reader._pool.get().free[0].kill()
+    reader._pool.get().idle[0].kill()
     assert "text" in reader.read(slow, "text/html", "http://a/").text
     assert "text" in reader.read(slow, "text/html; charset=nonsense", "http://a/").text
     reader.close()
 
 
 @pytest.mark.parametrize(
-    ("child", "error", "told"),
+    ("child", "error", "message"),
     [
         ("import os; os._exit(1)", Refused, "breaks its reader"),
         ('print(\'{"broken": "No module named x"}\')', ToolUnavailable, "No module named x"),
@@ -231,10 +238,10 @@ def test_a_page_that_breaks_its_reader_does_not_break_the_next():
         ("print('garbage')", Refused, "breaks its reader"),
     ],
 )
-def test_a_reader_that_lacks_a_library_is_not_the_pages_fault(tmp_path, child, error, told):
+def test_a_reader_that_lacks_a_library_is_not_the_pages_fault(tmp_path, child, error, message):
     (tmp_path / "child.py").write_text("import sys; sys.stdin.buffer.readline()\n" + child)
     reader = PageReader(program=tmp_path / "child.py")
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         reader.read(b"<p>x", "text/html", "http://a/")
     reader.close()
 
@@ -250,7 +257,7 @@ def test_importing_the_tool_imports_nothing_heavy():
 
 
 def _pdf(text):
-    """The smallest document that holds a line of text."""
+    """The smallest document with a line of text."""
     stream = f"BT /F1 12 Tf 10 100 Td ({text}) Tj ET".encode()
     objects = [
         b"<< /Type /Catalog /Pages 2 0 R >>",
@@ -260,11 +267,11 @@ def _pdf(text):
         b"<< /Length %d >>\nstream\n%b\nendstream" % (len(stream), stream),
         b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
     ]
-    document, places = b"%PDF-1.4\n", []
+    document, offsets = b"%PDF-1.4\n", []
     for number, body in enumerate(objects, start=1):
-        places.append(len(document))
+        offsets.append(len(document))
         document += b"%d 0 obj\n%b\nendobj\n" % (number, body)
-    table = b"".join(b"%010d 00000 n \n" % place for place in places)
+    table = b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
     return (
         document
         + b"xref\n0 6\n0000000000 65535 f \n%b" % table
