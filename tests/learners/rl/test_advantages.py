@@ -1,4 +1,4 @@
-"""Advantages: worked by hand, beside a slow oracle, where groups teach nothing."""
+"""Advantages: worked by hand, against a slow oracle, and for groups that teach nothing."""
 
 import math
 import statistics
@@ -24,7 +24,7 @@ def first_tokens(rows):
 
 
 def procedure(tree, **options):
-    """Rows, and what was counted and noted; the policy has not moved, so that Omega is 1."""
+    """Rows and the recorded metrics; the policy has not moved, so Omega is 1."""
     run = Notes()
     stats = {root: stats_of(root) for root in tree.roots}
     return appo.procedure_advantages(tree, stats, appo.Config.of(**options), run), run
