@@ -13,7 +13,7 @@ follows. Initial rollouts are credited with
     A_i = A_base (1 + b clip(Omega_i, 1 - eps', 1 + eps'))                           (eq. 7)
 
 and trained by the clipped objective of eq. 8, summed over the N initial rollouts and divided by M.
-Branches supply rewards, no gradient. In this profile the branches' rewards move one number per
+Branches supply rewards, no gradient. In this profile the branches' rewards change one number per
 rollout; only A_fut differs from token to token. `rl/branching.py` ranks tokens and shares out
 budgets; `appo_reference.py` has the published code's formulas, which `--profile reference` runs.
 
@@ -56,29 +56,29 @@ class Config(RunConfig):
     """L: branches of branches; each layer multiplies the trajectories by (M / N)^(1 / L). A branch
     is ranked by entropy: its own tokens have no older policy. [App. E; 1 elsewhere]"""
     branching: Rule = "score"
-    """Which tokens branch: score, BS of eq. 5; entropy, H alone [Table 4]; future, Z(Omega) alone
-    [App. D]; random, drawn; tool, right after a tool's result, by H. [ablations]"""
+    """Rule for the tokens that branch: score, BS of eq. 5; entropy, H alone [Table 4]; future,
+    Z(Omega) alone [App. D]; random, drawn; tool, right after a tool's result, by H. [ablations]"""
     pool: Literal["rollout", "task"] = "rollout"
     """rollout: each rollout gets the same number of branches, B, the remainder by draw [Alg. 1];
-    task: the best tokens of all rollouts of the prompt together [code]."""
+    task: the best tokens of all rollouts of the prompt get the branches [code]."""
     prefix: Prefix = "before"
     """before: the chosen token i is sampled anew [Alg. 1]; through: it is kept [code]."""
     discount: float = 2 ** (-1 / 32)
     """gamma of eqs. 4 and 7, per token. [App. C]"""
     future_clip: float = 0.2
-    """eps' of eqs. 5 and 7, symmetric. [App. C prints [1, 1.2]; ours where the text is silent]"""
+    """eps' of eqs. 5 and 7, symmetric. [App. C prints [1, 1.2]; the text is silent]"""
     future_weight: float = 0.5
     """b of eq. 7; 0: no future-aware term [Table 4]. [App. C]"""
     groups: Literal["dual", "one"] = "dual"
     """T* of eq. 6: dual, T_init and T_branch; one, all M trajectories together [Table 4]."""
     train_branches: bool = False
-    """Branches too get credit and a gradient, on the tokens they sampled themselves. [ablation]"""
+    """Branches get credit and a gradient too, on the tokens they sampled themselves. [ablation]"""
     clip_low: float = 0.2
     """eps of eq. 8, below. [not given; PPO's]"""
     clip_high: float = 0.2
     """eps of eq. 8, above. [not given; PPO's]"""
     advantage_clip: float = 5.0
-    """Each term of eq. 6 is kept within this; taken literally, eq. 6 explodes. [ours]"""
+    """Bound on each term of eq. 6; taken literally, eq. 6 explodes. [ours]"""
 
     def validate(self) -> None:
         """Check option values. Raises UsageError if one is out of range."""
@@ -102,12 +102,9 @@ def iteration(tasks: list[Task], run: Run, config: Config) -> None:
             noise = branching.omega_spread(roots, stats, config.discount, config.future_clip)
         grown = grow(batch, run, config, stats, noise if moved else None)
         rows = [row for tree in grown for row in procedure_advantages(tree, stats, config, run)]
-        weights = sequence_mean(
-            [branching.own_mask(row.trajectory) for row in rows], len(grown) * config.rollouts
-        )
-        run.trainer.update(
-            rows, weights, partial(policy_loss, config=config)
-        )  # eq. 8: 1/M, 1/|H_n|
+        masks = [branching.own_mask(row.trajectory) for row in rows]
+        weights = sequence_mean(masks, len(grown) * config.rollouts)  # eq. 8: 1/M, 1/|H_n|
+        run.trainer.update(rows, weights, partial(policy_loss, config=config))
 
 
 def grow(
@@ -122,108 +119,105 @@ def grow(
     Args:
         trees: of a mini-batch; mutated.
         run: samples and scores.
-        config: M, N, L and where branches leave.
-        stats: of the roots; those of branches are added where they are needed.
-        noise: see `branch_points`.
+        config: M, N, L and the branching rules.
+        stats: of the roots; those of branches are added when they are needed.
+        noise: see `choose_branch_points`.
 
     Returns:
-        The trees whose tools did not fail meanwhile.
+        The trees whose tools did not fail.
     """
     sizes = branching.layer_sizes(config.initial_rollouts, config.rollouts, config.layers)
     for layer, size in enumerate(sizes):
         for tree in trees:
             draw = run.draw(f"{tree.name}/{layer}" if layer else tree.name)
-            chosen = branch_points(tree, stats, config, draw, noise, size)
-            branching.describe(chosen, run.recorder.note, run.recorder.count)
-            for point in chosen.points:
+            choice = choose_branch_points(tree, stats, config, draw, noise, size)
+            branching.record_choice(choice, run.recorder.note, run.recorder.count)
+            for point in choice.points:
                 tree.fork(point)
         trees = run.rollout(trees)  # by the current policy
         if layer < len(sizes) - 1 or config.train_branches:
             branches = [b for tree in trees for b in tree.branches if b not in stats]
             stats |= run.trainer.token_stats(branches, branched=layer < len(sizes) - 1)
-            branching.remember_branches(branches, stats)
+            branching.remember_branch_logprobs(branches, stats)
     return trees
 
 
-def branch_points(
+def choose_branch_points(
     tree: RolloutTree,
     stats: dict[Trajectory, TokenStats],
     config: Config,
     draw: random.Random,
     noise: float | None,
     size: int,
-) -> branching.Branching:
-    """Where a tree of finished trajectories branches to have `size` of them.
+) -> branching.BranchChoice:
+    """Choose the points at which a tree of finished trajectories branches.
 
     Args:
-        tree: of which every trajectory may branch.
+        tree: every trajectory of it may branch.
         stats: of its trajectories, under the current policy.
-        config: gamma, eps' and the rules of placement.
-        draw: decides who gets the remainder, and rules that draw.
+        config: gamma, eps' and the branching rules.
+        draw: for the remainder, and for rules that draw.
         noise: spread of Omega that rounding alone causes; None: the policy has not moved.
-        size: trajectories after this layer.
+        size: trajectories of the tree after this layer.
     """
     scores, rankings = [], []
-    used = branching.branches_used(tree)
+    used = branching.count_branches(tree)
     for trajectory in tree.trajectories:
-        found = stats[trajectory]
         omega = branching.defined_omega(
-            trajectory, found, config.discount, config.future_clip, noise
+            trajectory, stats[trajectory], config.discount, config.future_clip, noise
         )
-        scores.append(branching.token_scores(trajectory, found, omega))
-        branching.leave(trajectory, scores[-1], omega)
-        rankings.append(
-            branching.candidates(
-                trajectory, scores[-1], config.branching, config.prefix, draw, used
-            )
+        token_scores = branching.score_tokens(trajectory, stats[trajectory], omega)
+        branching.store_scores(trajectory, token_scores, omega)
+        ranking = branching.rank_candidates(
+            trajectory, token_scores, config.branching, config.prefix, draw, used
         )
+        scores.append(token_scores)
+        rankings.append(ranking)
     budget = size - len(tree.trajectories)
     if config.pool == "task":
-        return branching.Branching(branching.pool(rankings, budget), scores)
-    return branching.Branching(branching.share_out(rankings, budget, draw), scores)
+        points = branching.pick_best(rankings, budget)
+    else:
+        points = branching.share_out(rankings, budget, draw)
+    return branching.BranchChoice(points, scores)
 
 
 def procedure_advantages(
     tree: RolloutTree, stats: dict[Trajectory, TokenStats], config: Config, run: Run
 ) -> list[Row]:
-    """A row for every trajectory that eqs. 6 and 7 give credit; others are counted and dropped."""
+    """Credit trajectories by eqs. 6 and 7; those without any term are counted and get no row."""
     groups = [[t.reward for t in tree.roots], [t.reward for t in tree.branches]]
     if config.groups == "one":
         groups = [groups[0] + groups[1]]
     rows = []
     for trajectory in tree.trajectories if config.train_branches else tree.roots:
-        terms = [
-            t
-            for t in (_standardised(trajectory.reward, group) for group in groups)
-            if t is not None
-        ]
+        all_terms = [_standardise(trajectory.reward, group) for group in groups]
+        terms = [term for term in all_terms if term is not None]
         if not terms:
             run.recorder.count("advantage/no_term", 1)
             continue
-        kept = [max(-config.advantage_clip, min(config.advantage_clip, term)) for term in terms]
+        bounded = [max(-config.advantage_clip, min(config.advantage_clip, t)) for t in terms]
         run.recorder.note(
-            "advantage/clipped", [float(a != b) for a, b in zip(terms, kept, strict=True)]
+            "advantage/clipped", [float(a != b) for a, b in zip(terms, bounded, strict=True)]
         )
-        base = sum(kept) / len(kept)
-        future = branching.omega(
-            trajectory, stats[trajectory], config.discount, config.future_clip
-        )  # A_fut, eq. 7
+        base = sum(bounded) / len(bounded)
         run.recorder.note("advantage/base", [base])
+        # A_fut, eq. 7
+        future = branching.omega(trajectory, stats[trajectory], config.discount, config.future_clip)
         rows.append(Row(trajectory, base * (1 + config.future_weight * future)))
     run.recorder.count("advantage/dropped_groups", int(not rows))
     return rows
 
 
 def policy_loss(logprobs: Tensor, batch: Batch, config: Config) -> Tensor:
-    """Eq. 8 over a micro-batch; its weights hold 1/M and 1/|H_n|."""
+    """Return eq. 8 over a micro-batch; the batch's weights hold 1/M and 1/|H_n|."""
     loss = clipped_surrogate(
         logprobs, batch.old_logprobs, batch.advantages, config.clip_low, config.clip_high
     )
     return (loss * batch.weights).sum()
 
 
-def _standardised(reward: float, group: list[float]) -> float | None:
-    """One term of eq. 6; None where the group does not define it."""
+def _standardise(reward: float, group: list[float]) -> float | None:
+    """Return one term of eq. 6; None if the group is of one, or of equal rewards."""
     if len(group) < 2 or max(group) == min(group):
         return None
     mean = sum(group) / len(group)

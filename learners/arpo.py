@@ -5,12 +5,12 @@ After every tool result a running rollout is branched with probability p + w dH,
     H = sum over the first 20 tokens of the turn of their entropies / ln V
     dH = H of the last turn - H of the first turn this rollout wrote itself
 
-until the prompt has its n trajectories; when all of a prompt's have ended early, a new one starts.
+until the prompt has its n trajectories; if all of a prompt's have ended early, a new one starts.
 Branches are ordinary members of the group: A_i = (R_i - mean) / (std + 1e-6), the same for all
 tokens; the clipped surrogate, averaged over all tokens. No KL.
 
-Entropies are of the whole distribution; the published code's, of the ten likeliest tokens, are
-slightly smaller. `learners.rl.branching` has what AEPO shares.
+Entropies are those of the whole distribution; the published code's, of the ten likeliest tokens,
+are slightly smaller. `learners.rl.branching` has the parts that AEPO shares.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from functools import partial
 
 from benchmarks import Task
 from learners.config import RunConfig, validate_initial_rollouts
-from learners.rl import branching, group_normalised, token_mean
+from learners.rl import branching, normalise_groups, token_mean
 from learners.rl import dual_clipped_policy_loss as policy_loss
 from learners.runs import Run
 from learners.tree import RolloutTree
@@ -39,11 +39,11 @@ class Config(RunConfig):
     beam: int = 2
     """A rollout makes at most beam - 1 branches at a tool result. [scripts: 2]"""
     branch_probability: float = 0.5
-    """p: of a branch whose entropy has not changed. [scripts: 0.5]"""
+    """p: probability of a branch if the entropy has not changed. [scripts: 0.5]"""
     entropy_weight: float = 0.2
-    """w: of the change of entropy. [scripts: 0.2]"""
+    """w: weight of the change of entropy. [scripts: 0.2]"""
     entropy_tokens: int = 20
-    """First tokens of a turn whose entropies are summed. [code: 20]"""
+    """Number of first tokens of a turn whose entropies are summed. [code: 20]"""
     clip_low: float = 0.2
     """The ratio is kept above 1 - clip_low. [scripts: 0.2]"""
     clip_high: float = 0.2
@@ -69,19 +69,21 @@ def iteration(tasks: list[Task], run: Run, config: Config) -> None:
 
     run.credit_and_update(
         run.rollout(trees, after_turn),
-        advantages=group_normalised,
+        advantages=normalise_groups,
         weights=token_mean,
         loss=partial(policy_loss, config=config),
     )
 
 
 def grow(tree: RolloutTree, config: Config, vocabulary: int, draw: random.Random) -> None:
-    """Branch after a round of turns, one number drawn per trial; see `branching.grow`."""
-    branching.grow(tree, config, vocabulary, lambda gain: branches(draw.random(), gain, config))
+    """Branch after a round of turns, with one random number per trial; see `branching.grow`."""
+    branching.grow(
+        tree, config, vocabulary, lambda gain: should_branch(draw.random(), gain, config)
+    )
 
 
-def branches(uniform: float, gain: float, config: Config) -> bool:
-    """Whether a trial branches: with probability p + w dH, within [0, 1]."""
+def should_branch(uniform: float, gain: float, config: Config) -> bool:
+    """True if a trial branches: with probability p + w dH, within [0, 1]."""
     chance = uniform - config.entropy_weight * gain
     return min(max(chance, 0.0), 1.0) <= config.branch_probability
 

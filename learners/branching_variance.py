@@ -38,7 +38,7 @@ from learners.console import Console, parse_options, report_errors
 from learners.errors import UsageError
 from learners.intervals import Interval, percentile_interval, resample
 from learners.policy import Policy, TokenStats
-from learners.rl import branching, clipped_policy_loss, group_normalised, own_mask, sequence_mean
+from learners.rl import branching, clipped_policy_loss, normalise_groups, own_mask, sequence_mean
 from learners.runs import Run, Session, make_training_env, open_session
 from learners.tree import BranchPoint, RolloutTree, Row, Trajectory, usable
 
@@ -125,7 +125,7 @@ def move_policy(run: Run, trees: Sequence[RolloutTree], config: Config) -> None:
     """
     before = run.trainer.updates
     for batch in run.minibatches(trees):
-        rows = group_normalised(batch)
+        rows = normalise_groups(batch)
         run.update_by(rows, sequence_mean, partial(clipped_policy_loss, config=config))
     if run.trainer.updates == before:
         raise UsageError(
@@ -145,12 +145,12 @@ def _measure_root(
 ) -> Root:
     """Measure how the branches of a root's points differ, and rank the points by each rule."""
     omega = branching.defined_omega(root, stats, config.discount, config.future_clip, noise)
-    scores = branching.token_scores(root, stats, omega)
+    scores = branching.score_tokens(root, stats, omega)
     ranks: defaultdict[int, dict[str, int]] = defaultdict(dict)
     rules: tuple[branching.Rule, ...] = ("score", "entropy", "future")
     for rule in rules:
         draw = session.run.draw(f"{rule}/{tree.name}/{root.path}")
-        ranked = branching.candidates(root, scores, rule, "before", draw, Counter())
+        ranked = branching.rank_candidates(root, scores, rule, "before", draw, Counter())
         ordered = [c.point.position for c in ranked if c.point.position in set(positions)]
         for rank, position in enumerate(ordered):
             ranks[position][rule] = rank

@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks import Task
 from learners.config import RunConfig
 from learners.policy import Batch
-from learners.rl import Note, group_normalised, note_capped, token_log_ratio, token_mean
+from learners.rl import Note, normalise_groups, note_capped_tokens, token_log_ratio, token_mean
 from learners.runs import Run
 
 
@@ -26,8 +26,8 @@ class Config(RunConfig):
     rollouts: int = 16
     """G: rollouts per prompt. [16 as the other methods]"""
     ratio_cap: float = 5.0
-    """1 + eps_high: most that a token's ratio weighs; absolute, there is no lower bound. [the paper
-    gives no number; 4 to 8 work alike in ScaleRL, 5 is TRL's advice]"""
+    """1 + eps_high: bound on the weight of a token's ratio, with no lower one. [the paper gives no
+    number; 4 to 8 work alike in ScaleRL, 5 is TRL's advice]"""
 
 
 def iteration(tasks: list[Task], run: Run, config: Config) -> None:
@@ -35,22 +35,22 @@ def iteration(tasks: list[Task], run: Run, config: Config) -> None:
     run.sample_and_update(
         tasks,
         roots=config.rollouts,
-        advantages=group_normalised,
+        advantages=normalise_groups,
         weights=token_mean,
         loss=partial(policy_loss, config=config, note=run.recorder.note),
     )
 
 
 def policy_loss(logprobs: Tensor, batch: Batch, config: Config, note: Note | None = None) -> Tensor:
-    """Weighted log-likelihood of a micro-batch; its value is no surrogate's.
+    """Return the weighted log-likelihood of a micro-batch; its value is not that of a surrogate.
 
-    `note` takes the share of tokens whose weight is clipped, whatever the sign of A.
+    `note` takes the tokens whose weight is capped, whatever the sign of A.
     """
     if note is not None:
-        note_capped(note, logprobs, batch, config.ratio_cap)
+        note_capped_tokens(note, logprobs, batch, config.ratio_cap)
     log_ratio = token_log_ratio(logprobs.detach(), batch.old_logprobs)
-    importance = log_ratio.exp().clamp(max=config.ratio_cap)
-    loss = -importance * batch.advantages * logprobs
+    weight = log_ratio.exp().clamp(max=config.ratio_cap)
+    loss = -weight * batch.advantages * logprobs
     return (loss * batch.weights).sum()
 
 

@@ -1,8 +1,8 @@
 """Dr. GRPO, GRPO done right (arXiv 2503.20783).
 
 A_i = R_i - mean over the rollouts of a prompt, the same for all tokens of a rollout; the clipped
-surrogate, summed over tokens, divided by the longest response there may be and averaged over
-rollouts. Neither the deviation nor a rollout's own length is divided by. No KL.
+surrogate, summed over tokens, divided by the limit of response tokens and averaged over rollouts.
+It divides neither by the deviation nor by a rollout's own length. No KL.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import partial
 
 from benchmarks import Task
 from learners.config import RunConfig
-from learners.rl import by_group, centred, sequence_sum
+from learners.rl import centre, credit_groups, sequence_sum
 from learners.rl import clipped_policy_loss as policy_loss
 from learners.runs import Run
 
@@ -34,7 +34,7 @@ def iteration(tasks: list[Task], run: Run, config: Config) -> None:
     run.sample_and_update(
         tasks,
         roots=config.rollouts,
-        advantages=partial(by_group, credit=centred),
+        advantages=partial(credit_groups, estimator=centre),
         weights=partial(sequence_sum, divisor=config.sampling.max_response_tokens),
         loss=partial(policy_loss, config=config),
     )

@@ -3,7 +3,7 @@
 A_i = (R_i - mean) / (std + 1e-6) over the rollouts of a prompt, the same for all tokens of a
 rollout; the clipped surrogate in value, but a clipped token keeps a gradient, with the bound in
 place of the ratio (eqs. 11 and 12); averaged over all tokens. No KL. The paper's likelihood term on
-correct rollouts (eq. 13) is left out: it is another objective beside this one.
+correct rollouts (eq. 13) is left out: it is a separate objective.
 """
 
 from __future__ import annotations
@@ -16,7 +16,13 @@ from torch import Tensor
 from benchmarks import Task
 from learners.config import RunConfig
 from learners.policy import Batch
-from learners.rl import Note, group_normalised, note_bounded, preserving_surrogate, token_mean
+from learners.rl import (
+    Note,
+    normalise_groups,
+    note_bounded_tokens,
+    preserving_surrogate,
+    token_mean,
+)
 from learners.runs import Run
 
 
@@ -39,16 +45,16 @@ def iteration(tasks: list[Task], run: Run, config: Config) -> None:
     run.sample_and_update(
         tasks,
         roots=config.rollouts,
-        advantages=group_normalised,
+        advantages=normalise_groups,
         weights=token_mean,
         loss=partial(policy_loss, config=config, note=run.recorder.note),
     )
 
 
 def policy_loss(logprobs: Tensor, batch: Batch, config: Config, note: Note | None = None) -> Tensor:
-    """The gradient-preserving surrogate of a micro-batch; `note` takes what it clips."""
+    """Return the gradient-preserving surrogate of a micro-batch; `note` takes clip metrics."""
     if note is not None:
-        note_bounded(note, logprobs, batch, 1 - config.clip_low, 1 + config.clip_high)
+        note_bounded_tokens(note, logprobs, batch, 1 - config.clip_low, 1 + config.clip_high)
     clips = (config.clip_low, config.clip_high, config.dual_clip)
     loss = preserving_surrogate(logprobs, batch.old_logprobs, batch.advantages, *clips)
     return (loss * batch.weights).sum()

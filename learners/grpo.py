@@ -12,7 +12,7 @@ from functools import partial
 from benchmarks import Task
 from learners.config import RunConfig
 from learners.rl import clipped_policy_loss as policy_loss
-from learners.rl import group_normalised, sequence_mean
+from learners.rl import normalise_groups, sequence_mean
 from learners.runs import Run
 
 
@@ -33,7 +33,7 @@ def iteration(tasks: list[Task], run: Run, config: Config) -> None:
     run.sample_and_update(
         tasks,
         roots=config.rollouts,
-        advantages=group_normalised,
+        advantages=normalise_groups,
         weights=sequence_mean,
         loss=partial(policy_loss, config=config),
     )

@@ -4,8 +4,8 @@ A_i = (R_i - mean) / (std + 1e-6) over the rollouts of a prompt, the same for al
 rollout; the clipped surrogate of the rollout's ratio, the geometric mean s of its tokens' ratios;
 averaged over the tokens of each rollout, then over rollouts. No KL. Each token's loss has s in
 value and its own log-probability in gradient (GSPO-token), which for equal advantages is the
-gradient of s. A rollout with tool results is one sequence: s is over the tokens the policy sampled
-in all of its turns, and what the tools said has no ratio.
+gradient of s. A rollout with tool results is one sequence: s is over the tokens that the policy
+sampled in all of its turns; observed tokens have no ratio.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks import Task
 from learners.config import RunConfig
 from learners.policy import Batch
-from learners.rl import clipped, group_normalised, sequence_log_ratio, sequence_mean
+from learners.rl import clipped_losses, normalise_groups, sequence_log_ratio, sequence_mean
 from learners.runs import Run
 
 LARGEST_LOG_RATIO = 10.0
@@ -42,18 +42,18 @@ def iteration(tasks: list[Task], run: Run, config: Config) -> None:
     run.sample_and_update(
         tasks,
         roots=config.rollouts,
-        advantages=group_normalised,
+        advantages=normalise_groups,
         weights=sequence_mean,
         loss=partial(policy_loss, config=config),
     )
 
 
 def policy_loss(logprobs: Tensor, batch: Batch, config: Config) -> Tensor:
-    """The clipped surrogate of a micro-batch's rollouts."""
+    """Return the clipped surrogate of a micro-batch's rollouts."""
     log_ratio = sequence_log_ratio(
         logprobs, batch.old_logprobs, batch.response_mask, LARGEST_LOG_RATIO
     )
-    loss = clipped(log_ratio, batch.advantages, config.clip_low, config.clip_high)
+    loss = clipped_losses(log_ratio, batch.advantages, config.clip_low, config.clip_high)
     return (loss * batch.weights).sum()
 
 

@@ -158,7 +158,11 @@ def compute_tree_metrics(trees: Sequence[RolloutTree]) -> dict[str, float]:
     }
     if roots:
         metrics |= _compute_rollout_metrics(roots) | _compute_group_metrics(complete)
-    first = [[root.reward for root in tree.roots[: tree.begun]] for tree in complete if tree.begun]
+    first = [
+        [root.reward for root in tree.roots[: tree.initial_roots]]
+        for tree in complete
+        if tree.initial_roots
+    ]
     if first:
         metrics["reward/first"] = fmean(map(fmean, first))
     if branches:

@@ -2,9 +2,10 @@
 
 A_i = R_i - mean of the prompt's other rewards, the same for all tokens of a rollout; the loss is
 -A log pi, summed over the tokens of each rollout and averaged over rollouts: no ratio, no clip. A
-rollout with tool results is one sequence: what the policy sampled in all of its turns. The paper's
-KL term, k1 summed over the rollout and taken off R_i, is `--kl-reward`; `--kl` has one in the loss.
-With several mini-batches an iteration the later ones are off-policy, uncorrected, as in the paper.
+rollout with tool results is one sequence: the tokens that the policy sampled in all of its turns.
+The paper's KL term, k1 summed over the rollout and subtracted from R_i, is `--kl-reward`; `--kl`
+adds one in the loss. With several mini-batches per iteration the later ones are off-policy and not
+corrected, as in the paper.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from benchmarks import Task
 from learners.policy import Batch
 from learners.rl import (
     KlRewardConfig,
-    by_group,
+    credit_groups,
     leave_one_out,
-    penalised,
+    penalised_reward,
     sequence_sum,
     with_reference,
 )
@@ -37,8 +38,8 @@ class Config(KlRewardConfig):
 
 def iteration(tasks: list[Task], run: Run, config: Config) -> None:
     """One training step."""
-    reward = partial(penalised, coefficient=config.kl_reward)
-    credit = partial(by_group, credit=leave_one_out, reward=reward)
+    reward = partial(penalised_reward, coefficient=config.kl_reward)
+    credit = partial(credit_groups, estimator=leave_one_out, reward=reward)
     run.sample_and_update(
         tasks,
         roots=config.rollouts,
@@ -51,7 +52,7 @@ def iteration(tasks: list[Task], run: Run, config: Config) -> None:
 
 
 def policy_loss(logprobs: Tensor, batch: Batch) -> Tensor:
-    """REINFORCE on a micro-batch."""
+    """Return the REINFORCE loss of a micro-batch."""
     return -(batch.advantages * logprobs * batch.weights).sum()
 
 

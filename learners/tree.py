@@ -1,4 +1,4 @@
-"""Rollout trees: what one task's episodes sampled, shared and earned.
+"""Rollout trees: what the episodes of one task sampled, shared and earned.
 
 A trajectory is a prompt followed by a response; the response alternates between what the policy
 sampled (actions) and what the environment answered (observations). Trajectories of a task share
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 StopReason = Literal["tag", "eos", "length"]
-"""What ended a turn: a closing tag, an end token, or the room that was left."""
+"""The end of a turn: a closing tag, an end token, or the limit of tokens."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What the policy wrote in one turn. T tokens."""
+    """The T tokens that the policy sampled in one turn."""
 
     token_ids: tuple[int, ...] = ()
     """(T,)"""
     logprobs: tuple[float, ...] = ()
     """(T,) nats, under the policy that sampled, at its temperature."""
     entropies: tuple[float, ...] = ()
-    """(T,) nats, of the distribution each token was drawn from."""
+    """(T,) nats of the distribution each token was drawn from."""
     stop: StopReason = "tag"
 
     def __add__(self, rest: Completion) -> Completion:
-        """A prefill and what was sampled after it, as one completion."""
+        """Join a prefill and the tokens sampled after it."""
         return Completion(
             self.token_ids + rest.token_ids,
             self.logprobs + rest.logprobs,
@@ -44,7 +44,7 @@ class Completion:
         )
 
     def first(self, count: int) -> Completion:
-        """The first `count` tokens, as a prefill."""
+        """Return the first `count` tokens as a prefill."""
         return Completion(
             self.token_ids[:count], self.logprobs[:count], self.entropies[:count], self.stop
         )
@@ -55,46 +55,48 @@ class Turn:
     """One `env.step`."""
 
     state: EnvState
-    """Before the step: a fork inside this turn restarts here."""
+    """The state before the step: a fork inside this turn restarts from it."""
     action: Completion
     observation_ids: tuple[int, ...]
     call: Call | None = None
-    """What was executed in it, also where no room was left for its result."""
+    """The call that the step executed, even if no room was left for its result."""
 
     def __len__(self) -> int:
         return len(self.action.token_ids) + len(self.observation_ids)
 
 
 class BranchPoint(NamedTuple):
-    """Where a branch leaves a trajectory."""
+    """The position at which a branch leaves a trajectory."""
 
     trajectory: Trajectory
     position: int
-    """Response tokens shared; the token at `position` is sampled anew."""
+    """Number of shared response tokens; the token at `position` is sampled anew."""
     score: float = 0.0
+    """Branching score by the method's own rule."""
 
 
 @dataclass
-class Marks:
-    """What an iteration left on a trajectory's tokens, for rollout files; None where nothing.
+class Diagnostics:
+    """Values that an iteration computed for a trajectory's tokens, for rollout files.
 
-    Every tensor is (T,). Mutated by `learners.runs.run` and by the methods.
+    Every tensor is (T,), or None if it was not computed. Mutated by `learners.runs` and by the
+    methods.
     """
 
     logprobs: Tensor | None = None
-    """Nats, by the policy's newest pass over it."""
+    """Nats, by the policy's newest pass over the trajectory."""
     entropies: Tensor | None = None
     """Nats, of the same pass."""
     age: int | None = None
     """Optimiser steps between sampling and that pass."""
     future_values: Tensor | None = None
-    """Omega, where it is defined."""
+    """Omega; None if it is undefined."""
     scores: Tensor | None = None
-    """Branching scores, where they are defined."""
+    """Branching scores; None if they are undefined."""
     advantages: Tensor | None = None
-    """Of its row; None: not trained on."""
+    """The row's advantages; None if the trajectory is not trained on."""
     weights: Tensor | None = None
-    """What each token's loss counted; 0: not trained on."""
+    """The weight of each token's loss; 0 on tokens that are not trained on."""
 
 
 class TrajectoryTensors(NamedTuple):
@@ -103,7 +105,7 @@ class TrajectoryTensors(NamedTuple):
     mask: Tensor
     """bool, True on tokens that the policy sampled."""
     sampler_logprobs: Tensor
-    """Nats as the sampler reported them; 0 on observations."""
+    """Nats, as the sampler reported them; 0 on observations."""
 
 
 @dataclass(eq=False)
@@ -112,12 +114,12 @@ class Trajectory:
 
     prompt_ids: tuple[int, ...]
     state: EnvState
-    """After the turns below."""
+    """The state after the turns below."""
     path: tuple[int, ...]
     """Root index, then (position, child index) per fork: names the draws of this trajectory."""
     turns: list[Turn] = field(default_factory=list)
     prefill: Completion = field(default_factory=Completion)
-    """The first tokens of the turn under way, shared with the parent."""
+    """The first tokens of the current turn, shared with the parent."""
     parent: BranchPoint | None = None
     reward: float = 0.0
     reward_terms: dict[str, float] = field(default_factory=dict)
@@ -125,16 +127,16 @@ class Trajectory:
     old_logprobs: Tensor | None = None
     """(T,) nats, by the policy's own forward pass before the step's first update."""
     reference_logprobs: Tensor | None = None
-    """(T,) nats, by the policy that stays as it is; only with a penalty for leaving it."""
+    """(T,) nats, by the frozen reference policy; None unless the run has a KL penalty."""
     discarded_tokens: int = 0
-    """Sampled in a turn that its tool's fault discarded; they are in no turn."""
-    marks: Marks = field(default_factory=Marks)
+    """Tokens sampled in turns that a tool's fault discarded; they are in no turn."""
+    diagnostics: Diagnostics = field(default_factory=Diagnostics)
     _tensors: TrajectoryTensors | None = field(default=None, init=False, repr=False)
 
     @property
     def tensors(self) -> TrajectoryTensors:
-        """The response as tensors, built once: read only, for a trajectory that grows no more."""
-        import torch  # not at the top: commands that train nothing read trees, too
+        """The response as read-only tensors, built once the trajectory is complete."""
+        import torch  # not at the top: commands that train nothing read trees too
 
         # Turns are only ever appended, so equal length means equal content.
         if self._tensors is None or len(self._tensors.mask) != len(self):
@@ -152,17 +154,17 @@ class Trajectory:
     @property
     def response_mask(self) -> tuple[bool, ...]:
         """(T,) True where the policy sampled the token."""
-        return tuple(chain.from_iterable([own] * len(ids) for ids, own in self._segments()))
+        return tuple(chain.from_iterable([flag] * len(ids) for ids, flag in self._segments()))
 
     @property
     def sampler_logprobs(self) -> tuple[float, ...]:
-        """(T,) nats as the sampler reported them; 0 on observations."""
+        """(T,) nats, as the sampler reported them; 0 on observations."""
         parts = [t.action.logprobs + (0.0,) * len(t.observation_ids) for t in self.turns]
         return tuple(chain(*parts, self.prefill.logprobs))
 
     @property
     def sampler_entropies(self) -> tuple[float, ...]:
-        """(T,) nats as the sampler reported them; 0 on observations."""
+        """(T,) nats, as the sampler reported them; 0 on observations."""
         parts = [t.action.entropies + (0.0,) * len(t.observation_ids) for t in self.turns]
         return tuple(chain(*parts, self.prefill.entropies))
 
@@ -171,10 +173,11 @@ class Trajectory:
 
     @property
     def sampled_tokens(self) -> int:
-        """Tokens that the policy sampled for this trajectory, shared ones included."""
+        """Number of tokens that the policy sampled for this trajectory, shared ones included."""
         return sum(len(t.action.token_ids) for t in self.turns) + len(self.prefill.token_ids)
 
     def _segments(self) -> Iterator[tuple[tuple[int, ...], bool]]:
+        """Yield consecutive token ids, with True if the policy sampled them."""
         for turn in self.turns:
             yield turn.action.token_ids, True
             yield turn.observation_ids, False
@@ -183,22 +186,22 @@ class Trajectory:
 
 @dataclass(eq=False)
 class RolloutTree:
-    """All trajectories of one task: the group of every method. Mutated by `root` and `fork`."""
+    """All trajectories of one task, the group of every method. Mutated by `root` and `fork`."""
 
     task: Task
     prompt_ids: tuple[int, ...]
     start: EnvState
     trajectories: list[Trajectory] = field(default_factory=list)
     copy: int = 0
-    """Counts the trees of one task in an iteration: each has draws of its own."""
-    begun: int = 0
-    """Roots it was given before anything of its iteration was sampled: the first of them."""
+    """Number of the tree among those of its task in an iteration; each has its own draws."""
+    initial_roots: int = 0
+    """Number of roots, the first ones, that were made before the iteration sampled anything."""
     unavailable: str | None = None
-    """Why the environment's machinery failed this tree; such a tree is never trained on."""
+    """The fault of a tool that stayed unavailable; such a tree is never trained on."""
 
     @property
     def name(self) -> str:
-        """Names the draws of this tree."""
+        """Name of the tree's random draws."""
         return f"{self.task.id}#{self.copy}" if self.copy else self.task.id
 
     @property
@@ -212,13 +215,13 @@ class RolloutTree:
         return [t for t in self.trajectories if t.parent is not None]
 
     def root(self) -> Trajectory:
-        """A new trajectory from the prompt."""
+        """Start a trajectory from the prompt."""
         root = Trajectory(self.prompt_ids, self.start, path=(len(self.roots),))
         self.trajectories.append(root)
         return root
 
     def fork(self, point: BranchPoint) -> Trajectory:
-        """A new trajectory that shares `point.position` response tokens and continues from there.
+        """Start a trajectory that shares `point.position` response tokens with another one.
 
         Raises:
             ValueError: the position is neither a sampled token nor the end of an unfinished
@@ -227,7 +230,8 @@ class RolloutTree:
         source, position = point.trajectory, point.position
         turns, left = [], position
         for turn in source.turns:
-            if left < len(turn) or position == 0:  # the latter even where nothing was sampled
+            # Position 0 is before the first turn even if that turn sampled nothing.
+            if left < len(turn) or position == 0:
                 break
             turns.append(turn)
             left -= len(turn)
@@ -261,13 +265,13 @@ class RolloutTree:
 
 
 def usable(trees: Sequence[RolloutTree]) -> list[RolloutTree]:
-    """The trees whose tools never failed them: those that may be trained on."""
+    """Return the trees whose tools were always available: those that may be trained on."""
     return [tree for tree in trees if tree.unavailable is None]
 
 
 class Row(NamedTuple):
-    """One trajectory to train on; what gets no row is not trained on."""
+    """A trajectory to train on; trajectories without a row are not trained on."""
 
     trajectory: Trajectory
     advantages: Tensor
-    """(T,) over response tokens."""
+    """(T,), one per response token."""

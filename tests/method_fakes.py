@@ -21,7 +21,7 @@ from learners import (
     rloo,
     tree_grpo,
 )
-from learners.rl.advantages import by_group, centred, group_normalised, leave_one_out
+from learners.rl.advantages import centre, credit_groups, leave_one_out, normalise_groups
 from learners.rl.losses import sequence_mean, sequence_sum, token_mean
 from learners.tree import BranchPoint, Completion, Row, Turn
 from tests.tree_fakes import START, Notes, grow, new_tree, stats_of
@@ -38,7 +38,7 @@ def procedure(trees):
 
 def aware(trees):
     """AEPO's credit; entropies grow along a response."""
-    rows = group_normalised(trees)
+    rows = normalise_groups(trees)
     masks = [torch.tensor(row.trajectory.response_mask) for row in rows]
     entropies = [torch.arange(len(mask)) / 7 for mask in masks]
     factors = aepo.entropy_factors(entropies, masks, aepo.Config().advantage_weight)
@@ -66,28 +66,28 @@ RUNS = {
 """Every method: its module, and fields of a run of six rollouts a prompt."""
 CREDIT = {
     "appo paper": (procedure, partial(sequence_mean, rows=8)),
-    "grpo": (group_normalised, sequence_mean),
+    "grpo": (normalise_groups, sequence_mean),
     "reinforce_pp": (
-        partial(reinforce_pp.batch_normalised, config=reinforce_pp.Config()),
+        partial(reinforce_pp.normalise_batch, config=reinforce_pp.Config()),
         token_mean,
     ),
     "reinforce_pp baseline": (
-        partial(reinforce_pp.batch_normalised, config=reinforce_pp.Config.of(baseline="group")),
+        partial(reinforce_pp.normalise_batch, config=reinforce_pp.Config.of(baseline="group")),
         token_mean,
     ),
-    "dapo": (group_normalised, token_mean),
-    "gppo": (group_normalised, token_mean),
-    "cispo": (group_normalised, token_mean),
-    "arpo": (group_normalised, token_mean),
+    "dapo": (normalise_groups, token_mean),
+    "gppo": (normalise_groups, token_mean),
+    "cispo": (normalise_groups, token_mean),
+    "arpo": (normalise_groups, token_mean),
     "aepo": (aware, token_mean),
-    "tree_grpo": (partial(tree_grpo.two_level, keep=None, draw=id), token_mean),
-    "gigpo": (partial(gigpo.two_level, config=gigpo.Config()), token_mean),
-    "rloo": (partial(by_group, credit=leave_one_out), sequence_sum),
+    "tree_grpo": (partial(tree_grpo.credit_leaves, keep=None, draw=id), token_mean),
+    "gigpo": (partial(gigpo.credit_trajectories, config=gigpo.Config()), token_mean),
+    "rloo": (partial(credit_groups, estimator=leave_one_out), sequence_sum),
     "dr_grpo": (
-        partial(by_group, credit=centred),
+        partial(credit_groups, estimator=centre),
         partial(sequence_sum, divisor=64),
     ),
-    "gspo": (group_normalised, sequence_mean),
+    "gspo": (normalise_groups, sequence_mean),
 }
 """Credit of trees and weighting of rows: what `iteration` puts together, which is tested."""
 METHODS = {name: (RUNS[name][0], *parts) for name, parts in CREDIT.items()}

@@ -84,7 +84,7 @@ def make_tree(words, task, moved, long=0):
         finish(branch, reward)
     length = len(root)
     root.old_logprobs = torch.full((length,), -0.5)
-    marks = root.marks
+    marks = root.diagnostics
     marks.logprobs, marks.entropies = root.old_logprobs, torch.linspace(0, 2, length)
     marks.age = int(moved)
     if moved:

@@ -17,7 +17,7 @@ from typing import Any, TypedDict
 
 from learners.compare.plan import Trial, evaluation_folder
 from learners.errors import UsageError
-from learners.ledger import SPENT, StopUnit, spent, spent_on_judging
+from learners.ledger import UNIT_METRICS, StopUnit, amount_used, extract_judge_usage
 from learners.metrics import PEAK
 from learners.run_folder import (
     describe_machine,
@@ -142,7 +142,7 @@ def summarise(trial: Trial, tasks: Tasks, jobs: int) -> dict[str, Any]:
             "rewards": [_round(line.get("reward/mean")) for line in lines],
             "reward_stds": [_round(line.get("reward/std")) for line in lines],
             "first_rewards": [_round(line.get("reward/first")) for line in lines],
-            "tokens": [line.get(SPENT["tokens"], 0) for line in lines],
+            "tokens": [line.get(UNIT_METRICS["tokens"], 0) for line in lines],
             "curve": _learning_curve(trial.folder, lines, tasks["validation"]["ids"]),
             "metrics": _average_metrics(lines),
         }
@@ -156,9 +156,9 @@ def summarise(trial: Trial, tasks: Tasks, jobs: int) -> dict[str, Any]:
 
 def sum_costs(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Add up what a run's iterations cost in training, by name."""
-    units: tuple[StopUnit, ...] = tuple(SPENT)
+    units: tuple[StopUnit, ...] = tuple(UNIT_METRICS)
     totals: dict[str, float] = {"iterations": len(lines)}
-    totals |= {unit: round(spent(lines, unit), 2) for unit in units}
+    totals |= {unit: round(amount_used(lines, unit), 2) for unit in units}
     for name, metric in COSTS.items():
         totals[name] = round(sum(float(line.get(metric, 0)) for line in lines), 6)
     for name, metric in OPTIONAL_COSTS.items():
@@ -213,7 +213,7 @@ def provenance(jobs: int) -> Provenance:
 
 def judge_usage(trial: Trial) -> Counter[str]:
     """Count calls, faults and costs of the judge in a trial's validations and evaluations."""
-    usages = [spent_on_judging(evaluation_costs(trial.folder))] if trial.train else []
+    usages = [extract_judge_usage(evaluation_costs(trial.folder))] if trial.train else []
     for split in ("test", "validation"):
         path = evaluation_folder(trial.folder, split) / "results.json"
         judge = json.loads(path.read_text())["judge"] if path.exists() else None
@@ -234,7 +234,9 @@ def _learning_curve(
         if done > len(lines):  # of an iteration that a kill discarded
             continue
         rows = {row["task"]: row["score"] for row in json.loads(path.read_text())["tasks"]}
-        totals: dict[str, float] = {unit: round(spent(lines[:done], unit), 2) for unit in SPENT}
+        totals: dict[str, float] = {
+            unit: round(amount_used(lines[:done], unit), 2) for unit in UNIT_METRICS
+        }
         scores = encode_scores([rows.get(task) for task in ids])
         points.append({"iterations": done, **totals, "scores": scores})
     return points

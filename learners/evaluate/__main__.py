@@ -30,7 +30,7 @@ from learners.evaluate.results import (
     stored_backend,
 )
 from learners.evaluate.tables import results_table
-from learners.ledger import JUDGE, Budget, Ledger, Spending, spent_on_judging
+from learners.ledger import JUDGE, Budget, Ledger, RunUsage, extract_judge_usage
 from learners.run_folder import write_text
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def evaluate(config: Config) -> Results:
             left_out = frozenset[str]() if backend is None else backend.left_out
             results = Results(
                 backend=info or describe_backend(config, left_out),
-                judge=describe_judge(config, ledger.spending),
+                judge=describe_judge(config, ledger.usage),
                 versions=installed_versions(),
                 environments=done,
             )
@@ -127,7 +127,7 @@ def evaluate_environment(
         max_response_tokens=max_tokens,
         rows=count_rows(env, config),
         grades=summarise(verdicts),
-        judge=None if config.judge_base is None else spent_on_judging(ledger.take()),
+        judge=None if config.judge_base is None else extract_judge_usage(ledger.take()),
     )
 
 
@@ -164,7 +164,7 @@ def count_rows(env: ToolEnv, config: Config) -> dict[str, int]:
 def judge_ledger(config: Config, folder: Path) -> Ledger:
     """Open the ledger of the judge; the folder keeps its totals over all processes."""
     prices = ((JUDGE, config.judge_price),) if config.judge_price else ()
-    return Ledger(Spending(Budget(prices=prices), folder / "spent.json"))
+    return Ledger(RunUsage(Budget(prices=prices), folder / "spent.json"))
 
 
 def write_verdicts(path: Path, verdicts: Sequence[Verdict]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks import Endpoint, Judge
 from learners.evaluate.config import Config
 from learners.evaluate.grading import Grades
-from learners.ledger import Spending, spent_on_judging
+from learners.ledger import RunUsage, extract_judge_usage
 
 RESULTS_FILE = "results.json"
 
@@ -115,21 +115,21 @@ def stored_backend(folder: Path) -> BackendInfo | None:
     return BackendInfo(**json.loads(path.read_text())["player"]) if path.exists() else None
 
 
-def describe_judge(config: Config, spending: Spending) -> JudgeInfo | None:
+def describe_judge(config: Config, usage: RunUsage) -> JudgeInfo | None:
     """Describe the judge; None if there is none.
 
     Args:
         config: of the evaluation.
-        spending: on the judge, of all processes that graded into the folder.
+        usage: of the judge, of all processes that graded into the folder.
     """
     if config.judge_base is None or config.judge_model is None:
         return None
     fingerprint = Judge(Endpoint(config.judge_base, config.judge_model)).fingerprint
-    totals = spending.totals()
+    totals = usage.totals()
     counts: dict[str, float] = {f"ledger/{name}": count for name, count in totals.items()}
-    if spending.budget.prices:
-        counts["ledger/cost"] = float(spending.budget.cost_of(totals))
-    return JudgeInfo(config.judge_model, fingerprint, spent_on_judging(counts))
+    if usage.budget.prices:
+        counts["ledger/cost"] = float(usage.budget.cost_of(totals))
+    return JudgeInfo(config.judge_model, fingerprint, extract_judge_usage(counts))
 
 
 def installed_versions() -> dict[str, str | None]:

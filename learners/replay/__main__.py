@@ -163,11 +163,11 @@ def replay(
     run = Run(config, rollouts, trainer, Recorder())
     run.begin(rows[0]["iteration"])
     for trajectory in trajectories:
-        marks = trajectory.marks
-        marks.future_values = marks.scores = marks.advantages = marks.weights = None
+        stored = trajectory.diagnostics
+        stored.future_values = stored.scores = stored.advantages = stored.weights = None
     importlib.import_module(method).iteration([tree.task for tree in trees], run, config)
     for trajectory, advantages in trainer.credit.items():
-        trajectory.marks.advantages = advantages
+        trajectory.diagnostics.advantages = advantages
     return Replayed(trees, rollouts.branches)
 
 
@@ -196,13 +196,13 @@ def update_rows(
 
 
 def _update_row(row: Mapping[str, Any], trajectory: Trajectory) -> dict[str, Any]:
-    marks = trajectory.marks
+    diagnostics = trajectory.diagnostics
     return dict(row) | {
         "reward": trajectory.reward,
         "reward_terms": list(trajectory.reward_terms.items()),
-        "future_values": _to_floats(marks.future_values),
-        "branch_scores": _to_floats(marks.scores),
-        "advantages": _to_floats(marks.advantages),
+        "future_values": _to_floats(diagnostics.future_values),
+        "branch_scores": _to_floats(diagnostics.scores),
+        "advantages": _to_floats(diagnostics.advantages),
         "weights": None,
     }
 

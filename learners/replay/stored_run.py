@@ -124,15 +124,15 @@ class StoredTrainer:
         """
         stats = {}
         for trajectory in trajectories:
-            marks = trajectory.marks
-            if marks.logprobs is None or marks.entropies is None:
+            diagnostics = trajectory.diagnostics
+            if diagnostics.logprobs is None or diagnostics.entropies is None:
                 raise RolloutFileError(
                     f"trajectory {trajectory.path} was never scored by the policy, which this "
                     "method needs; it cannot be replayed without the model"
                 )
-            stats[trajectory] = TokenStats(marks.logprobs, marks.entropies)
+            stats[trajectory] = TokenStats(diagnostics.logprobs, diagnostics.entropies)
         # Methods only ask if the policy has moved since it sampled, so the age is enough.
-        self.updates = max((t.marks.age or 0 for t in trajectories), default=0)
+        self.updates = max((t.diagnostics.age or 0 for t in trajectories), default=0)
         return stats
 
     def remember_old_logprobs(self, trajectories: Sequence[Trajectory]) -> None:

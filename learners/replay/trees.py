@@ -14,7 +14,15 @@ from torch import Tensor
 
 from benchmarks import Task
 from envs import Call, EnvState, Stop
-from learners.tree import BranchPoint, Completion, Marks, RolloutTree, StopReason, Trajectory, Turn
+from learners.tree import (
+    BranchPoint,
+    Completion,
+    Diagnostics,
+    RolloutTree,
+    StopReason,
+    Trajectory,
+    Turn,
+)
 
 StoredRow = Mapping[str, Any]
 """Values of a row of a rollout file, by column."""
@@ -85,7 +93,7 @@ def _build_trajectory(
         old_logprobs=_to_tensor(row["old_logprobs"]),
         reference_logprobs=_to_tensor(row["reference_logprobs"]),
         discarded_tokens=row["discarded_tokens"],
-        marks=Marks(
+        diagnostics=Diagnostics(
             logprobs=_to_tensor(row["logprobs"]),
             entropies=_to_tensor(row["entropies"]),
             age=row["scoring_age"],

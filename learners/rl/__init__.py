@@ -10,16 +10,29 @@ branching   ranks tokens and decides where a tree branches
 from __future__ import annotations
 
 from learners.rl import branching
-from learners.rl.advantages import by_group, centred, group_normalised, leave_one_out, normalised
+from learners.rl.advantages import (
+    centre,
+    credit_groups,
+    has_variance,
+    leave_one_out,
+    normalise,
+    normalise_groups,
+)
 from learners.rl.branching import Prefix, Rule, own_mask, turn_entropy
-from learners.rl.kl import Credit, KlRewardConfig, Note, penalised, penalty, with_reference
+from learners.rl.kl import (
+    Credit,
+    KlRewardConfig,
+    Note,
+    penalised_reward,
+    token_penalties,
+    with_reference,
+)
 from learners.rl.losses import (
-    LARGEST_LOG,
-    Clipped,
-    clipped,
+    ClippedLosses,
+    clipped_losses,
     clipped_policy_loss,
     clipped_surrogate,
-    dual_clipped,
+    dual_clipped_losses,
     dual_clipped_policy_loss,
     future_values,
     mismatch_weights,
@@ -32,34 +45,33 @@ from learners.rl.losses import (
     token_mean,
     zscore,
 )
-from learners.rl.objective import note_bounded, note_capped, wrap_loss
+from learners.rl.objective import note_bounded_tokens, note_capped_tokens, wrap_loss
 
 __all__ = [
-    "LARGEST_LOG",
-    "Clipped",
+    "ClippedLosses",
     "Credit",
     "KlRewardConfig",
     "Note",
     "Prefix",
     "Rule",
     "branching",
-    "by_group",
-    "centred",
-    "clipped",
+    "centre",
+    "clipped_losses",
     "clipped_policy_loss",
     "clipped_surrogate",
-    "dual_clipped",
+    "credit_groups",
+    "dual_clipped_losses",
     "dual_clipped_policy_loss",
     "future_values",
-    "group_normalised",
+    "has_variance",
     "leave_one_out",
     "mismatch_weights",
-    "normalised",
-    "note_bounded",
-    "note_capped",
+    "normalise",
+    "normalise_groups",
+    "note_bounded_tokens",
+    "note_capped_tokens",
     "own_mask",
-    "penalised",
-    "penalty",
+    "penalised_reward",
     "preserving_surrogate",
     "sequence_log_ratio",
     "sequence_mean",
@@ -67,6 +79,7 @@ __all__ = [
     "suffix_sum",
     "token_log_ratio",
     "token_mean",
+    "token_penalties",
     "turn_entropy",
     "with_reference",
     "wrap_loss",

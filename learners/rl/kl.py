@@ -1,9 +1,8 @@
-"""The divergence from a reference in the reward: k1 of every token that the policy sampled.
+"""KL estimators, and the KL penalty in the reward that RLOO and REINFORCE++ have.
 
-A token earns beta log(pi_old / pi_ref) less. Rewards are then such that the policy gradient is that
-of the expected reward minus beta KL(pi || pi_ref). Both policies are those of the step's begin, so
-that this is a number beside the reward; `--kl` adds another term, in the loss, with a gradient of
-its own.
+With the penalty a sampled token earns beta log(pi_old / pi_ref) less. The policy gradient is then
+that of the expected reward minus beta KL(pi || pi_ref). Both policies are those at the start of the
+step, so the penalty is a plain number; `--kl` adds another term, in the loss, with a gradient.
 """
 
 from __future__ import annotations
@@ -22,19 +21,18 @@ from learners.tree import RolloutTree, Row, Trajectory
 Credit = Callable[[Sequence[RolloutTree]], list[Row]]
 """Finished trees -> the rows that are trained on."""
 
-
 Note = Callable[[str, Sequence[float]], None]
 """Takes observations whose mean is a metric."""
 
 
 @dataclass(frozen=True)
 class KlRewardConfig(RunConfig):
-    """The field of methods whose papers have the divergence in the reward."""
+    """The option of methods whose papers have the KL penalty in the reward."""
 
     kl_reward: float = 0.0
     """beta: every sampled token earns beta log(pi_old / pi_ref) less, the k1 estimate of the
-    divergence from the model the run started from; --kl is beside it, in the loss. [TRL's RLOO:
-    0.05; verl's examples: 0.001; 0 as the other methods]"""
+    divergence from the initial model; --kl is separate, in the loss. [TRL's RLOO: 0.05; verl's
+    examples: 0.001; 0 as the other methods]"""
 
     def validate(self) -> None:
         """Check option values. Raises UsageError if one is out of range."""
@@ -44,44 +42,49 @@ class KlRewardConfig(RunConfig):
 
     @property
     def has_reference(self) -> bool:
-        """Whether the model that the run started from is asked."""
+        """True if log-probabilities under the initial model are needed."""
         return super().has_reference or self.kl_reward != 0
 
 
 def with_reference(
     credit: Credit,
-    refer: Callable[[Sequence[Trajectory]], None],
+    remember_reference: Callable[[Sequence[Trajectory]], None],
     note: Note,
     coefficient: float,
 ) -> Credit:
-    """Credit that reads what the reference thinks; what it takes off rewards is noted.
+    """Make a method's credit ask the reference first, and record the penalties.
 
     Args:
-        credit: of a method; uses `penalty`.
-        refer: asks the reference about trajectories.
-        note: takes what rewards lose.
-        coefficient: beta; 0: nobody is asked.
+        credit: of a method; uses `token_penalties`.
+        remember_reference: stores the reference's log-probabilities on trajectories.
+        note: takes the penalty of each trajectory.
+        coefficient: beta; 0: the reference is not asked.
     """
 
-    def credited(trees: Sequence[RolloutTree]) -> list[Row]:
+    def credit_with_reference(trees: Sequence[RolloutTree]) -> list[Row]:
         trajectories = [t for tree in trees for t in tree.trajectories]
         if coefficient:
-            refer(trajectories)
-            taken = [float(penalty(t, coefficient).sum()) for t in trajectories]
-            note("reward/kl_penalty", taken)
+            remember_reference(trajectories)
+            penalties = [float(token_penalties(t, coefficient).sum()) for t in trajectories]
+            note("reward/kl_penalty", penalties)
         return credit(trees)
 
-    return credited
+    return credit_with_reference
 
 
-def penalty(trajectory: Trajectory, coefficient: float) -> Tensor:
-    """(T,) what each sampled token earns less, in float64; 0 on observations."""
+def penalised_reward(trajectory: Trajectory, coefficient: float) -> float:
+    """Return the reward of a rollout less the penalties of its tokens."""
+    return trajectory.reward - float(token_penalties(trajectory, coefficient).sum())
+
+
+def token_penalties(trajectory: Trajectory, coefficient: float) -> Tensor:
+    """(T,) the KL penalty of each sampled token, in float64; 0 on observations."""
     mask = trajectory.tensors.mask
     if not coefficient:
         return torch.zeros(len(mask), dtype=torch.float64)
     old, reference = trajectory.old_logprobs, trajectory.reference_logprobs
     assert old is not None, "remember_old_logprobs before credit"
-    assert reference is not None, "refer before credit"
+    assert reference is not None, "remember_reference_logprobs before credit"
     return k1_penalty(old.double(), reference.double(), mask, coefficient)
 
 
@@ -90,13 +93,8 @@ def k1_penalty(old: Tensor, reference: Tensor, mask: Tensor, coefficient: float)
     return torch.where(mask, coefficient * kl_k1(old, reference), 0.0)
 
 
-def penalised(trajectory: Trajectory, coefficient: float) -> float:
-    """The reward of a whole rollout, less what its tokens lose."""
-    return trajectory.reward - float(penalty(trajectory, coefficient).sum())
-
-
 def divergence(logprobs: Tensor, reference: Tensor, estimator: Estimator) -> Tensor:
-    """Estimate of KL(current || reference) of every token, to be masked and averaged.
+    """Estimate KL(current || reference) of every token, to be masked and averaged.
 
     k1 and k2 differ in value, not in gradient: the gradient of k1 itself is 0 in the mean, whatever
     the policies are, so that k1 trains with that of k2.

@@ -1,4 +1,4 @@
-"""Pieces of policy losses that methods share. All is (B, T); log-probabilities in nats."""
+"""Pieces of policy losses that methods share. Tensors are (B, T), log-probabilities in nats."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from learners.policy import Batch
 
 LARGEST_LOG = 20.0
 """Magnitude at which sums of log-ratios are cut before the exponential."""
+
+STD_FLOOR = 1e-6
+"""Added to a deviation that is divided by, as the reference implementations do."""
 
 
 def suffix_sum(x: Tensor, discount: float) -> Tensor:
@@ -75,7 +78,9 @@ def sequence_log_ratio(
     return (mean + logprobs - logprobs.detach()).clamp(max=largest)
 
 
-def clipped(log_ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:
+def clipped_losses(
+    log_ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float
+) -> Tensor:
     """-min(r A, clip(r, 1 - low, 1 + high) A) of every token; no gradient where a bound decides."""
     ratio = log_ratio.exp()
     return torch.maximum(
@@ -84,12 +89,12 @@ def clipped(log_ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: f
 
 
 def dual_clip(losses: Tensor, advantages: Tensor, cap: float) -> Tensor:
-    """Losses, where A is negative at most -cap A; no gradient where that decides. inf: as given."""
+    """Bound losses by -cap A where A < 0, without gradient where that decides; inf: no bound."""
     return torch.where(advantages < 0, torch.minimum(-advantages * cap, losses), losses)
 
 
-class Clipped(NamedTuple):
-    """A clipped surrogate; all (B, T)."""
+class ClippedLosses(NamedTuple):
+    """A clipped surrogate and the tokens that its clips decide; all (B, T)."""
 
     losses: Tensor
     upper: Tensor
@@ -98,13 +103,13 @@ class Clipped(NamedTuple):
     """True where the dual clip decides."""
 
 
-def dual_clipped(
+def dual_clipped_losses(
     log_ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, cap: float
-) -> Clipped:
-    """Both clips, and where they decide."""
-    once = clipped(log_ratio, advantages, clip_low, clip_high)
+) -> ClippedLosses:
+    """Apply both clips, and mark the tokens that each decides."""
+    once = clipped_losses(log_ratio, advantages, clip_low, clip_high)
     twice = dual_clip(once, advantages, cap)
-    return Clipped(twice, once > -advantages * log_ratio.exp(), twice < once)
+    return ClippedLosses(twice, once > -advantages * log_ratio.exp(), twice < once)
 
 
 def clipped_surrogate(
@@ -121,15 +126,15 @@ def clipped_surrogate(
         logprobs: (B, T) with gradient; none flows where |log r| exceeds LARGEST_LOG.
         old_logprobs: (B, T).
         advantages: (B, T).
-        clip_low: the ratio is kept above 1 - clip_low where A < 0.
-        clip_high: and below 1 + clip_high where A > 0.
+        clip_low: where A < 0 the ratio is kept above 1 - clip_low.
+        clip_high: where A > 0 the ratio is kept below 1 + clip_high.
         cap: c of the dual clip; where A < 0 the loss is at most -c A.
 
     Returns:
         (B, T), to be masked and summed by the caller.
     """
     log_ratio = token_log_ratio(logprobs, old_logprobs)
-    return dual_clip(clipped(log_ratio, advantages, clip_low, clip_high), advantages, cap)
+    return dual_clip(clipped_losses(log_ratio, advantages, clip_low, clip_high), advantages, cap)
 
 
 def preserving_surrogate(
@@ -152,20 +157,20 @@ def preserving_surrogate(
         old_logprobs: (B, T).
         advantages: (B, T).
         clip_low: see `clipped_surrogate`.
-        clip_high: see there.
-        cap: see there; the dual clip leaves no gradient.
-        below: how much of the gradient is kept where A < 0 and the ratio is under its clip.
+        clip_high: see `clipped_surrogate`.
+        cap: see `clipped_surrogate`; the dual clip leaves no gradient.
+        below: share of the gradient that is kept where A < 0 and the ratio is under its clip.
         above: the same where A > 0 and the ratio is over its clip; 0 and 0 is PPO.
     """
     ratio = (logprobs.detach() - old_logprobs).clamp(max=80.0).exp()  # finite in float32
     good = advantages >= 0
     bound = torch.where(good, ratio.clamp(max=1 + clip_high), ratio.clamp(1 - clip_low, cap))
-    kept = torch.ones_like(ratio)
-    kept[good & (ratio > 1 + clip_high)] = above
-    kept[~good & (ratio < 1 - clip_low)] = below
-    kept[~good & (ratio > cap)] = 0.0
+    share = torch.ones_like(ratio)
+    share[good & (ratio > 1 + clip_high)] = above
+    share[~good & (ratio < 1 - clip_low)] = below
+    share[~good & (ratio > cap)] = 0.0
     change = (logprobs - logprobs.detach()).expm1()  # 0, with the gradient of the log-probability
-    return -advantages * bound * (1 + kept * change)
+    return -advantages * bound * (1 + share * change)
 
 
 def sequence_mean(masks: Sequence[Tensor], rows: int | None = None) -> list[Tensor]:
@@ -173,7 +178,7 @@ def sequence_mean(masks: Sequence[Tensor], rows: int | None = None) -> list[Tens
 
     Args:
         masks: per row (T,), True on trained tokens.
-        rows: divide by this many rows instead of those given.
+        rows: divide by this many rows; None: by the number of masks.
     """
     count = len(masks) if rows is None else rows
     return [mask.double() / (mask.sum().clamp_min(1) * count) for mask in masks]
@@ -193,7 +198,7 @@ def sequence_sum(masks: Sequence[Tensor], divisor: float = 1.0) -> list[Tensor]:
 def mismatch_weights(
     log_ratio: Tensor, mask: Tensor, high: float, low: float = 0.0, *, whole_rows: bool = False
 ) -> Tensor:
-    """What a token counts because the sampler's probabilities are not quite the policy's.
+    """Weights of tokens that correct the mismatch between sampler and policy probabilities.
 
     Args:
         log_ratio: (..., T) the policy's own old log-probabilities minus the sampler's.
@@ -230,13 +235,19 @@ def kl_k3(logprobs: Tensor, reference: Tensor) -> Tensor:
     return (gap.exp() - gap - 1).clamp(-10, 10)
 
 
-def zscore(x: Tensor) -> Tensor:
-    """(n,) standardised by the population's mean and deviation."""
-    return (x - x.mean()) / (x.std(correction=0) + 1e-6)
+def zscore(x: Tensor, correction: int = 0, floor: float = STD_FLOOR) -> Tensor:
+    """Standardise: (x - mean) / (std + floor); an empty x stays empty.
+
+    Args:
+        x: (n,).
+        correction: 0, the population's deviation; 1, the sample's.
+        floor: keeps the result finite if all values are equal.
+    """
+    return (x - x.mean()) / (x.std(correction=correction) + floor) if len(x) else x
 
 
 class ClipRange(Protocol):
-    """Fields of a method's Config."""
+    """The clip range of a method's Config."""
 
     @property
     def clip_low(self) -> float: ...
@@ -245,7 +256,7 @@ class ClipRange(Protocol):
 
 
 class DualClipRange(ClipRange, Protocol):
-    """The same with the cap on the ratio of negative advantages."""
+    """A clip range with the cap on the ratio of tokens with negative advantages."""
 
     @property
     def dual_clip(self) -> float: ...

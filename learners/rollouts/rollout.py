@@ -119,7 +119,7 @@ class Rollouts:
     def completed(self) -> Iterator[tuple[Request, Completion]]:
         """Yield what the sampler completes; count its tokens, even if they are discarded later."""
         for request, completion in self.sampler.completed():
-            self.ledger.sampled(len(completion.token_ids))
+            self.ledger.add_sampled_tokens(len(completion.token_ids))
             yield request, completion
 
     def make_request(self, tree: RolloutTree, trajectory: Trajectory, key: str) -> Request:
@@ -160,7 +160,7 @@ class Rollouts:
                 on_retry=partial(self.ledger.add, "retries"),
             )
             if isinstance(result, UNAVAILABLE):
-                self.ledger.reached(len(trajectory.state.calls), ok=False)
+                self.ledger.count_attempt(len(trajectory.state.calls), ok=False)
                 trajectory.discarded_tokens += len(rest.token_ids)
                 tree.unavailable = str(result)
                 return
@@ -168,7 +168,7 @@ class Rollouts:
         observation, reward, terminated, truncated, info = outcome
         call = info.get("call")
         if call is not None:
-            self.ledger.reached(len(trajectory.state.calls), ok=True)
+            self.ledger.count_attempt(len(trajectory.state.calls), ok=True)
         room = self.max_response_tokens - len(trajectory) - len(rest.token_ids)
         ids = () if terminated or truncated else self.encode_observation(observation, room)
         if ids is None:  # no room for the tool's result: the turn counts, its result does not

@@ -193,7 +193,7 @@ def _build_row(
     iteration: int, index: int, tree: RolloutTree, trajectory: Trajectory
 ) -> dict[str, Any]:
     """A row without the text columns."""
-    parent, state, marks = trajectory.parent, trajectory.state, trajectory.marks
+    parent, state, diagnostics = trajectory.parent, trajectory.state, trajectory.diagnostics
     return dict.fromkeys(COLUMNS) | {
         "version": VERSION,
         "iteration": iteration,
@@ -214,18 +214,18 @@ def _build_row(
         "calls": state.calls,
         "turns": _build_turns(trajectory, tree.task.restricted),
         "discarded_tokens": trajectory.discarded_tokens,
-        "scoring_age": marks.age,
+        "scoring_age": diagnostics.age,
         "mask": trajectory.response_mask,
         "sampler_logprobs": trajectory.sampler_logprobs,
         "sampler_entropies": trajectory.sampler_entropies,
         "old_logprobs": _to_floats(trajectory.old_logprobs),
-        "logprobs": _to_floats(marks.logprobs),
-        "entropies": _to_floats(marks.entropies),
+        "logprobs": _to_floats(diagnostics.logprobs),
+        "entropies": _to_floats(diagnostics.entropies),
         "reference_logprobs": _to_floats(trajectory.reference_logprobs),
-        "future_values": _to_floats(marks.future_values),
-        "branch_scores": _to_floats(marks.scores),
-        "advantages": _to_floats(marks.advantages),
-        "weights": _to_floats(marks.weights),
+        "future_values": _to_floats(diagnostics.future_values),
+        "branch_scores": _to_floats(diagnostics.scores),
+        "advantages": _to_floats(diagnostics.advantages),
+        "weights": _to_floats(diagnostics.weights),
     }
 
 

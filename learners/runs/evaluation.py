@@ -15,7 +15,7 @@ from benchmarks import GRADING_THREADS, Benchmark, Score, Task, sample_tasks
 from envs import final_answer
 from learners.config import RunConfig
 from learners.console import Console
-from learners.ledger import Ledger, spent
+from learners.ledger import Ledger, amount_used
 from learners.policy import LoadedModel, save_model
 from learners.rollouts import Rollouts
 from learners.run_folder import VALIDATION_FOLDER, write_text
@@ -56,7 +56,7 @@ def validate_if_due(
     if every == 0 or (done % every and not has_reached_limit(config, done, history)):
         return {}
     with closing(make_env(config, "validation")) as env:
-        ledger = Ledger(rollouts.ledger.spending)
+        ledger = Ledger(rollouts.ledger.usage)
         install_judge(env, config.judge, folder, ledger)
         temperature = config.evaluation.eval_temperature
         player = replace(rollouts, env=env, temperature=temperature, ledger=ledger)
@@ -101,7 +101,7 @@ def has_reached_limit(config: RunConfig, done: int, history: Sequence[Mapping[st
     """True if all iterations are done, or the training budget is spent."""
     if done >= config.training.iterations:
         return True
-    return any(spent(history, unit) >= amount for unit, amount in config.limits.stop_at)
+    return any(amount_used(history, unit) >= amount for unit, amount in config.limits.stop_at)
 
 
 def is_patience_exhausted(config: RunConfig, history: Sequence[Mapping[str, Any]]) -> bool:

@@ -89,14 +89,14 @@ class CountedJudge(Judge):
             RunStopped: the budget does not cover its price.
             JudgeUnavailable: the endpoint cannot be reached or refuses.
         """
-        self._ledger.spending.begin(JUDGE)
+        self._ledger.usage.begin_call(JUDGE)
         self._local.requests = 0
         try:
             verdict = super().verdict(task, answer)
         except BaseException:
-            self._ledger.judged(self._local.requests, ok=False)
+            self._ledger.count_judgement(self._local.requests, ok=False)
             raise
-        self._ledger.judged(self._local.requests, ok=True)
+        self._ledger.count_judgement(self._local.requests, ok=True)
         return verdict
 
     def _send(self, url: str, headers: Mapping[str, str], body: bytes, timeout: float) -> bytes:

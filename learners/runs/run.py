@@ -87,7 +87,7 @@ class Run:
         for tree in self.trees:
             tree.copy = copies[tree.task.id]
             copies[tree.task.id] += 1
-            tree.begun = 0 if self._has_sampled else roots
+            tree.initial_roots = 0 if self._has_sampled else roots
             for _ in range(roots):
                 tree.root()
         return self.trees

@@ -21,7 +21,7 @@ from benchmarks import Task
 from envs import ToolEnv
 from learners.config import RunConfig
 from learners.console import Console
-from learners.ledger import LOST, Ledger, Spending, policy_flops, recorded
+from learners.ledger import LOST_WORK, Ledger, RunUsage, policy_flops, recorded_usage
 from learners.metrics import PEAK, compute_tree_metrics
 from learners.policy import Policy, Reference, load_model, lora, make_reference
 from learners.rollouts import Rollouts, write_rollouts
@@ -130,7 +130,7 @@ def open_session(
     """
     torch.set_num_threads(config.training.threads or os.cpu_count() or 1)
     check_tasks(config, env.tasks)
-    ledger = ledger or Ledger(Spending(config.limits.budget()))
+    ledger = ledger or Ledger(RunUsage(config.limits.budget()))
     install_judge(env, config.judge, folder, ledger)
     test_env = None
     if config.evaluation.eval_tasks:
@@ -223,13 +223,13 @@ def open_ledger(config: RunConfig, folder: Path, history: Sequence[Mapping[str, 
     evaluation_stays = newest is None or (
         evaluation.get("iteration") == newest and should_stop(config, newest, history)
     )
-    spending = Spending(
-        config.limits.budget(), folder / "spent.json", recorded([*history, evaluation])
+    usage = RunUsage(
+        config.limits.budget(), folder / "spent.json", recorded_usage([*history, evaluation])
     )
-    ledger, spent = Ledger(spending), spending.totals()
+    ledger, spent = Ledger(usage), usage.totals()
     at_checkpoint = {} if newest is None else read_state(folder, newest).get("spent", spent)
-    of_evaluation = recorded([evaluation]) if evaluation_stays else {}
-    for name, counter in LOST.items():
+    of_evaluation = recorded_usage([evaluation]) if evaluation_stays else {}
+    for name, counter in LOST_WORK.items():
         lost = spent.get(counter, 0) - at_checkpoint.get(counter, 0) - of_evaluation.get(counter, 0)
         if lost > 0:
             ledger.add(name, lost)
@@ -254,7 +254,7 @@ def run_iteration(
     with profile if session.config.training.profile_memory else nullcontext():
         iteration(tasks, run, session.config)
     count_since(counters, rollouts)
-    session.ledger.inherited(run.trees)
+    session.ledger.count_reuse(run.trees)
     metrics = run.recorder.take() | session.ledger.take() | compute_tree_metrics(run.trees)
     metrics[PEAK] = meter.iteration_peak()
     metrics["ledger/flops"] = policy_flops(policy.model.num_parameters(), metrics)
@@ -300,7 +300,7 @@ def save_iteration(session: Session, metrics: dict[str, Any], last: bool) -> Non
         os.fsync(lines.fileno())
     session.iteration += 1
     if session.iteration % session.config.training.checkpoint_every == 0 or last:
-        state = {"lost": session.lost, "spent": dict(session.ledger.spending.totals())}
+        state = {"lost": session.lost, "spent": dict(session.ledger.usage.totals())}
         save_checkpoint(session.folder, session.iteration, session.policy, state)
 
 

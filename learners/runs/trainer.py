@@ -118,8 +118,8 @@ class PolicyTrainer:
             stats = self.policy.token_stats(trajectories, keep)
         self.ledger.add("computed_tokens", self.policy.work.computed_tokens)
         for trajectory, (logprobs, entropies) in zip(trajectories, stats, strict=True):
-            trajectory.marks.logprobs, trajectory.marks.entropies = logprobs, entropies
-            trajectory.marks.age = self._age(trajectory)
+            trajectory.diagnostics.logprobs, trajectory.diagnostics.entropies = logprobs, entropies
+            trajectory.diagnostics.age = self._age(trajectory)
         return dict(zip(trajectories, stats, strict=True))
 
     def remember_old_logprobs(self, trajectories: Sequence[Trajectory]) -> None:
@@ -151,7 +151,7 @@ class PolicyTrainer:
         if options.kl != 0:
             self.remember_reference_logprobs([row.trajectory for row in rows])
         for (trajectory, advantages), weight in zip(rows, weights, strict=True):
-            trajectory.marks.advantages, trajectory.marks.weights = advantages, weight
+            trajectory.diagnostics.advantages, trajectory.diagnostics.weights = advantages, weight
         ages = [self._age(row.trajectory) for row in rows]
         self.recorder.note("update/staleness", [float(age) for age in ages])
         self.recorder.note("update/stale_rows", [float(age > 0) for age in ages])

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import Task
 from learners import appo_reference as ours
-from learners.rl.advantages import group_normalised
+from learners.rl.advantages import normalise_groups
 from learners.rl.losses import future_values, kl_k3, zscore
 from learners.tree import Completion, RolloutTree, Turn
 from tests.golden.appo_losses import future_loss
@@ -182,7 +182,7 @@ def group_normalised_agrees(case):
     mask = case.inputs["response_mask"]
     for name in dict.fromkeys(index):
         members = [i for i, other in enumerate(index) if other == name]
-        rows = group_normalised([tree_of(rewards[members].double())])
+        rows = normalise_groups([tree_of(rewards[members].double())])
         if len(members) == 1 or rewards[members].unique().numel() == 1:
             assert not any(row.advantages.any() for row in rows)
             if len(members) > 1:  # the code's are 0 up to rounding over its 1e-6

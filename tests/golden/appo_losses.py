@@ -5,7 +5,7 @@ from functools import partial
 import torch
 
 from learners import appo_reference as ours
-from learners.rl.losses import dual_clipped, kl_k1, kl_k2, kl_k3
+from learners.rl.losses import dual_clipped_losses, kl_k1, kl_k2, kl_k3
 
 
 def aggregation(name, length):
@@ -96,7 +96,7 @@ def _weights_agree(case, mask):
 def plain_loss_agrees(case):
     i, p, mask = case.inputs, case.params, case.inputs["response_mask"].bool()
     logprobs = i["log_prob"].clone().requires_grad_()
-    surrogate = dual_clipped(
+    surrogate = dual_clipped_losses(
         logprobs - i["old_log_prob"],
         i["advantages"],
         *_clip(p["cliprange_low"], p["cliprange_high"], p["cliprange"]),

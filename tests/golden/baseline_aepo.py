@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from learners import aepo
-from learners.rl.advantages import normalised
+from learners.rl.advantages import normalise
 from learners.rl.branching import turn_entropy
 from learners.rl.losses import dual_clipped_policy_loss, token_mean
 from tests.golden.appo_replay import Draws
@@ -32,7 +32,7 @@ def config_of(params):
 
 def branch_rule_agrees(case):
     found = [
-        aepo.branches(
+        aepo.should_branch(
             row["u"],
             row["entropy_now"] - row["entropy_initial"],
             row["consecutive_branches"],
@@ -47,7 +47,7 @@ def branch_rule_agrees(case):
 def budget_rule_agrees(case):
     rows = case.inputs["rows"]
     found = [
-        aepo.budget(row["n"], row["entropy_root"], row["step_entropies"], SENSITIVITY)
+        aepo.initial_rollouts(row["n"], row["entropy_root"], row["step_entropies"], SENSITIVITY)
         for row in rows
     ]
     assert found == case.outputs["initial_rollouts"].int().tolist()
@@ -66,7 +66,7 @@ def budgets_agree(case):
                 roots[own] = found
             else:
                 steps[own].append(found)
-    budgets = [aepo.budget(p["n"], roots[k], steps[k], SENSITIVITY) for k in steps]
+    budgets = [aepo.initial_rollouts(p["n"], roots[k], steps[k], SENSITIVITY) for k in steps]
     counts = case.outputs["rounds"][0]["rollouts_per_prompt_before"]
     assert budgets == [int(count) for count in counts]
 
@@ -123,7 +123,7 @@ def weighed(case, weight):
 
 def method_agrees(case):
     """Advantages of groups, and all four of the code's losses with their gradients."""
-    credit_agrees(case, normalised)
+    credit_agrees(case, normalise)
     config = SimpleNamespace(**clips_of(case))
     weight = case.params["entropy_adv_coef"]
     losses = {"clip": aepo.policy_loss, "plain": dual_clipped_policy_loss}

@@ -29,7 +29,7 @@ def config_of(params):
 
 def branch_rule_agrees(case):
     found = [
-        arpo.branches(row["u"], row["entropy_now"] - row["entropy_initial"], config_of(row))
+        arpo.should_branch(row["u"], row["entropy_now"] - row["entropy_initial"], config_of(row))
         for row in case.inputs["rows"]
     ]
     assert found == [bool(flag) for flag in case.outputs["branch"]]

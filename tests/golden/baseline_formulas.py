@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import torch
 
 from learners import arpo, cispo, dapo, gigpo, gppo, gspo, reinforce_pp, rloo, tree_grpo
-from learners.rl.advantages import centred, leave_one_out, normalised
+from learners.rl.advantages import centre, leave_one_out, normalise
 from learners.rl.kl import k1_penalty
 from learners.rl.losses import (
     clipped_surrogate,
@@ -142,13 +142,13 @@ def _divergence(case, logprobs, batch):
 
 
 def group_method_agrees(case):
-    credit = partial(normalised, floor=1e-4) if case.trl else normalised
-    credit_agrees(case, centred if case.file == "dr_grpo" else credit)
+    credit = partial(normalise, floor=1e-4) if case.trl else normalise
+    credit_agrees(case, centre if case.file == "dr_grpo" else credit)
     loss_agrees(case)
 
 
 def credit_of_trl_agrees(case):
-    credit_agrees(case, partial(normalised, floor=1e-4))
+    credit_agrees(case, partial(normalise, floor=1e-4))
 
 
 def rloo_agrees(case):
@@ -174,7 +174,7 @@ def reinforce_pp_agrees(case):
         pairs = zip(rewards, mask, strict=True)
         returns = torch.stack([reinforce_pp.rewards_to_go(r, m, gamma) for r, m in pairs])
         case.close(returns, o["returns"] * mask)
-    found = torch.stack(reinforce_pp.whitened(list(returns), list(mask)))
+    found = torch.stack(reinforce_pp.whiten(list(returns), list(mask)))
     case.close(found, o["advantages"], **COUNTED)
     loss_agrees(case)
 
@@ -185,7 +185,7 @@ def tool_results_cut_no_return(case):
     pairs = zip(i["token_level_rewards"], mask, strict=True)
     returns = [reinforce_pp.rewards_to_go(r, m, case.params["gamma"]) for r, m in pairs]
     case.close(torch.stack(returns), o["returns_fixed"] * mask)
-    found = reinforce_pp.whitened(returns, list(mask))
+    found = reinforce_pp.whiten(returns, list(mask))
     case.close(torch.stack(found), o["advantages_fixed"], **COUNTED)
 
 
@@ -208,7 +208,7 @@ def gigpo_agrees(case):
         if len(rows) == 1:
             continue
         rewards = i["token_level_rewards"].sum(-1)[[own[0] for own in rows]]
-        episode = (normalised if scale == "std" else centred)(rewards)
+        episode = (normalise if scale == "std" else centre)(rewards)
         for own, advantage in zip(rows, episode, strict=True):
             expected = o["episode_advantages_per_trajectory_stats"][own]
             case.close(advantage * mask[own], expected)
@@ -218,7 +218,7 @@ def gigpo_agrees(case):
 def equals_are_exactly_zero(case):
     rewards = case.inputs["rewards"]
     assert case.outputs["advantages_verl"].abs().max() > 0
-    assert not any(normalised(rewards[group]).any() for group in case.groups)
+    assert not any(normalise(rewards[group]).any() for group in case.groups)
 
 
 def overflow_is_finite(case):
@@ -279,7 +279,7 @@ def mismatch_agrees(case):
 def filter_agrees(case):
     values = case.inputs["metric"]
     names = case.inputs["group_ids"]
-    kept = [names[g[0]] for g in case.groups if dapo.teaches(values[g].tolist())]
+    kept = [names[g[0]] for g in case.groups if dapo.is_informative(values[g].tolist())]
     assert kept == list(case.outputs["kept_groups"])
     rows = [i for i, name in enumerate(names) if name in kept]
     assert rows == torch.as_tensor(case.outputs["kept_rows"]).int().tolist()
@@ -290,5 +290,5 @@ def overlong_agrees(case):
     p, i = case.params, case.inputs
     sizes = (p["max_resp_len"], p["overlong_buffer_len"])
     for length, expected in zip(i["lengths"], case.outputs["shaped_reward"], strict=True):
-        found = i["base_reward"] + p["penalty_factor"] * dapo.overlong(int(length), *sizes)
+        found = i["base_reward"] + p["penalty_factor"] * dapo.length_penalty(int(length), *sizes)
         case.close(found, expected, rtol=1e-6, atol=1e-6)

@@ -72,7 +72,7 @@ def tree_agrees(case):
     draw.leaves = tree_grpo.leaves(tree, root)
     assert {leaf_of(t) for t in draw.leaves} == set(o["leaves_before_pruning"])
     assert len(draw.leaves) == o["n_leaves"] == count
-    kept = tree_grpo.pruned(draw.leaves, p["k_keep"], draw)
+    kept = tree_grpo.prune(draw.leaves, p["k_keep"], draw)
     assert {leaf_of(t) for t in kept} == set(o["kept_leaves"])
     left = {f"n{turn.action.token_ids[0]}" for t in kept for turn in t.turns}
     assert left == set(o["nodes_after_pruning"])

@@ -28,7 +28,7 @@ def word(ids):
 
 
 def request(tree, budget, decode=word):
-    points = appo_reference.branch_request(tree, budget, decode, SETTINGS)
+    points = appo_reference.choose_branch_points(tree, budget, decode, SETTINGS)
     return [(tree.roots.index(point.trajectory), point.position) for point in points]
 
 
@@ -76,7 +76,7 @@ def test_every_budget_is_filled_and_no_branch_skips_a_result(shapes, budget, see
         *calls, (last, _) = turns
         root = grow(tree, *calls, (last, 0))
         root.old_logprobs = torch.randn(len(root), generator=draw)
-    points = appo_reference.branch_request(tree, budget, word, SETTINGS)
+    points = appo_reference.choose_branch_points(tree, budget, word, SETTINGS)
     assert len(points) == budget
     for point in points:
         branch = tree.fork(point)  # refuses a place behind a turn's last token
@@ -141,7 +141,7 @@ def test_the_loss_on_policy_is_minus_twice_the_advantage(aggregation, counts):
         batch.old_logprobs.clone(),
         batch,
         settings=appo_reference.Settings(aggregation=aggregation),
-        trained=0.25,
+        root_share=0.25,
         length=10,
         tokens=4,
         note=noted.__setitem__,

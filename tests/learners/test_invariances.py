@@ -5,7 +5,7 @@ import torch
 
 from learners import aepo, gigpo
 from learners.policy.batch import collate
-from learners.rl.advantages import group_normalised
+from learners.rl.advantages import normalise_groups
 from tests.method_fakes import METHODS, Composed, Credited, forest, loss_of
 
 every_method = pytest.mark.parametrize("method", METHODS)
@@ -85,7 +85,7 @@ def test_reinforce_pp_takes_the_mean_of_all_prompts_off():
 def test_without_a_discount_gigpo_takes_means_off_at_both_levels():
     moved, config = forest(), gigpo.Config.of(discount=1.0)
     with_constant(moved[:1])
-    before, after = (gigpo.two_level(trees, config) for trees in (forest(), moved))
+    before, after = (gigpo.credit_trajectories(trees, config) for trees in (forest(), moved))
     for one, other in zip(before, after, strict=True):
         torch.testing.assert_close(one.advantages, other.advantages, rtol=1e-4, atol=1e-5)
 
@@ -132,7 +132,7 @@ def test_aepo_credits_and_weighs_every_optimiser_step_by_itself():
     aepo.iteration([], run, config)
     assert len(run.updates) == 2
     for tree, update in zip(run.trees, run.updates, strict=True):
-        rows = group_normalised([tree])
+        rows = normalise_groups([tree])
         masks = [torch.tensor(row.trajectory.response_mask) for row in rows]
         entropies = [torch.arange(len(mask)) * 0.1 for mask in masks]
         factors = aepo.entropy_factors(entropies, masks, 0.2)

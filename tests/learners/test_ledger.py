@@ -1,4 +1,4 @@
-"""What a run spends is counted exactly, bounded, and known after a kill."""
+"""A run's usage is counted exactly, stays within its budget, and survives a kill."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 
 from learners.config import RunConfig
 from learners.errors import RunStopped
-from learners.ledger import Budget, Ledger, Spending, recorded
+from learners.ledger import Budget, Ledger, RunUsage, recorded_usage
 from learners.policy.loading import tiny_tokenizer
 from learners.rollouts.rollout import Rollouts
 from learners.runs.session import open_ledger
@@ -41,21 +41,21 @@ def tokenizer():
 def rollouts(tokenizer, turns, *tools, budget=Budget(), **options):  # noqa: B008 - frozen
     env = toy_env(*tools, split="train", **options)
     sampler = ScriptedSampler(tokenizer, turns)
-    ledger = Ledger(Spending(budget))
+    ledger = Ledger(RunUsage(budget))
     return Rollouts(env, sampler, tokenizer, 800, pause_s=0.0, ledger=ledger)
 
 
 def branched(tokenizer, budget=Budget(), **options):  # noqa: B008 - frozen
     """A root of two calls and its answer; a branch at its third turn that calls twice more."""
     root = [call("search", "a"), call("search", "b"), answer("3")]
-    said = {"0": root, "branch": [call("search", "c"), call("search", "d"), answer("2")]}
-    made = rollouts(tokenizer, said, budget=budget, **options)
+    branch_turns = [call("search", "c"), call("search", "d"), answer("2")]
+    made = rollouts(tokenizer, {"0": root}, budget=budget, **options)
     tree = made.tree(TASK)
     parent = tree.root()
     made.run([tree], "0")
     position = sum(len(t.action.token_ids) + len(t.observation_ids) for t in parent.turns[:2])
     branch = tree.fork(BranchPoint(parent, position))
-    made.sampler._turns["/".join(map(str, branch.path))] = said["branch"]
+    made.sampler._turns["/".join(map(str, branch.path))] = branch_turns
     return made, tree, branch
 
 
@@ -65,12 +65,12 @@ def test_a_branch_inherits_its_prefixs_calls_without_paying_again(tokenizer):
     made, tree, branch = branched(tokenizer, budget, max_tool_calls=9)
     made.run([tree], "0")
     assert branch.state.calls == ("search",) * 4
-    made.ledger.inherited([tree])
+    made.ledger.count_reuse([tree])
     metrics = made.ledger.take()
     assert metrics["ledger/tool_calls"] == 4
     assert metrics["ledger/inherited_calls"] == 2
     assert metrics["ledger/cost"] == 0.4
-    assert made.ledger.spending.totals()["tool_calls_search"] == 4
+    assert made.ledger.usage.totals()["tool_calls_search"] == 4
 
 
 def test_a_branch_cannot_exceed_what_its_episode_has_left(tokenizer):
@@ -108,16 +108,16 @@ def test_a_tool_without_a_price_is_not_bounded_by_cost(tokenizer):
 
 def test_a_call_that_fails_is_not_counted(tokenizer):
     """Two attempts fail, the third succeeds: one call."""
-    said = {"0": [call("search", "fox"), answer("2")]}
-    made = rollouts(tokenizer, said, FlakyTool(failures=2), budget=Budget(calls=1))
+    turns = {"0": [call("search", "fox"), answer("2")]}
+    made = rollouts(tokenizer, turns, FlakyTool(failures=2), budget=Budget(calls=1))
     tree = made.tree(TASK)
     tree.root()
     made.run([tree], "0")
     assert tree.roots[0].reward == 1.0
-    assert made.ledger.spending.totals()["tool_calls"] == 1
+    assert made.ledger.usage.totals()["tool_calls"] == 1
 
 
-def test_the_share_of_failed_calls_is_told_by_the_calls_before(tokenizer):
+def test_the_share_of_failed_calls_is_reported_by_the_calls_before(tokenizer):
     """Two roots; the tool works for both first calls and for no second one."""
 
     class Second(EchoTool):
@@ -138,7 +138,7 @@ def test_the_share_of_failed_calls_is_told_by_the_calls_before(tokenizer):
 
 
 def test_what_is_free_is_counted_and_costs_nothing():
-    ledger = Ledger(Spending(Budget(prices=(("search", 0.01),))))
+    ledger = Ledger(RunUsage(Budget(prices=(("search", 0.01),))))
     tool, state = FreeTool("search"), ()
     for query in ("fox", "fox", "hen", "fox"):
         state, _ = ledger.run(tool, state, query)
@@ -149,7 +149,7 @@ def test_what_is_free_is_counted_and_costs_nothing():
 
 
 def test_threads_together_make_no_call_too_many():
-    ledger = Ledger(Spending(Budget(calls=50)))
+    ledger = Ledger(RunUsage(Budget(calls=50)))
     tool, stopped = EchoTool("search"), []
 
     def work():
@@ -168,51 +168,51 @@ def test_threads_together_make_no_call_too_many():
     assert stopped
 
 
-_SPENDER = """
+_CALLER = """
 import sys
 from pathlib import Path
-from learners.ledger import Spending
-spending = Spending(path=Path(sys.argv[1]))
+from learners.ledger import RunUsage
+usage = RunUsage(path=Path(sys.argv[1]))
 while True:
-    spending.begin("search")
+    usage.begin_call("search")
     sys.stdout.write("x")
     sys.stdout.flush()
 """
 
 
 def test_a_kill_loses_no_call_that_was_begun(tmp_path):
-    """The program says a letter after each call it counted; one more may be under way."""
+    """The program prints a letter after each call it counted; one more may be under way."""
     path = tmp_path / "spent.json"
     for round_ in range(1, 4):
-        before = Spending(path=path).totals()["tool_calls"]
+        before = RunUsage(path=path).totals()["tool_calls"]
         run = subprocess.Popen(
-            [sys.executable, "-c", _SPENDER, str(path)], cwd=ROOT, stdout=subprocess.PIPE
+            [sys.executable, "-c", _CALLER, str(path)], cwd=ROOT, stdout=subprocess.PIPE
         )
-        said = os.read(run.stdout.fileno(), 1 << 16)
+        letters = os.read(run.stdout.fileno(), 1 << 16)
         run.send_signal(signal.SIGKILL)
-        said += run.communicate()[0]
-        counted = Spending(path=path).totals()["tool_calls"] - before
-        assert counted - len(said) in (0, 1), round_
+        letters += run.communicate()[0]
+        counted = RunUsage(path=path).totals()["tool_calls"] - before
+        assert counted - len(letters) in (0, 1), round_
     assert json.loads(path.read_text())["tool_calls_search"] >= 3
 
 
 def test_totals_go_on_over_processes_and_shrink_cleanly(tmp_path):
     """From 10 to 9 the text is shorter by a character, which must not stay."""
     path = tmp_path / "spent.json"
-    first = Spending(path=path, before={"tool_calls": 9, "tool_calls_search": 9})
-    first.begin("search")
-    first.take_back("search")
-    again = Spending(path=path, before={"tool_calls": 99})
+    first = RunUsage(path=path, initial={"tool_calls": 9, "tool_calls_search": 9})
+    first.begin_call("search")
+    first.cancel_call("search")
+    again = RunUsage(path=path, initial={"tool_calls": 99})
     assert again.totals() == {"tool_calls": 9, "tool_calls_search": 9}
-    again.begin("search")
-    again.take_back("search")
+    again.begin_call("search")
+    again.cancel_call("search")
     assert json.loads(path.read_text())["tool_calls"] == 9
 
 
 def test_a_file_of_something_else_is_named(tmp_path):
     (tmp_path / "spent.json").write_text("[1]")
     with pytest.raises(RunStopped, match=r"spent.json holds no totals; delete it to count anew"):
-        Spending(path=tmp_path / "spent.json")
+        RunUsage(path=tmp_path / "spent.json")
 
 
 def test_what_is_on_file_is_added_up():
@@ -221,18 +221,18 @@ def test_what_is_on_file_is_added_up():
         {"ledger/tool_calls": 1, "ledger/free_calls_search": 1, "ledger/reused_tokens": 9},
         {"ledger/lost_calls": 2, "ledger/lost_tokens": 7},
     ]
-    found = recorded(rows)
-    assert found == {
+    totals = recorded_usage(rows)
+    assert totals == {
         "tool_calls": 6,
         "tool_calls_search": 2,
         "free_calls_search": 1,
         "sampled_tokens": 7,
     }
-    assert Budget(prices=(("search", 0.5),)).cost_of(found) == Decimal("0.5")
+    assert Budget(prices=(("search", 0.5),)).cost_of(totals) == Decimal("0.5")
 
 
 def open_folder_of(folder, newest, spent, at_checkpoint=None, evaluation=None, iterations=2):
-    """The first metrics of a run that goes on in a folder like this."""
+    """The first metrics of a run that continues in a folder like this."""
     (folder / "spent.json").write_text(json.dumps(spent))
     if newest is not None:
         state = {"lost": []} | ({} if at_checkpoint is None else {"spent": at_checkpoint})
@@ -251,18 +251,18 @@ def test_what_was_spent_since_the_checkpoint_is_lost(tmp_path):
     assert metrics == {"ledger/lost_tokens": 60, "ledger/lost_calls": 2}
 
 
-def test_verdicts_of_discarded_work_are_told_as_lost(tmp_path):
+def test_verdicts_of_discarded_work_are_reported_as_lost(tmp_path):
     """An evaluation was killed after 5 verdicts; the checkpoint knew of 3."""
     spent = {"judge_calls": 5, "judge_cached": 1}
     metrics = open_folder_of(tmp_path, 2, spent, {"judge_calls": 3})
     assert metrics == {"ledger/lost_judge_calls": 2}
     rows = [{"ledger/judge_calls": 3, "ledger/judge_cached": 1}, metrics]
-    assert recorded(rows) == spent
+    assert recorded_usage(rows) == spent
     assert Budget(prices=(("judge", 0.5),)).cost_of(spent) == 2
 
 
 def test_an_evaluation_that_is_kept_is_not_lost(tmp_path):
-    """Of the 60 tokens since the checkpoint the evaluation after it took 50."""
+    """The evaluation after the checkpoint took 50 of the 60 tokens since."""
     evaluation = {"iteration": 2, "ledger/sampled_tokens": 50, "ledger/tool_calls": 2}
     spent = {"sampled_tokens": 160, "tool_calls": 7}
     at_checkpoint = {"sampled_tokens": 100, "tool_calls": 5}
@@ -270,8 +270,8 @@ def test_an_evaluation_that_is_kept_is_not_lost(tmp_path):
     assert metrics == {"ledger/lost_tokens": 10}
 
 
-def test_what_a_kept_evaluation_told_as_lost_is_not_told_again(tmp_path):
-    """60 tokens since the checkpoint: the evaluation took 50 and told of 10."""
+def test_what_a_kept_evaluation_reported_as_lost_is_not_reported_again(tmp_path):
+    """60 tokens since the checkpoint: the evaluation took 50 and reported 10 as lost."""
     evaluation = {"iteration": 2, "ledger/sampled_tokens": 50, "ledger/lost_tokens": 10}
     assert (
         open_folder_of(tmp_path, 2, {"sampled_tokens": 160}, {"sampled_tokens": 100}, evaluation)

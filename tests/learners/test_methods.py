@@ -94,17 +94,18 @@ def test_an_iteration_moves_the_weights(taught, method):
 
 @every_method
 def test_the_magnitude_of_advantages_is_that_of_the_tokens_trained_on(taught, method):
-    """Worked again from what each trajectory keeps of its update."""
+    """Computed again from each trajectory's diagnostics."""
     session, iteration = session_of(taught, method)
     metrics = run_iteration(session, iteration)
-    marks = [t.marks for tree in session.run.trees for t in tree.trajectories]
-    masks = [t.response_mask for tree in session.run.trees for t in tree.trajectories]
+    trajectories = [t for tree in session.run.trees for t in tree.trajectories]
     sizes = [
         abs(float(a))
-        for kept, mask in zip(marks, masks, strict=True)
-        if kept.advantages is not None and kept.weights is not None
-        for a, w, own in zip(kept.advantages, kept.weights, mask, strict=True)
-        if own and w != 0
+        for t in trajectories
+        if t.diagnostics.advantages is not None and t.diagnostics.weights is not None
+        for a, w, is_sampled in zip(
+            t.diagnostics.advantages, t.diagnostics.weights, t.response_mask, strict=True
+        )
+        if is_sampled and w != 0
     ]
     assert len(sizes) == metrics["ledger/trained_tokens"] > 0
     assert metrics["advantage/magnitude"] == pytest.approx(sum(sizes) / len(sizes))

@@ -132,7 +132,7 @@ def test_without_trees_only_counts_are_written():
 def test_the_first_reward_counts_only_what_a_prompt_began_with():
     """Two roots each; prompt 0 got a third, a prompt drawn later began with none."""
     first, second, later = tree_with([1, 0, 0], []), tree_with([1, 1], [0]), tree_with([0, 0], [])
-    first.begun = second.begun = 2
+    first.initial_roots = second.initial_roots = 2
     metrics = compute_tree_metrics([first, second, later])
     assert metrics["reward/first"] == 0.75
     assert metrics["reward/mean"] == pytest.approx(3 / 7)

@@ -13,7 +13,7 @@ from learners import dapo, gigpo, grpo, reinforce_pp
 from learners.errors import UsageError
 from learners.ledger import Ledger
 from learners.policy.policy import UpdateMetrics
-from learners.rl.advantages import leave_one_out, normalised
+from learners.rl.advantages import leave_one_out, normalise
 from learners.rl.losses import mismatch_weights
 from learners.runs.recorder import Recorder
 from learners.runs.trainer import PolicyTrainer
@@ -143,7 +143,7 @@ def test_leave_one_out_compares_with_the_others():
 def test_whitening_is_over_tokens_of_all_prompts():
     """Rewards 1 and 0 on 3 tokens and 1: mean 3/4, sample deviation 1/2."""
     one, other = tree_with([1.0], turns=((3, 0),)), tree_with([0.0], turns=((1, 0),))
-    rows = reinforce_pp.batch_normalised([one, other], reinforce_pp.Config())
+    rows = reinforce_pp.normalise_batch([one, other], reinforce_pp.Config())
     assert rows[0].advantages.tolist() == pytest.approx([0.5] * 3)
     assert rows[1].advantages.tolist() == pytest.approx([-1.5])
 
@@ -168,7 +168,7 @@ def test_mismatch_weights_are_cut_from_above_or_zeroed_outside():
 def test_the_overlong_penalty_grows_over_the_last_part_of_the_room(length, penalty):
     tree = tree_with([2.0], turns=((length, 0),))
     config = dapo.Config.of(max_response_tokens=100)
-    assert dapo.shaped(tree.roots[0], config) == pytest.approx(2 + penalty)
+    assert dapo.shaped_reward(tree.roots[0], config) == pytest.approx(2 + penalty)
 
 
 class Sampled(Notes):
@@ -198,7 +198,7 @@ class Sampled(Notes):
 def test_dapo_samples_on_until_enough_prompts_teach():
     run = Sampled([(1, 1), (0, 1), (0, 0), (1, 0), (0, 1), (1, 1)])
     tasks = run.rollouts.tasks[:2]
-    kept = dapo.informative_trees(tasks, run, dapo.Config.of(prompts=2))
+    kept = dapo.sample_informative_trees(tasks, run, dapo.Config.of(prompts=2))
     assert [[t.reward for t in tree.roots] for tree in kept] == [[0, 1], [1, 0]]
     assert len(run.trees) == 4
     assert len({name for asked in run.asked for name in asked}) == 4
@@ -208,12 +208,14 @@ def test_dapo_samples_on_until_enough_prompts_teach():
 
 def test_dapo_stops_at_its_bound_and_trains_on_what_there_is():
     run = Sampled([(1, 1), (0, 1)] * 3)
-    kept = dapo.informative_trees(
+    kept = dapo.sample_informative_trees(
         run.rollouts.tasks[:2], run, dapo.Config.of(prompts=4, generations=1)
     )
     assert len(kept) == 1
     run = Sampled([(1, 1)] * 6)
-    assert dapo.informative_trees(run.rollouts.tasks[:2], run, dapo.Config.of(prompts=2)) == []
+    assert (
+        dapo.sample_informative_trees(run.rollouts.tasks[:2], run, dapo.Config.of(prompts=2)) == []
+    )
     assert run.counts["sampling/generations"] >= 3  # then all tasks have been met
 
 
@@ -230,7 +232,7 @@ def test_dapo_stops_at_its_bound_and_trains_on_what_there_is():
 def test_dapo_looks_at_the_answers_score_alone_where_the_reward_tells(terms, score):
     (root,) = tree_with([7.0]).roots
     root.reward_terms = terms
-    assert dapo.score(root) == score
+    assert dapo.answer_score(root) == score
 
 
 def test_dapo_samples_past_a_prompt_that_differs_in_format_only():
@@ -246,7 +248,7 @@ def test_dapo_samples_past_a_prompt_that_differs_in_format_only():
 
     run.rollout = rollout
     config = dapo.Config.of(prompts=2, generations=1)
-    (kept,) = dapo.informative_trees(run.rollouts.tasks[:2], run, config)
+    (kept,) = dapo.sample_informative_trees(run.rollouts.tasks[:2], run, config)
     assert [t.reward for t in kept.roots] == [0, 1]
 
 
@@ -285,7 +287,7 @@ def test_similar_anchors_share_a_group_where_asked_to():
 
 
 def test_normalising_is_exact_about_equal_rewards():
-    assert not normalised(torch.tensor([0.7] * 8, dtype=torch.float64)).any()
+    assert not normalise(torch.tensor([0.7] * 8, dtype=torch.float64)).any()
 
 
 def test_a_token_counts_by_policy_over_sampler_up_to_a_cap():

@@ -9,7 +9,7 @@ import torch
 
 from learners import dapo, gigpo, reinforce_pp, tree_grpo
 from learners.policy.batch import collate
-from learners.rl.advantages import group_normalised, leave_one_out, normalised
+from learners.rl.advantages import leave_one_out, normalise, normalise_groups
 from learners.rl.losses import mismatch_weights, sequence_mean, sequence_sum, token_mean
 from learners.tree import Row
 from tests.learners import test_traps_methods
@@ -38,18 +38,18 @@ def nothing(rows):
 
 def test_trap_1_a_group_of_one_is_nothing_everywhere():
     alone = torch.tensor([3.0], dtype=torch.float64)
-    assert not normalised(alone).any()
+    assert not normalise(alone).any()
     assert not leave_one_out(alone).any()
     assert not gigpo.step_advantages(alone, [0], "std").any()
-    assert nothing(group_normalised([tree_with([3.0])]))
-    assert nothing(gigpo.two_level([tree_with([3.0])], gigpo.Config()))
+    assert nothing(normalise_groups([tree_with([3.0])]))
+    assert nothing(gigpo.credit_trajectories([tree_with([3.0])], gigpo.Config()))
     assert not tree_grpo.leaf_advantages([alone]).any()
 
 
 @pytest.mark.parametrize("reward", [0.7, 0.1, 1 / 3])
 def test_trap_2_equal_rewards_are_exactly_nothing(reward):
-    assert not normalised(torch.tensor([reward] * 8, dtype=torch.float32)).any()
-    assert nothing(group_normalised([tree_with([reward] * 8)]))
+    assert not normalise(torch.tensor([reward] * 8, dtype=torch.float32)).any()
+    assert nothing(normalise_groups([tree_with([reward] * 8)]))
 
 
 def test_trap_3_the_deviation_is_the_samples_and_its_floor_is_1e_6():
@@ -57,10 +57,10 @@ def test_trap_3_the_deviation_is_the_samples_and_its_floor_is_1e_6():
 
     A floor of 1e-4 would show in the fourth digit.
     """
-    found = normalised(torch.tensor([1.0, 0.0], dtype=torch.float64))
+    found = normalise(torch.tensor([1.0, 0.0], dtype=torch.float64))
     assert found.tolist() == pytest.approx([0.5 / (0.5**0.5 + 1e-6), -0.5 / (0.5**0.5 + 1e-6)])
     assert found[0] == pytest.approx(0.7071058, abs=1e-7)
-    assert not dapo.teaches([0.7] * 8)
+    assert not dapo.is_informative([0.7] * 8)
 
 
 def test_trap_4_episodes_count_once_however_many_turns_they_have():
@@ -69,22 +69,22 @@ def test_trap_4_episodes_count_once_however_many_turns_they_have():
     grow(tree, *[(1, 1)] * 7, (1, 0), reward=1.0)
     grow(tree, (1, 0))
     found = gigpo.tree_advantages(tree, gigpo.Config.of(step_weight=0.0))
-    expected = [row.advantages for row in group_normalised([tree])]
+    expected = [row.advantages for row in normalise_groups([tree])]
     assert all(torch.allclose(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_trap_5_reinforce_pp_normalises_over_the_batch():
     """Two prompts, each of equal rewards: nothing within a prompt, something between them."""
     trees = [tree_with([1.0, 1.0]), tree_with([0.0, 0.0])]
-    assert nothing(group_normalised(trees))
-    assert len(reinforce_pp.batch_normalised(trees, reinforce_pp.Config())) == 4
+    assert nothing(normalise_groups(trees))
+    assert len(reinforce_pp.normalise_batch(trees, reinforce_pp.Config())) == 4
 
 
 def test_trap_6_a_turn_before_a_tools_result_keeps_its_return():
     tree = new_tree()
     grow(tree, (2, 3), (1, 0), reward=1.0)
     grow(tree, (1, 0))
-    long, _ = reinforce_pp.batch_normalised([tree], reinforce_pp.Config())
+    long, _ = reinforce_pp.normalise_batch([tree], reinforce_pp.Config())
     assert long.advantages[0] == long.advantages[-1] > 0
 
 
@@ -99,7 +99,7 @@ def test_trap_7_whitening_counts_sampled_tokens_only():
     tree = new_tree()
     grow(tree, (1, 50), (1, 0), reward=1.0)
     grow(tree, (2, 0))
-    long, short = reinforce_pp.batch_normalised([tree], reinforce_pp.Config())
+    long, short = reinforce_pp.normalise_batch([tree], reinforce_pp.Config())
     assert float(long.advantages[0]) == pytest.approx(-float(short.advantages[0]))
     assert not long.advantages[1:51].any()
 

@@ -11,7 +11,7 @@ from learners.ledger import Ledger
 from learners.policy.batch import collate
 from learners.policy.policy import UpdateMetrics
 from learners.rl import branching
-from learners.rl.advantages import group_normalised
+from learners.rl.advantages import normalise_groups
 from learners.rl.losses import clipped_surrogate, kl_k3, sequence_mean, sequence_sum, token_mean
 from learners.runs.recorder import Recorder
 from learners.runs.trainer import PolicyTrainer
@@ -158,7 +158,7 @@ def test_trap_31_entropies_are_never_missing_from_the_advantages():
     aepo.iteration([], run, aepo.Config.of(pre_monitoring=False))
     rows = [row for update in run.updates for row in update.rows]
     assert len(rows) == 7
-    plain = {row.trajectory: row.advantages for row in group_normalised(run.trees)}
+    plain = {row.trajectory: row.advantages for row in normalise_groups(run.trees)}
     long = [row for row in rows if row.trajectory.sampled_tokens > 1]
     assert all((r.advantages != plain[r.trajectory]).sum() > 1 for r in long)
     assert run.counts["advantage/dropped_groups"] == 0
@@ -167,8 +167,8 @@ def test_trap_31_entropies_are_never_missing_from_the_advantages():
 def test_trap_31_a_threshold_is_called_one():
     """The code's branch_probability branches less the higher it is."""
     assert not hasattr(aepo.Config(), "branch_probability")
-    assert aepo.branches(0.3, 0.0, 0, aepo.Config.of(branch_threshold=0.2))
-    assert not aepo.branches(0.3, 0.0, 0, aepo.Config.of(branch_threshold=0.4))
+    assert aepo.should_branch(0.3, 0.0, 0, aepo.Config.of(branch_threshold=0.2))
+    assert not aepo.should_branch(0.3, 0.0, 0, aepo.Config.of(branch_threshold=0.4))
 
 
 def test_trap_31_a_pause_ends_the_penalty():
@@ -182,9 +182,9 @@ def test_trap_33_dapo_looks_at_rewards_before_the_penalty():
     for length in (60, 100):
         grow(tree, (length, 0), reward=1.0)
     config = dapo.Config.of(max_response_tokens=100)
-    first, second = (dapo.shaped(root, config) for root in tree.roots)
+    first, second = (dapo.shaped_reward(root, config) for root in tree.roots)
     assert first != second
-    assert not dapo.teaches([root.reward for root in tree.roots])
+    assert not dapo.is_informative([root.reward for root in tree.roots])
 
 
 def test_a_dual_clip_of_infinity_is_none():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from learners import tree_grpo
-from learners.tree_grpo import leaf_advantages, leaves, steps, two_level
+from learners.tree_grpo import credit_leaves, leaf_advantages, leaves, step_points
 from tests.method_fakes import fork_after
 from tests.tree_fakes import grow, new_tree, tree_with
 
@@ -20,8 +20,8 @@ def test_a_tree_grows_from_the_prompt_and_after_every_step_but_the_last():
     """Steps of 3 + 2, 1 + 1 and 4 tokens."""
     tree = new_tree()
     root = grow(tree, (3, 2), (1, 1), (4, 0))
-    assert places(steps([root])) == [0, 5, 7]
-    assert places(steps([grow(tree, (9, 0))])) == [0]
+    assert places(step_points([root])) == [0, 5, 7]
+    assert places(step_points([grow(tree, (9, 0))])) == [0]
 
 
 def test_a_step_that_rollouts_share_counts_once():
@@ -29,7 +29,7 @@ def test_a_step_that_rollouts_share_counts_once():
     tree = new_tree()
     root = grow(tree, (3, 2), (1, 1), (4, 0))
     branch = fork_after(tree, root, 1, (1, 1), (2, 0))
-    points = steps([root, branch])
+    points = step_points([root, branch])
     assert places(points) == [0, 5, 7, 7]
     assert [point.trajectory for point in points] == [root, root, root, branch]
 
@@ -75,7 +75,7 @@ def test_steps_are_drawn_alike_and_again_and_again():
     root = grow(tree, (3, 2), (1, 1), (4, 0))
     tree_grpo.expand(tree, 0, config, random.Random(0))
     drawn = Counter(branch.parent.position for branch in tree.branches)
-    assert set(drawn) == set(places(steps([root])))
+    assert set(drawn) == set(places(step_points([root])))
     assert all(abs(count - 200) < 46 for count in drawn.values())
 
 
@@ -95,7 +95,7 @@ def test_all_tokens_of_a_leaf_get_the_same_and_equal_leaves_get_nothing():
     tree = new_tree()
     root = grow(tree, (3, 2), (1, 0), reward=1.0)
     fork_after(tree, root, 1, (2, 0))
-    long, short, *equal = two_level([tree, tree_with([0.7] * 3)], None, id)
+    long, short, *equal = credit_leaves([tree, tree_with([0.7] * 3)], None, id)
     assert [row.advantages.tolist() for row in equal] == [[0, 0]] * 3
     assert long.advantages.tolist() == [long.advantages[0].item()] * 6
     assert float(long.advantages[0]) == pytest.approx(2 * 0.5**0.5, rel=1e-5)
@@ -111,7 +111,7 @@ def test_pruned_leaves_are_neither_trained_on_nor_compared_with():
             fork_after(tree, root, 1, (2, 0), reward=other)
 
     def drawn(seed):
-        return two_level([tree], 2, lambda tree: random.Random(seed))
+        return credit_leaves([tree], 2, lambda tree: random.Random(seed))
 
     rows = drawn(1)
     kept = [[r.trajectory for r in rows if r.trajectory.path[0] == n] for n in range(2)]

@@ -120,7 +120,9 @@ def ours(given: argparse.Namespace) -> Counted:
         one.iteration = number
         with counted.reading():
             found = run_iteration(one, grpo.iteration)
-        trained = sum(t.marks.weights is not None for tree in one.run.trees for t in tree.roots)
+        trained = sum(
+            t.diagnostics.weights is not None for tree in one.run.trees for t in tree.roots
+        )
         calls = found.get("ledger/tool_calls", 0.0)
         counted.ended(found["ledger/sampled_tokens"], calls, trained)
     return counted

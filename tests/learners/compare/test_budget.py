@@ -5,7 +5,7 @@ import json
 import pytest
 
 from learners.config import RunConfig
-from learners.ledger import policy_flops, spent
+from learners.ledger import amount_used, policy_flops
 from learners.runs.evaluation import has_reached_limit
 from learners.runs.training import main
 from tests.learners.runs.test_evaluation import arguments, lines_of
@@ -15,7 +15,7 @@ LINES = [{"ledger/sampled_tokens": 30, "ledger/tool_calls": 2, "seconds/iteratio
 
 
 def test_what_was_spent_is_the_sum_over_iterations():
-    assert [spent(LINES, unit) for unit in ("tokens", "calls", "seconds")] == [60, 4, 3.0]
+    assert [amount_used(LINES, unit) for unit in ("tokens", "calls", "seconds")] == [60, 4, 3.0]
 
 
 @pytest.mark.parametrize(

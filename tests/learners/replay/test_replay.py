@@ -106,17 +106,17 @@ def test_rewards_are_computed_from_what_the_episode_said(appo_rows):
 def test_without_a_future_term_credit_is_the_same_for_all_tokens(appo_rows):
     config, rows = appo_rows
     new = replay(rows, "learners.appo", replace(config, future_weight=0.0))
-    found = [t.marks.advantages for tree in new.trees for t in tree.trajectories]
+    found = [t.diagnostics.advantages for tree in new.trees for t in tree.trajectories]
     found = [a for a in found if a is not None]
     assert found
     assert all(a.max() == a.min() for a in found)
     plain = replay(rows, "learners.appo", config)
     assert not torch.equal(
         next(
-            t.marks.advantages
+            t.diagnostics.advantages
             for tree in plain.trees
             for t in tree.trajectories
-            if t.marks.advantages is not None
+            if t.diagnostics.advantages is not None
         ),
         found[0],
     )
@@ -141,7 +141,7 @@ def test_another_method_credits_all_trajectories_as_one_group(appo_rows):
     new = replay(rows, "learners.grpo", config)
     for tree in new.trees:
         rewards = [t.reward for t in tree.trajectories]
-        found = [t.marks.advantages for t in tree.trajectories]
+        found = [t.diagnostics.advantages for t in tree.trajectories]
         if len(set(rewards)) == 1:
             assert found == [None] * 6
             continue

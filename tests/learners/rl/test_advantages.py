@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from learners import appo
 from learners.config import RunConfig
-from learners.rl.advantages import group_normalised
+from learners.rl.advantages import normalise_groups
 from learners.rl.losses import token_mean
 from learners.runs.run import Run
 from tests.tree_fakes import Notes, grow, new_tree, stats_of, tree_with
@@ -32,7 +32,7 @@ def procedure(tree, **options):
 
 def test_two_rollouts_are_half_a_sample_deviation_from_their_mean():
     """Mean 1/2, sample deviation 1/sqrt(2): both are 1/sqrt(2) deviations away."""
-    rows = group_normalised([tree_with([1, 0])])
+    rows = normalise_groups([tree_with([1, 0])])
     assert first_tokens(rows) == pytest.approx([0.5**0.5, -(0.5**0.5)], rel=1e-5)
 
 
@@ -40,20 +40,20 @@ def test_all_tokens_of_a_rollout_get_the_same():
     tree = new_tree()
     grow(tree, (2, 3), (1, 0), reward=1.0)
     grow(tree, (1, 0))
-    long, short = group_normalised([tree])
+    long, short = normalise_groups([tree])
     assert long.advantages.tolist() == [long.advantages[0].item()] * 6
     assert len(short.advantages) == 1
 
 
 @pytest.mark.parametrize("rewards", [[1.0], [0.7, 0.7, 0.7], [0.1 + 0.2] * 5])
 def test_a_group_of_one_or_of_equals_teaches_nothing(rewards):
-    rows = group_normalised([tree_with(rewards)])
+    rows = normalise_groups([tree_with(rewards)])
     assert len(rows) == len(rewards)
     assert first_tokens(rows) == [0] * len(rewards)
 
 
 def test_without_trees_there_are_no_rows():
-    assert group_normalised([]) == []
+    assert normalise_groups([]) == []
 
 
 @pytest.mark.parametrize(("kl", "passed"), [(0.0, 2), (0.1, 4)])
@@ -62,7 +62,7 @@ def test_rows_without_credit_count_in_the_mean_and_cost_no_pass(kl, passed):
     updates = []
     run = SimpleNamespace(config=RunConfig.of(kl=kl), update=lambda *given: updates.append(given))
     trees = [tree_with([1, 0]), tree_with([5, 5])]
-    Run.update_by(run, group_normalised(trees), token_mean, None)
+    Run.update_by(run, normalise_groups(trees), token_mean, None)
     ((rows, weights, _),) = updates
     assert [row.trajectory for row in rows] == [*trees[0].roots, *trees[1].roots][:passed]
     lengths = [len(row.trajectory) for row in rows]
@@ -71,21 +71,21 @@ def test_rows_without_credit_count_in_the_mean_and_cost_no_pass(kl, passed):
 
 def test_groups_do_not_mix():
     trees = [tree_with([1, 0]), tree_with([5, 5]), tree_with([10, 0])]
-    rows = group_normalised(trees)
+    rows = normalise_groups(trees)
     assert first_tokens(rows) == pytest.approx([0.7071, -0.7071, 0, 0, 0.7071, -0.7071], rel=1e-3)
     assert [r.trajectory for r in rows] == [root for tree in trees for root in tree.roots]
 
 
 @given(REWARDS, st.sampled_from([-3.0, 0.5, 100.0]))
 def test_a_constant_added_to_a_group_changes_nothing(rewards, constant):
-    before = group_normalised([tree_with(rewards)])
-    after = group_normalised([tree_with([r + constant for r in rewards])])
+    before = normalise_groups([tree_with(rewards)])
+    after = normalise_groups([tree_with([r + constant for r in rewards])])
     assert first_tokens(after) == pytest.approx(first_tokens(before), abs=1e-5)
 
 
 @given(REWARDS)
 def test_a_group_equals_its_definition(rewards):
-    rows = group_normalised([tree_with(rewards)])
+    rows = normalise_groups([tree_with(rewards)])
     if len(set(rewards)) < 2:
         assert first_tokens(rows) == [0] * len(rewards)
         return

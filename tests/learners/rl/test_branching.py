@@ -26,9 +26,9 @@ def ranking_of(root, stats, noise=QUIET, draw=0, used=(), **options):
     """The candidates of a trajectory, best first, and whether the score was defined."""
     config = appo.Config.of(**options)
     omega = branching.defined_omega(root, stats, config.discount, config.future_clip, noise)
-    found = branching.candidates(
+    found = branching.rank_candidates(
         root,
-        branching.token_scores(root, stats, omega),
+        branching.score_tokens(root, stats, omega),
         config.branching,
         config.prefix,
         random.Random(draw),
@@ -110,7 +110,9 @@ def chosen(lengths, rollouts, draw=0, moved=False, **options):
     stats = {root: stats_of(root) for root in tree.roots}
     config = appo.Config.of(rollouts=rollouts, initial_rollouts=len(lengths), **options)
     noise = QUIET if moved else UNMOVED
-    return tree, appo.branch_points(tree, stats, config, random.Random(draw), noise, rollouts)
+    return tree, appo.choose_branch_points(
+        tree, stats, config, random.Random(draw), noise, rollouts
+    )
 
 
 def test_each_root_gets_its_share_and_the_draw_decides_who_gets_the_rest():
@@ -195,7 +197,7 @@ def test_every_rule_fills_every_budget_layer_by_layer(
                 one.old_logprobs = torch.zeros(len(one))
             logprobs = [draw.choice((0.0, 0.1, -0.1)) for _ in range(len(one))]
             stats[one] = stats_of(one, logprobs, [draw.random() for _ in range(len(one))])
-        points = appo.branch_points(tree, stats, config, draw, noise, size).points
+        points = appo.choose_branch_points(tree, stats, config, draw, noise, size).points
         for point in points:
             assert point.trajectory.response_mask[point.position], "the next token is sampled"
             finish(tree.fork(point), draw)
@@ -207,7 +209,7 @@ def test_every_rule_fills_every_budget_layer_by_layer(
 def test_undefined_scores_are_counted():
     for moved in (False, True):  # the second: nothing moved after all
         notes = Notes()
-        branching.describe(chosen([3, 3, 3], 6, moved=moved)[1], notes.note, notes.count)
+        branching.record_choice(chosen([3, 3, 3], 6, moved=moved)[1], notes.note, notes.count)
         assert notes.counts["branch/undefined"] == 3
         assert notes.notes["score/defined"] == [0.0] * 9
         assert "score/p50" not in notes.notes
@@ -219,8 +221,8 @@ def test_the_scores_of_tokens_are_described_where_they_are_defined():
     stats = stats_of(root, [-0.1, 0.1], [0.0, 1.0])
     omega = branching.defined_omega(root, stats, 1e-9, 0.2, QUIET)
     notes = Notes()
-    scores = branching.token_scores(root, stats, omega)
-    branching.describe(branching.Branching([], [scores]), notes.note, notes.count)
+    scores = branching.score_tokens(root, stats, omega)
+    branching.record_choice(branching.BranchChoice([], [scores]), notes.note, notes.count)
     assert notes.notes["score/strict"] == [0.0, 1.0]
     for name in ("p10", "p50", "p90"):
         assert notes.notes[f"score/{name}"] == pytest.approx([1.0], abs=1e-4)
@@ -298,10 +300,10 @@ def test_pooled_branches_may_all_be_of_one_root():
     dull, keen = grow(tree, (3, 0)), grow(tree, (3, 0))
     stats = {dull: stats_of(dull, None, [0.1] * 3), keen: stats_of(keen, None, [0.9, 0.8, 0.7])}
     config = appo.Config.of(rollouts=5, initial_rollouts=2, pool="task")
-    points = appo.branch_points(tree, stats, config, random.Random(0), UNMOVED, 5).points
+    points = appo.choose_branch_points(tree, stats, config, random.Random(0), UNMOVED, 5).points
     assert [(p.trajectory, p.position) for p in points] == [(keen, 0), (keen, 1), (keen, 2)]
     config = appo.Config.of(rollouts=5, initial_rollouts=2)
-    points = appo.branch_points(tree, stats, config, random.Random(0), UNMOVED, 5).points
+    points = appo.choose_branch_points(tree, stats, config, random.Random(0), UNMOVED, 5).points
     assert Counter(p.trajectory for p in points).keys() == {dull, keen}
 
 
@@ -319,6 +321,16 @@ def test_a_branch_is_branched_at_its_own_tokens_only():
     own = len(branch) - 2
     assert branching.own_tokens(branch).tolist() == list(range(2, 2 + own))
     assert branching.own_mask(branch).tolist() == [False] * 2 + [True] * own
+
+
+def test_asking_for_a_branchs_own_tokens_leaves_its_mask_as_it_is():
+    """The mask is built once and read by everything else: a shared token stays a sampled one."""
+    tree = new_tree()
+    branch = branch_off(tree, grow(tree, (4, 0)), 2)
+    finish(branch, random.Random(0))
+    branching.own_tokens(branch)
+    branching.own_mask(branch)
+    assert branch.tensors.mask.tolist() == list(branch.response_mask)
 
 
 @pytest.mark.parametrize(
@@ -344,5 +356,5 @@ def test_a_branch_remembers_its_parents_old_log_probabilities():
     branch = branch_off(tree, root, 2)
     finish(branch, random.Random(0))
     stats = {branch: stats_of(branch, [-3.0] * len(branch), [0.0] * len(branch))}
-    branching.remember_branches([branch], stats)
+    branching.remember_branch_logprobs([branch], stats)
     assert branch.old_logprobs.tolist() == [-1.0, -1.0] + [-3.0] * (len(branch) - 2)

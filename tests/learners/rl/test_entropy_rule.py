@@ -78,7 +78,7 @@ def test_a_rollout_makes_one_branch_less_than_the_beam_within_the_budget(beam, b
     ],
 )
 def test_aepo_starts_more_rollouts_from_an_uncertain_prompt(root, steps, expected):
-    assert aepo.budget(9, root, steps, 0.5) == expected
+    assert aepo.initial_rollouts(9, root, steps, 0.5) == expected
 
 
 @pytest.mark.parametrize(
@@ -97,14 +97,17 @@ def test_aepo_starts_more_rollouts_from_an_uncertain_prompt(root, steps, expecte
 def test_aepo_branches_over_its_threshold_less_the_longer_a_prompt_has_grown(
     uniform, gain, growing, expected
 ):
-    assert aepo.branches(uniform, gain, growing, aepo.Config()) is expected
+    assert aepo.should_branch(uniform, gain, growing, aepo.Config()) is expected
 
 
 def test_a_higher_threshold_branches_less_where_a_higher_probability_branches_more():
     low, high = (aepo.Config.of(branch_threshold=p) for p in (0.1, 0.9))
-    assert (aepo.branches(0.5, 0, 0, low), aepo.branches(0.5, 0, 0, high)) == (True, False)
+    assert (aepo.should_branch(0.5, 0, 0, low), aepo.should_branch(0.5, 0, 0, high)) == (
+        True,
+        False,
+    )
     low, high = (arpo.Config.of(branch_probability=p) for p in (0.1, 0.9))
-    assert (arpo.branches(0.5, 0, low), arpo.branches(0.5, 0, high)) == (False, True)
+    assert (arpo.should_branch(0.5, 0, low), arpo.should_branch(0.5, 0, high)) == (False, True)
 
 
 def test_a_prompt_that_grows_is_counted_and_one_that_pauses_starts_over():
@@ -164,7 +167,7 @@ def test_the_probe_is_the_first_of_the_rollouts_it_decides_on(entropies, probed,
         Played(*entropies),
         aepo.Config.of(rollouts=6, initial_rollouts=1, branch_threshold=0.0),
     )
-    (tree,) = aepo.entropy_balanced_trees([None], run, config)
+    (tree,) = aepo.sample_trees([None], run, config)
     assert run.notes["branch/initial_rollouts"] == [probed]
     assert len(tree.trajectories) == 6
     assert all(t.done for t in tree.trajectories)
@@ -175,7 +178,7 @@ def test_without_pre_monitoring_as_many_start_as_asked_for():
     config = aepo.Config.of(
         rollouts=6, pre_monitoring=False, initial_rollouts=2, branch_threshold=0.0
     )
-    (tree,) = aepo.entropy_balanced_trees([None], Played(1.0, 1.0, 1.0), config)
+    (tree,) = aepo.sample_trees([None], Played(1.0, 1.0, 1.0), config)
     assert [t.parent is None for t in tree.trajectories][:3] == [True, True, False]
     assert len(tree.trajectories) == 6
 
@@ -183,7 +186,7 @@ def test_without_pre_monitoring_as_many_start_as_asked_for():
 @pytest.mark.parametrize("rollouts", [1, 2])
 def test_the_smallest_budgets_are_kept(rollouts):
     config = aepo.Config.of(rollouts=rollouts, initial_rollouts=1)
-    (tree,) = aepo.entropy_balanced_trees([None], Played(1.0, 1.0), config)
+    (tree,) = aepo.sample_trees([None], Played(1.0, 1.0), config)
     assert len(tree.trajectories) == rollouts
 
 

@@ -17,8 +17,8 @@ from learners.policy.loading import load_model
 from learners.policy.policy import Policy
 from learners.policy.reference import FrozenPolicy, make_reference
 from learners.replay.__main__ import replay, update_rows
-from learners.rl.advantages import by_group, leave_one_out
-from learners.rl.kl import penalised, penalty
+from learners.rl.advantages import credit_groups, leave_one_out
+from learners.rl.kl import penalised_reward, token_penalties
 from learners.rl.losses import sequence_sum
 from learners.rollouts.storage import read_rows, write_rollouts
 from learners.runs.session import run_iteration
@@ -46,17 +46,17 @@ def two_turns(reward=1.0):
 def test_a_token_earns_less_the_likelier_it_is_than_under_the_reference():
     """0.1 times 0.5 and -1; what the tool said costs nothing, however unlikely it is."""
     (root,) = two_turns().roots
-    assert penalty(root, 0.1).tolist() == pytest.approx([0.05, -0.1, 0.0, 0.0])
-    assert penalised(root, 0.1) == pytest.approx(1.05)
-    assert not penalty(root, 0.0).any()
+    assert token_penalties(root, 0.1).tolist() == pytest.approx([0.05, -0.1, 0.0, 0.0])
+    assert penalised_reward(root, 0.1) == pytest.approx(1.05)
+    assert not token_penalties(root, 0.0).any()
 
 
 def test_a_penalty_of_nothing_needs_no_reference():
     (root,) = two_turns().roots
     root.reference_logprobs = None
-    assert penalised(root, 0.0) == 1.0
-    with pytest.raises(AssertionError, match="refer before credit"):
-        penalty(root, 0.1)
+    assert penalised_reward(root, 0.0) == 1.0
+    with pytest.raises(AssertionError, match="remember_reference_logprobs before credit"):
+        token_penalties(root, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_penalty_of_nothing_needs_no_reference():
 def test_the_return_of_reinforce_pp_has_the_penalties_that_follow(discount, expected):
     """1; 0.1 + gamma; -0.05 + gamma that. With gamma 1/2: 1, 0.6, 0.25."""
     config = reinforce_pp.Config.of(kl_reward=0.1, discount=discount)
-    (found,) = reinforce_pp.returns_of(two_turns(), config)
+    (found,) = reinforce_pp.token_returns(two_turns(), config)
     assert found.tolist() == pytest.approx(expected)
 
 
@@ -75,7 +75,7 @@ def test_the_baseline_is_the_mean_of_rewards_without_the_penalty():
     plain = grow(tree, (1, 0), reward=0.0)
     plain.old_logprobs = plain.reference_logprobs = torch.tensor([-1.0])
     config = reinforce_pp.Config.of(kl_reward=0.1, baseline="group")
-    first, second = reinforce_pp.returns_of(tree, config)
+    first, second = reinforce_pp.token_returns(tree, config)
     assert first.tolist() == pytest.approx([0.55, 0.6, 0.0, 0.5])
     assert second.tolist() == pytest.approx([-0.5])
 
@@ -85,12 +85,12 @@ def test_rloo_compares_rewards_less_the_penalty_of_the_rollout():
     tree = two_turns()
     plain = grow(tree, (1, 0), reward=0.0)
     plain.old_logprobs = plain.reference_logprobs = torch.tensor([-1.0])
-    rows = by_group([tree], leave_one_out, partial(penalised, coefficient=0.1))
+    rows = credit_groups([tree], leave_one_out, partial(penalised_reward, coefficient=0.1))
     assert rows[0].advantages.tolist() == pytest.approx([1.05] * 4)
     assert rows[1].advantages.tolist() == pytest.approx([-1.05])
 
 
-def penalised_reward(logits):
+def true_objective(logits):
     """E[R] - beta KL(policy || reference) over all that can be said."""
     total = 0.0
     for path, reward in REWARDS.items():
@@ -105,7 +105,7 @@ def true_gradient(step=1e-6):
     for index in product(range(3), range(2)):
         moved = torch.zeros_like(LOGITS)
         moved[index] = step
-        difference = penalised_reward(LOGITS + moved) - penalised_reward(LOGITS - moved)
+        difference = true_objective(LOGITS + moved) - true_objective(LOGITS - moved)
         found[index] = difference / (2 * step)
     return found
 
@@ -144,10 +144,10 @@ def expected(credit, rollouts):
 
 def test_rloo_climbs_the_expected_reward_minus_the_divergence():
     """Exactly; and that is another direction than the expected reward's alone."""
-    reward = partial(penalised, coefficient=BETA)
-    found = expected(lambda tree: by_group([tree], leave_one_out, reward), 2)
+    reward = partial(penalised_reward, coefficient=BETA)
+    found = expected(lambda tree: credit_groups([tree], leave_one_out, reward), 2)
     torch.testing.assert_close(found, true_gradient(), rtol=1e-5, atol=1e-8)
-    plain = expected(lambda tree: by_group([tree], leave_one_out), 2)
+    plain = expected(lambda tree: credit_groups([tree], leave_one_out), 2)
     assert alike(plain, true_gradient()) < 0.9
 
 
@@ -157,7 +157,7 @@ def test_the_returns_of_reinforce_pp_climb_it_too(baseline, rollouts):
     config = reinforce_pp.Config.of(kl_reward=BETA, baseline=baseline)
 
     def credit(tree, config=config):
-        pairs = zip(tree.roots, reinforce_pp.returns_of(tree, config), strict=True)
+        pairs = zip(tree.roots, reinforce_pp.token_returns(tree, config), strict=True)
         return [Row(trajectory, returns) for trajectory, returns in pairs]
 
     found = expected(credit, rollouts)
@@ -173,7 +173,7 @@ def expected_of_eight(config):
     for paths in combinations_with_replacement(REWARDS, 8):
         orders = factorial(8) / prod(factorial(count) for count in Counter(paths).values())
         chance = orders * sum(logprobs_of(LOGITS, path).sum() for path in paths).exp()
-        rows = reinforce_pp.batch_normalised([tree_of(paths)], config)
+        rows = reinforce_pp.normalise_batch([tree_of(paths)], config)
         total += chance * gradient(rows, paths)
     return total
 

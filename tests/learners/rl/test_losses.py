@@ -8,10 +8,10 @@ import torch
 from learners import appo
 from learners.policy.batch import collate
 from learners.rl.losses import (
-    clipped,
+    clipped_losses,
     clipped_surrogate,
     dual_clip,
-    dual_clipped,
+    dual_clipped_losses,
     future_values,
     kl_k1,
     kl_k2,
@@ -140,8 +140,8 @@ def test_the_gradient_of_a_rows_ratio_is_that_of_the_geometric_mean():
 def test_the_clip_alone_bounds_what_a_token_can_gain():
     """Ratios 2, 2 and 1/2: -1.2, 2 (a bad token is not bounded above), 0.8."""
     logs, advantages = tensor(2, 2, 0.5).log(), tensor(1, -1, -1)
-    assert clipped(logs, advantages, 0.2, 0.2).tolist() == pytest.approx([-1.2, 2, 0.8])
-    found = slopes(lambda x: clipped(x, advantages, 0.2, 0.2), *logs.tolist())
+    assert clipped_losses(logs, advantages, 0.2, 0.2).tolist() == pytest.approx([-1.2, 2, 0.8])
+    found = slopes(lambda x: clipped_losses(x, advantages, 0.2, 0.2), *logs.tolist())
     assert found == pytest.approx([0, 2, 0])
 
 
@@ -154,7 +154,7 @@ def test_the_dual_clip_alone_bounds_what_a_bad_token_can_cost():
 
 
 def test_both_clips_say_where_they_decide():
-    found = dual_clipped(tensor(2, 9, 1.1).log(), tensor(1, -1, 1), 0.2, 0.2, 3.0)
+    found = dual_clipped_losses(tensor(2, 9, 1.1).log(), tensor(1, -1, 1), 0.2, 0.2, 3.0)
     assert found.losses.tolist() == pytest.approx([-1.2, 3, -1.1])
     assert found.upper.tolist() == [True, False, False]
     assert found.lower.tolist() == [False, True, False]

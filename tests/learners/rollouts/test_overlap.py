@@ -140,7 +140,7 @@ def test_the_tokens_of_an_abandoned_tree_are_counted(tokenizer, turns, after_tur
     rollouts.run([tree], "0", after_turn)
     assert tree.unavailable == "the plug is out"
     assert rollouts.ledger.take()["ledger/sampled_tokens"] == sum(tokens)
-    assert rollouts.ledger.spending.totals()["sampled_tokens"] == sum(tokens)
+    assert rollouts.ledger.usage.totals()["sampled_tokens"] == sum(tokens)
     assert [t.sampled_tokens + t.discarded_tokens for t in tree.roots] == tokens
 
 

@@ -144,7 +144,7 @@ def test_a_file_holds_tokens_turns_and_credit_of_every_trajectory(taught, tmp_pa
         assert row["sampler_logprobs"] == pytest.approx(trajectory.sampler_logprobs)
         if trajectory.parent is None:
             assert row["entropies"] is not None
-            credit = trajectory.marks.advantages
+            credit = trajectory.diagnostics.advantages
             assert row["advantages"] == (None if credit is None else pytest.approx(credit.tolist()))
         else:
             assert row["position"] == trajectory.parent.position

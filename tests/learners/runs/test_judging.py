@@ -14,7 +14,7 @@ from learners.config import JudgeOptions, RunConfig
 from learners.errors import RunStopped, UsageError
 from learners.evaluate.__main__ import evaluate
 from learners.evaluate.config import Config
-from learners.ledger import Budget, Ledger, Spending
+from learners.ledger import Budget, Ledger, RunUsage
 from learners.policy.loading import tiny_tokenizer
 from learners.rollouts.rollout import Rollouts
 from learners.runs.environments import TaskMixture
@@ -94,7 +94,7 @@ def free_env(benchmark=FREE, **options):
 
 def test_calls_cached_verdicts_and_faults_add_up_to_the_requests(court):
     """Five verdicts: two new ones, one of them after two faults, one unreadable, two known."""
-    ledger = Ledger(Spending(Budget(prices=(("judge", 0.1),))))
+    ledger = Ledger(RunUsage(Budget(prices=(("judge", 0.1),))))
     judge = CountedJudge(court.endpoint, ledger)
     court.faults = ["broken", "no completion"]
     said = [judge.verdict(TASK, text).correct for text in ("Elda", "Elda", "Ostra", "hush", "Elda")]
@@ -106,7 +106,7 @@ def test_calls_cached_verdicts_and_faults_add_up_to_the_requests(court):
         "ledger/judge_faults": 2,
         "ledger/cost": 0.3,
     }
-    assert ledger.spending.totals() == {"judge_calls": 5, "judge_cached": 2, "judge_faults": 2}
+    assert ledger.usage.totals() == {"judge_calls": 5, "judge_cached": 2, "judge_faults": 2}
 
 
 def test_a_verdict_that_never_came_is_no_call_but_its_requests_are_counted(court):
@@ -138,7 +138,7 @@ def test_threads_that_ask_at_once_are_counted_exactly(court):
 
 
 def test_a_run_stops_before_a_verdict_that_its_budget_does_not_cover(court):
-    ledger = Ledger(Spending(Budget(cost=0.25, prices=(("judge", 0.1),))))
+    ledger = Ledger(RunUsage(Budget(cost=0.25, prices=(("judge", 0.1),))))
     judge = CountedJudge(court.endpoint, ledger)
     judge.verdict(TASK, "Elda")
     judge.verdict(TASK, "Ostra")
@@ -149,7 +149,7 @@ def test_a_run_stops_before_a_verdict_that_its_budget_does_not_cover(court):
 
 def test_verdicts_are_no_tool_calls(court):
     """`--run-calls` bounds tools alone."""
-    ledger = Ledger(Spending(Budget(calls=0)))
+    ledger = Ledger(RunUsage(Budget(calls=0)))
     assert CountedJudge(court.endpoint, ledger).verdict(TASK, "Elda").correct
     assert "ledger/tool_calls" not in ledger.take()
 
@@ -165,7 +165,7 @@ def rollouts_of(env, ledger, turns):
 
 
 def test_an_evaluation_in_training_asks_the_judge_and_pays_in_its_ledger(court, tmp_path):
-    ledger = Ledger(Spending(Budget(prices=(("judge", 0.5),))))
+    ledger = Ledger(RunUsage(Budget(prices=(("judge", 0.5),))))
     env = free_env(split="test")
     install_judge(env, config(court).judge, tmp_path, ledger)
     rollouts = rollouts_of(env, ledger, {"0": [answer("3"), answer("3")]})
