@@ -77,7 +77,7 @@ perf: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy envs tools benchmarks learners
+	$(BIN)/mypy envs tools benchmarks learners scripts
 
 clean:
 	rm -rf $(VENV) .venv-vllm build dist .pytest_cache .mypy_cache .ruff_cache

@@ -49,7 +49,7 @@ UNIT_METRICS: dict[StopUnit, str] = {
 
 @dataclass(frozen=True)
 class Budget:
-    """Bounds on the usage of a run; None is no bound."""
+    """Limits on the use of a run; None is no limit."""
 
     calls: int | None = None
     """Tool calls."""

@@ -21,7 +21,6 @@ Unit = Literal[StopUnit, "iterations"]
 
 METHODS = {
     "appo": "learners.appo",
-    "appo_reference": "learners.appo_reference",
     "grpo": "learners.grpo",
     "arpo": "learners.arpo",
     "aepo": "learners.aepo",

@@ -32,4 +32,7 @@ def sanitize_text(text: str) -> str:
 
 def truncate(text: str, characters: int) -> str:
     """Cut the text to at most `characters`, the last one an ellipsis if anything was cut."""
-    return text if len(text) <= characters else text[: characters - 1].rstrip() + "…"
+    if len(text) <= characters:
+        return text
+    # A word cut short after "<" may read as a tag: `<searching>` must not end as `<search…`.
+    return re.sub(r"<\s*/?\s*\w*$", "", text[: characters - 1]).rstrip() + "…"

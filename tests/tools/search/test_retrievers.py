@@ -3,7 +3,7 @@ import re
 import threading
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tools.cache import Cache
@@ -186,6 +186,7 @@ _PIECES = st.lists(_MARKUP | st.sampled_from([*TAGS, "<", "</", "<|", "|>", "&lt
 
 
 @given(_PIECES, _PIECES, st.integers(1, 40))
+@example("<" * 14 + "searcha", "", 21)
 def test_no_text_becomes_a_tag_however_it_is_cut(title, text, characters):
     result = run_search(Hit(title, text, 1.0), characters=characters).text
     tag = rf"<\s*/?\s*({'|'.join(TAGS)})\b|<\|[^|<>]*\|>"
