@@ -24,7 +24,7 @@ from learners.tree import RolloutTree
 from tools import Tool, ToolResult
 
 JUDGE = "judge"
-"""Name of the judge where tools are named: in prices and calls."""
+"""Name of the judge among those of tools, in prices and calls."""
 
 USAGE_PREFIXES = ("sampled_tokens", "tool_calls", "free_calls", "judge_")
 """Beginnings of the counters whose totals a run keeps; calls also by tool: `tool_calls_search`."""

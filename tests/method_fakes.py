@@ -1,4 +1,4 @@
-"""Every method as tests need it: its credit, its weighting, its loss, and trees to give it."""
+"""The methods for tests: the credit, weighting and loss of each, and trees to credit."""
 
 import random
 from functools import partial
@@ -36,7 +36,7 @@ def procedure(trees):
     return rows
 
 
-def aware(trees):
+def entropy_aware(trees):
     """AEPO's credit; entropies grow along a response."""
     rows = normalise_groups(trees)
     masks = [torch.tensor(row.trajectory.response_mask) for row in rows]
@@ -79,7 +79,7 @@ CREDIT = {
     "gppo": (normalise_groups, token_mean),
     "cispo": (normalise_groups, token_mean),
     "arpo": (normalise_groups, token_mean),
-    "aepo": (aware, token_mean),
+    "aepo": (entropy_aware, token_mean),
     "tree_grpo": (partial(tree_grpo.credit_leaves, keep=None, draw=id), token_mean),
     "gigpo": (partial(gigpo.credit_trajectories, config=gigpo.Config()), token_mean),
     "rloo": (partial(credit_groups, estimator=leave_one_out), sequence_sum),
@@ -108,13 +108,13 @@ def loss_of(method):
 
 
 def fork_after(tree, root, turns, *rest, reward=0.0, logprobs=0.0):
-    """A finished branch: so many turns of a root, then its own (tokens sampled, observed)."""
+    """Make a finished branch: turns of a root, then its own as (tokens sampled, observed)."""
     branch = tree.fork(BranchPoint(root, sum(len(turn) for turn in root.turns[:turns])))
     token = 50
     for sampled, observed in rest:
         ids = tuple(range(token, token + sampled + observed))
-        said = Completion(ids[:sampled], (logprobs,) * sampled, (0.0,) * sampled)
-        branch.turns.append(Turn(START, said, ids[sampled:]))
+        action = Completion(ids[:sampled], (logprobs,) * sampled, (0.0,) * sampled)
+        branch.turns.append(Turn(START, action, ids[sampled:]))
         token += sampled + observed
     branch.reward, branch.done = reward, True
     branch.old_logprobs = torch.tensor([logprobs * own for own in branch.response_mask])
@@ -135,7 +135,7 @@ def forest():
 
 
 class Composed:
-    """A run that takes down what an iteration puts together; its trees are of the forest."""
+    """A run that records the parts an iteration passes to it; its trees are the forest."""
 
     def __init__(self):
         self.recorder = self.trainer = self
@@ -145,7 +145,7 @@ class Composed:
 
     @classmethod
     def by(cls, module, **options):
-        """What a method's iteration puts together."""
+        """Run a method's iteration and return the run."""
         run = cls()
         module.iteration([], run, module.Config.of(prompts=len(run.trees), **options))
         return run
@@ -176,7 +176,7 @@ class Composed:
 
 
 class Credited(Notes):
-    """A run that shows what it is asked to learn from; nothing is sampled."""
+    """A run that records the rows it is asked to learn from; nothing is sampled."""
 
     def __init__(self, trees):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Rollout trees written by hand: who wrote which tokens, and what it earned."""
+"""Rollout trees written by hand: their tokens, by origin, and their rewards."""
 
 from collections import Counter, defaultdict
 
@@ -18,13 +18,13 @@ def new_tree():
 
 
 def grow(tree, *turns, reward=0.0, logprobs=0.0, entropies=0.0):
-    """A finished root; a turn is (tokens sampled, tokens observed), ids count up from 1."""
+    """Add a finished root; a turn is (tokens sampled, tokens observed), ids count up from 1."""
     root = tree.root()
     token = 1
     for sampled, observed in turns:
         ids = tuple(range(token, token + sampled + observed))
-        said = Completion(ids[:sampled], (logprobs,) * sampled, (entropies,) * sampled)
-        root.turns.append(Turn(START, said, ids[sampled:]))
+        action = Completion(ids[:sampled], (logprobs,) * sampled, (entropies,) * sampled)
+        root.turns.append(Turn(START, action, ids[sampled:]))
         token += sampled + observed
     root.reward, root.done = reward, True
     root.old_logprobs = torch.tensor([logprobs * own for own in root.response_mask])
@@ -32,7 +32,7 @@ def grow(tree, *turns, reward=0.0, logprobs=0.0, entropies=0.0):
 
 
 def branch_off(tree, root, position, reward=0.0, score=0.0):
-    """A finished branch."""
+    """Add a finished branch."""
     branch = tree.fork(BranchPoint(root, position, score))
     branch.reward, branch.done = reward, True
     return branch
@@ -49,7 +49,7 @@ def tree_with(roots, branches=(), turns=((2, 0),)):
 
 
 def stats_of(root, logprobs=None, entropies=None):
-    """What a policy thinks of a root; by default, as when it was sampled."""
+    """Token statistics of a root under a policy; by default the one that sampled it."""
     count = len(root)
     logprobs = root.old_logprobs if logprobs is None else torch.tensor(logprobs)
     entropies = torch.zeros(count) if entropies is None else torch.tensor(entropies)

@@ -203,7 +203,7 @@ def mismatch_weights(
     Args:
         log_ratio: (..., T) the policy's own old log-probabilities minus the sampler's.
         mask: (..., T) True on sampled tokens.
-        high: larger weights are cut to it; zeroed where `low` is given.
+        high: larger weights are cut to it, or zeroed if `low` is given.
         low: smaller weights are zeroed.
         whole_rows: multiply the ratios of a row.
 

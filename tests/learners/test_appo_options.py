@@ -76,7 +76,7 @@ def test_at_tool_boundaries_branches_leave_after_a_result_or_at_the_prompt(monke
 
 @pytest.mark.parametrize("trained", [False, True])
 def test_branches_are_trained_on_only_when_asked_to(monkeypatch, taught, trained):
-    """Roots once, and of branches only what they did not share."""
+    """Roots count once, branches by the tokens that they did not share."""
     run, metrics = iterated(monkeypatch, taught, {"train_branches": trained, "groups": "one"})
     tokens = 0
     for tree in run.trees:
@@ -98,20 +98,20 @@ def credit(tree, **options):
 def test_one_group_standardises_roots_among_all_trajectories():
     """Rewards 1 and 0 of roots, 0 and 0 of branches: mean 1/4, deviation sqrt(3)/4."""
     tree = tree_with([1, 0], [0, 0])
-    found = credit(tree, groups="one", future_weight=0.0)
-    assert [one for one, _ in found] == tree.roots
-    assert [advantages[0] for _, advantages in found] == pytest.approx([3**0.5, -(3**-0.5)])
+    rows = credit(tree, groups="one", future_weight=0.0)
+    assert [one for one, _ in rows] == tree.roots
+    assert [advantages[0] for _, advantages in rows] == pytest.approx([3**0.5, -(3**-0.5)])
 
 
 def test_dual_groups_standardise_the_same_reward_twice():
     """T_init 1, 0: +-1. T_branch 1, 0.5: mean .75, deviation .25: 1 is +1, 0 is -3."""
     tree = tree_with([1, 0], [1, 0.5])
-    found = credit(tree, future_weight=0.0)
-    assert [advantages[0] for _, advantages in found] == pytest.approx([1.0, -2.0])
+    rows = credit(tree, future_weight=0.0)
+    assert [advantages[0] for _, advantages in rows] == pytest.approx([1.0, -2.0])
 
 
 def test_without_the_future_term_the_advantage_is_the_base():
-    """Where Omega is 1 the term multiplies by 1 + b."""
+    """Omega is 1, so the term multiplies by 1 + b."""
     tree = tree_with([1, 0], [1, 0.5])
     plain, weighed = credit(tree, future_weight=0.0), credit(tree, future_weight=0.5)
     assert [a[0] for _, a in weighed] == pytest.approx([1.5 * a[0] for _, a in plain])
@@ -119,14 +119,14 @@ def test_without_the_future_term_the_advantage_is_the_base():
 
 def test_trained_branches_are_credited_as_roots_are():
     tree = tree_with([1, 0], [1, 0.5])
-    found = credit(tree, future_weight=0.0, train_branches=True)
-    assert [one for one, _ in found] == tree.trajectories
-    values = [advantages[0] if advantages else None for _, advantages in found]
+    rows = credit(tree, future_weight=0.0, train_branches=True)
+    assert [one for one, _ in rows] == tree.trajectories
+    values = [advantages[0] if advantages else None for _, advantages in rows]
     assert values[:2] == pytest.approx([1.0, -2.0])
     assert values[2] == pytest.approx(1.0)
 
 
-def test_the_divisor_of_eq_8_is_m_whoever_is_trained():
+def test_the_divisor_of_eq_8_is_m_whichever_rows_are_trained():
     """Two rows of one tree with M 4: each token weighs 1 / (4 |H_n|)."""
     masks = [torch.tensor([True, True, False]), torch.tensor([True])]
     weights = sequence_mean(masks, 4)

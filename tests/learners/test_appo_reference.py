@@ -45,7 +45,7 @@ def test_a_blank_token_is_no_candidate():
     assert request(tree, 3, lambda ids: " " if ids == [2] else "x") == [(0, 1), (0, 3), (0, 1)]
 
 
-def test_answers_of_one_token_are_begun_anew():
+def test_answers_of_one_token_are_started_anew():
     tree = new_tree()
     grow(tree, (1, 0))
     grow(tree, (1, 0))
@@ -56,8 +56,8 @@ def test_the_best_tokens_of_a_prompt_may_all_be_of_one_root():
     tree = new_tree()
     grow(tree, (4, 0), logprobs=-1.0)
     busy = grow(tree, (4, 0), logprobs=-1.0)
-    said = Completion(busy.response_ids, (-1.0,) * 4, (2.0, 0.0, 2.0, 0.0))
-    busy.turns[0] = Turn(busy.turns[0].state, said, ())
+    action = Completion(busy.response_ids, (-1.0,) * 4, (2.0, 0.0, 2.0, 0.0))
+    busy.turns[0] = Turn(busy.turns[0].state, action, ())
     busy.old_logprobs = torch.tensor([-0.9, -1.1, -0.9, -1.1])
     assert request(tree, 2) == [(1, 1), (1, 3)]
 
@@ -79,7 +79,7 @@ def test_every_budget_is_filled_and_no_branch_skips_a_result(shapes, budget, see
     points = appo_reference.choose_branch_points(tree, budget, word, SETTINGS)
     assert len(points) == budget
     for point in points:
-        branch = tree.fork(point)  # refuses a place behind a turn's last token
+        branch = tree.fork(point)  # raises behind a turn's last token
         assert branch.response_ids == point.trajectory.response_ids[: point.position]
 
 
@@ -136,7 +136,7 @@ def test_the_loss_on_policy_is_minus_twice_the_advantage(aggregation, counts):
     tree = new_tree()
     rows = [Row(grow(tree, (2, 0), logprobs=-1.0), torch.ones(2)) for _ in range(2)]
     weights = [torch.full((2,), counts * 0.25 / 4)] * 2
-    batch, noted = collate(rows, share=0.5, weights=weights), {}
+    batch, notes = collate(rows, share=0.5, weights=weights), {}
     loss = appo_reference.policy_loss(
         batch.old_logprobs.clone(),
         batch,
@@ -144,11 +144,11 @@ def test_the_loss_on_policy_is_minus_twice_the_advantage(aggregation, counts):
         root_share=0.25,
         length=10,
         tokens=4,
-        note=noted.__setitem__,
+        note=notes.__setitem__,
     )
     expected = {"token-mean": -2, "row-sum": -4, "row-mean": -2, "sum-over-length": -0.8}
     assert float(loss) == pytest.approx(expected[aggregation] * 0.5 * 0.25 * counts)
-    assert noted["loss/clip_fraction"] == [0] * 4
+    assert notes["loss/clip_fraction"] == [0] * 4
 
 
 PUBLISHED_LOSS = {
@@ -162,7 +162,7 @@ PUBLISHED_LOSS = {
 
 
 def future_surrogate(logprobs, advantages, **options):
-    """Of rows whose old log-probabilities are 0, all tokens trained."""
+    """The surrogate of rows whose old log-probabilities are 0, all tokens trained."""
     mask = torch.ones_like(logprobs, dtype=torch.bool)
     settings = PUBLISHED_LOSS | options
     return formulas.future_surrogate(

@@ -1,4 +1,4 @@
-"""What may not change a method's gradient: micro-batches, padding, order, a constant in rewards."""
+"""Changes that leave a method's gradient alone: micro-batches, padding, order, a constant."""
 
 import pytest
 import torch
@@ -12,15 +12,15 @@ every_method = pytest.mark.parametrize("method", METHODS)
 
 
 def gradients(method, trees, micro):
-    """d loss / d log pi of every row, by trajectory, in micro-batches of so many rows."""
+    """d loss / d log pi of every row, by length and reward, in micro-batches of `micro` rows."""
     _, advantages, weighting = METHODS[method]
     rows = advantages(trees)
     weights = weighting([torch.tensor(row.trajectory.response_mask) for row in rows])
-    found = {}
+    by_row = {}
     for start in range(0, len(rows), micro):
         part = rows[start : start + micro]
         batch = collate(part, weights=weights[start : start + micro])
-        logprobs = torch.full(batch.token_ids.shape, 7.0)  # whatever is outside of the response
+        logprobs = torch.full(batch.token_ids.shape, 7.0)  # arbitrary outside the response
         for line, row in enumerate(part):
             length, tokens = len(row.trajectory), len(row.trajectory.prompt_ids)
             draw = torch.Generator().manual_seed(length)
@@ -29,8 +29,8 @@ def gradients(method, trees, micro):
         logprobs.requires_grad_()
         loss_of(method)(logprobs, batch).backward()
         for line, row in enumerate(part):
-            found[len(row.trajectory), row.trajectory.reward] = logprobs.grad[line]
-    return {key: value[value != 0] for key, value in found.items()}
+            by_row[len(row.trajectory), row.trajectory.reward] = logprobs.grad[line]
+    return {key: value[value != 0] for key, value in by_row.items()}
 
 
 def same(one, other):
@@ -42,9 +42,9 @@ def same(one, other):
 @every_method
 @pytest.mark.parametrize("micro", [1, 2])
 def test_micro_batches_and_their_padding_do_not_change_the_gradient(method, micro):
-    whole = gradients(method, forest(), micro=9)
-    assert any(len(value) for value in whole.values())
-    same(whole, gradients(method, forest(), micro=micro))
+    in_one_batch = gradients(method, forest(), micro=9)
+    assert any(len(value) for value in in_one_batch.values())
+    same(in_one_batch, gradients(method, forest(), micro=micro))
 
 
 @every_method
@@ -103,7 +103,7 @@ OPTIONS = {
     "dapo": {"max_response_tokens": 64},
     "tree_grpo": {"expansions": 0},
 }
-"""What makes an iteration the method of that name here."""
+"""Options with which an iteration is the method of that name in METHODS."""
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m not in ("appo paper", "aepo")])
@@ -136,9 +136,9 @@ def test_aepo_credits_and_weighs_every_optimiser_step_by_itself():
         masks = [torch.tensor(row.trajectory.response_mask) for row in rows]
         entropies = [torch.arange(len(mask)) * 0.1 for mask in masks]
         factors = aepo.entropy_factors(entropies, masks, 0.2)
-        for found, row, factor in zip(update.rows, rows, factors, strict=True):
-            assert found.trajectory is row.trajectory
-            torch.testing.assert_close(found.advantages, row.advantages * factor)
+        for actual, row, factor in zip(update.rows, rows, factors, strict=True):
+            assert actual.trajectory is row.trajectory
+            torch.testing.assert_close(actual.advantages, row.advantages * factor)
         assert float(sum(weight.sum() for weight in update.weights)) == pytest.approx(1)
         batch = collate(update.rows, weights=update.weights)
         logprobs = batch.old_logprobs + batch.response_mask * 0.5

@@ -74,7 +74,7 @@ def test_a_branch_inherits_its_prefixs_calls_without_paying_again(tokenizer):
 
 
 def test_a_branch_cannot_exceed_what_its_episode_has_left(tokenizer):
-    """Of three calls the prefix made two: the branch gets one, then the note that none is left."""
+    """The prefix made two of three calls: the branch gets one, then the note that none is left."""
     made, tree, branch = branched(tokenizer, max_tool_calls=3)
     made.run([tree], "0")
     assert branch.state.calls == ("search",) * 3

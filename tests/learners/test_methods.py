@@ -31,7 +31,7 @@ def one_thread():
 
 
 def session_of(folder, method, seed=0, benchmark=UNEVEN):
-    """Three prompts, one per optimiser step; what the tiny model answers is right now and then."""
+    """Three prompts, one per optimiser step; the tiny model's answers are sometimes right."""
     module, own = RUNS[method]
     config = module.Config.of(
         seed=seed, prompts=3, minibatch_prompts=1, max_response_tokens=72, **own
@@ -62,11 +62,11 @@ def numbers(metrics):
 
 def trained(folder, method, iterations=2, seed=0):
     session, iteration = session_of(folder, method, seed)
-    found = []
+    lines = []
     for _ in range(iterations):
-        found.append(numbers(run_iteration(session, iteration)))
+        lines.append(numbers(run_iteration(session, iteration)))
         session.iteration += 1
-    return found, session
+    return lines, session
 
 
 @quick_if_own
@@ -133,16 +133,16 @@ def test_every_tree_has_exactly_its_budget_of_finished_trajectories(taught, meth
 
 @every_rollout
 def test_the_ledger_counts_every_sampled_token_once(taught, method):
-    """What was sampled and what branches took over is all there is.
+    """Sampled and reused tokens are all tokens.
 
-    So with calls, but for those whose result found no room: they cost, and are in no state.
+    The same holds for calls, except those whose result had no room: they cost, and are in no state.
     """
     session, iteration = session_of(taught, method)
     metrics = run_iteration(session, iteration)
     trajectories = [t for tree in session.run.trees for t in tree.trajectories]
-    whole = sum(t.sampled_tokens for t in trajectories)
+    total = sum(t.sampled_tokens for t in trajectories)
     reused = metrics.get("ledger/reused_tokens", 0)
-    assert metrics["ledger/sampled_tokens"] + reused == whole
+    assert metrics["ledger/sampled_tokens"] + reused == total
     calls = metrics.get("ledger/tool_calls", 0) + metrics.get("ledger/inherited_calls", 0)
     roomless = [
         t for t in trajectories if t.state.stop == "length" and t.turns[-1].action.stop == "tag"

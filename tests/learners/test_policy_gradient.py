@@ -1,4 +1,4 @@
-"""Every method's gradient beside finite differences of the expected reward, where all is listed.
+"""Every method's gradient against finite differences of the expected reward, by enumeration.
 
 Two tokens with a tool's result between them: four trajectories, sixteen groups of two. The expected
 gradient of a method is the sum over all groups of their probability times their gradient. Methods
@@ -16,9 +16,9 @@ from tests.tree_fakes import grow, new_tree
 
 REWARDS = {(0, 0): 1.0, (0, 1): 0.0, (1, 0): 0.25, (1, 1): -1.0}
 LOGITS = torch.tensor([[0.3, -0.2], [0.5, 0.1], [-0.4, 0.2]], dtype=torch.float64)
-"""Of the first token, of the second after 0, of the second after 1."""
+"""Logits of the first token, of the second after 0, of the second after 1."""
 EXACT = {"rloo": 1.0, "dr_grpo": 1 / 2 / 64}
-"""Unbiased methods: their gradient is so many times that of the expected reward."""
+"""Unbiased methods: the factor of their gradient over that of the expected reward."""
 
 
 def logprobs_of(logits, path):
@@ -32,13 +32,13 @@ def expected_reward(logits):
 
 
 def true_gradient(step=1e-6):
-    found = torch.zeros_like(LOGITS)
+    gradient = torch.zeros_like(LOGITS)
     for index in product(range(3), range(2)):
         moved = torch.zeros_like(LOGITS)
         moved[index] = step
         difference = expected_reward(LOGITS + moved) - expected_reward(LOGITS - moved)
-        found[index] = difference / (2 * step)
-    return found
+        gradient[index] = difference / (2 * step)
+    return gradient
 
 
 def old_logprobs(path):
@@ -91,8 +91,8 @@ def expected_gradient_with_branches(method):
     return total
 
 
-def alike(found, true):
-    return torch.nn.functional.cosine_similarity(found.flatten(), true.flatten(), dim=0)
+def alike(ours, true):
+    return torch.nn.functional.cosine_similarity(ours.flatten(), true.flatten(), dim=0)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -103,9 +103,9 @@ def test_the_expected_gradient_climbs_the_expected_reward(method):
 @pytest.mark.parametrize("method", ["appo paper", *TRAINED_BRANCHES])
 def test_with_branches_it_climbs_too(method):
     """In every state; branches share the first token, so that the direction leans to the second."""
-    found, true = expected_gradient_with_branches(method), true_gradient()
-    assert (found * true > 0).all()
-    assert alike(found, true) > 0.75
+    ours, true = expected_gradient_with_branches(method), true_gradient()
+    assert (ours * true > 0).all()
+    assert alike(ours, true) > 0.75
 
 
 @pytest.mark.parametrize("method", EXACT)

@@ -86,8 +86,8 @@ def two_tokens(method, ratios, advantages):
     ],
 )
 def test_the_gradient_of_two_tokens_is_what_the_paper_says(method, ratios, advantages, gradient):
-    _, found = two_tokens(method, ratios, advantages)
-    assert found == pytest.approx(gradient, abs=1e-12)
+    _, actual = two_tokens(method, ratios, advantages)
+    assert actual == pytest.approx(gradient, abs=1e-12)
 
 
 def test_gppo_has_the_value_of_the_clipped_surrogate():
@@ -107,9 +107,9 @@ def test_every_field_of_a_rival_says_where_its_default_is_from(name):
     (config,) = [n for n in ast.parse(source).body if getattr(n, "name", "") == "Config"]
     fields = [n for n in config.body[1:] if not isinstance(n, ast.FunctionDef)]
     assert fields
-    for field, said in zip(fields[::2], fields[1::2], strict=True):
+    for field, text in zip(fields[::2], fields[1::2], strict=True):
         assert isinstance(field, ast.AnnAssign)
-        assert re.search(r"\[[^\]]{4,}\]$", said.value.value), field.target.id
+        assert re.search(r"\[[^\]]{4,}\]$", text.value.value), field.target.id
 
 
 BRANCHING = [m for m, fields in dict(RUNS.values()).items() if "initial_rollouts" in fields]
@@ -136,8 +136,8 @@ def test_at_ratio_one_every_method_is_the_policy_gradient(method):
 
 def test_leave_one_out_compares_with_the_others():
     """1 - (0 + 2) / 2 = 0; 0 - 3 / 2; 2 - 1 / 2."""
-    found = leave_one_out(torch.tensor([1.0, 0.0, 2.0]))
-    assert found.tolist() == pytest.approx([0, -1.5, 1.5])
+    advantages = leave_one_out(torch.tensor([1.0, 0.0, 2.0]))
+    assert advantages.tolist() == pytest.approx([0, -1.5, 1.5])
 
 
 def test_whitening_is_over_tokens_of_all_prompts():
@@ -152,16 +152,16 @@ def test_a_return_is_discounted_by_sampled_tokens_only():
     """Turns of 1 and 2 tokens with a result of 3 between, gamma 1/2: 1/4, then 1/2 and 1."""
     mask = torch.tensor([1, 0, 0, 0, 1, 1]).bool()
     rewards = torch.tensor([0.0, 0, 0, 0, 0, 1])
-    found = reinforce_pp.rewards_to_go(rewards, mask, 0.5)
-    assert found.tolist() == [0.25, 0, 0, 0, 0.5, 1]
+    returns = reinforce_pp.rewards_to_go(rewards, mask, 0.5)
+    assert returns.tolist() == [0.25, 0, 0, 0, 0.5, 1]
 
 
 def test_mismatch_weights_are_cut_from_above_or_zeroed_outside():
     ratio, mask = torch.tensor([0.25, 1.0, 8.0]).log(), torch.tensor([True, False, True])
     assert mismatch_weights(ratio, mask, 2.0).tolist() == pytest.approx([0.25, 0, 2])
     assert mismatch_weights(ratio, mask, 2.0, 0.5).tolist() == [0, 0, 0]
-    whole = mismatch_weights(ratio, mask, 5.0, whole_rows=True)
-    assert whole.tolist() == pytest.approx([2, 0, 2])
+    by_row = mismatch_weights(ratio, mask, 5.0, whole_rows=True)
+    assert by_row.tolist() == pytest.approx([2, 0, 2])
 
 
 @pytest.mark.parametrize(("length", "penalty"), [(1, 0), (80, 0), (90, -0.5), (100, -1)])
@@ -172,7 +172,7 @@ def test_the_overlong_penalty_grows_over_the_last_part_of_the_room(length, penal
 
 
 class Sampled(Notes):
-    """A run whose rollouts earn what a script says; it holds six tasks."""
+    """A run whose rollouts earn scripted rewards; it has six tasks."""
 
     def __init__(self, rewards):
         super().__init__()
@@ -198,25 +198,25 @@ class Sampled(Notes):
 def test_dapo_samples_on_until_enough_prompts_teach():
     run = Sampled([(1, 1), (0, 1), (0, 0), (1, 0), (0, 1), (1, 1)])
     tasks = run.rollouts.tasks[:2]
-    kept = dapo.sample_informative_trees(tasks, run, dapo.Config.of(prompts=2))
-    assert [[t.reward for t in tree.roots] for tree in kept] == [[0, 1], [1, 0]]
+    trees = dapo.sample_informative_trees(tasks, run, dapo.Config.of(prompts=2))
+    assert [[t.reward for t in tree.roots] for tree in trees] == [[0, 1], [1, 0]]
     assert len(run.trees) == 4
     assert len({name for asked in run.asked for name in asked}) == 4
     assert run.counts["sampling/generations"] == 2
     assert run.counts["sampling/equal_groups"] == 2
 
 
-def test_dapo_stops_at_its_bound_and_trains_on_what_there_is():
+def test_dapo_stops_at_its_bound_and_trains_on_fewer_prompts():
     run = Sampled([(1, 1), (0, 1)] * 3)
-    kept = dapo.sample_informative_trees(
+    trees = dapo.sample_informative_trees(
         run.rollouts.tasks[:2], run, dapo.Config.of(prompts=4, generations=1)
     )
-    assert len(kept) == 1
+    assert len(trees) == 1
     run = Sampled([(1, 1)] * 6)
     assert (
         dapo.sample_informative_trees(run.rollouts.tasks[:2], run, dapo.Config.of(prompts=2)) == []
     )
-    assert run.counts["sampling/generations"] >= 3  # then all tasks have been met
+    assert run.counts["sampling/generations"] >= 3  # then all tasks have been used
 
 
 @pytest.mark.parametrize(
@@ -229,14 +229,14 @@ def test_dapo_stops_at_its_bound_and_trains_on_what_there_is():
         ({"arpo": 0.6}, 7.0),
     ],
 )
-def test_dapo_looks_at_the_answers_score_alone_where_the_reward_tells(terms, score):
+def test_dapo_looks_at_the_answers_score_alone_if_the_reward_reports_it(terms, score):
     (root,) = tree_with([7.0]).roots
     root.reward_terms = terms
     assert dapo.answer_score(root) == score
 
 
-def test_dapo_samples_past_a_prompt_that_differs_in_format_only():
-    """Nobody is right: one rollout without an answer, one with a wrong one."""
+def test_dapo_skips_a_prompt_that_differs_in_format_only():
+    """No rollout is right: one has no answer, one a wrong one."""
     run = Sampled([(-1, 0), (0, 1)])
     malformed, right = {"format": -1.0}, {"score": 1.0, "tools": 0.0}
     terms = {-1: malformed, 0: {"score": 0.0, "tools": 0.0}, 1: right}
@@ -248,8 +248,8 @@ def test_dapo_samples_past_a_prompt_that_differs_in_format_only():
 
     run.rollout = rollout
     config = dapo.Config.of(prompts=2, generations=1)
-    (kept,) = dapo.sample_informative_trees(run.rollouts.tasks[:2], run, config)
-    assert [t.reward for t in kept.roots] == [0, 1]
+    (informative,) = dapo.sample_informative_trees(run.rollouts.tasks[:2], run, config)
+    assert [t.reward for t in informative.roots] == [0, 1]
 
 
 def test_turns_after_the_same_result_are_one_group():
@@ -265,25 +265,30 @@ def test_turns_after_the_same_result_are_one_group():
     long, short = tree.roots
     assert gigpo.anchors(long) == ["", "A", "B"]
     assert gigpo.step_returns(long, 0.5).tolist() == [0.25, 0.5, 1]
-    found = gigpo.tree_advantages(tree, gigpo.Config.of(discount=0.5))
-    half = 0.5**0.5  # of two values, each is so many sample deviations from their mean
-    assert found[0].tolist() == pytest.approx([2 * half] * 6 + [half] * 3, rel=1e-4)
-    assert found[1].tolist() == pytest.approx([-2 * half] * 6, rel=1e-4)
+    advantages = gigpo.tree_advantages(tree, gigpo.Config.of(discount=0.5))
+    half = 0.5**0.5  # of two values, each is this many sample deviations from the mean
+    assert advantages[0].tolist() == pytest.approx([2 * half] * 6 + [half] * 3, rel=1e-4)
+    assert advantages[1].tolist() == pytest.approx([-2 * half] * 6, rel=1e-4)
     assert len(short) == 6
 
 
 def test_without_a_deviation_gigpo_only_takes_means_off():
     """Both turns begin at the question: returns 1/2, 1 and 0, 0 less 3/8; episodes 1 and 0."""
     tree = tree_with([1.0, 0.0], turns=((1, 1), (1, 0)))
-    found = gigpo.tree_advantages(tree, gigpo.Config.of(divide_by="none", discount=0.5))
-    assert found[0].tolist() == pytest.approx([0.625, 0.625, 1.125])
-    assert found[1].tolist() == pytest.approx([-0.875] * 3)
+    advantages = gigpo.tree_advantages(tree, gigpo.Config.of(divide_by="none", discount=0.5))
+    assert advantages[0].tolist() == pytest.approx([0.625, 0.625, 1.125])
+    assert advantages[1].tolist() == pytest.approx([-0.875] * 3)
 
 
 def test_similar_anchors_share_a_group_where_asked_to():
-    seen = ["the quick brown fox", "the quick brown fix", "something else", "the quick brown fox"]
-    assert gigpo.step_groups(seen, 1.0) == [0, 1, 2, 0]
-    assert gigpo.step_groups(seen, 0.9) == [0, 0, 1, 0]
+    anchors = [
+        "the quick brown fox",
+        "the quick brown fix",
+        "something else",
+        "the quick brown fox",
+    ]
+    assert gigpo.step_groups(anchors, 1.0) == [0, 1, 2, 0]
+    assert gigpo.step_groups(anchors, 0.9) == [0, 0, 1, 0]
 
 
 def test_normalising_is_exact_about_equal_rewards():

@@ -1,4 +1,4 @@
-"""What other implementations of these methods get wrong: a test each, or why it cannot occur."""
+"""Mistakes of other implementations of these methods: a test each, or why it cannot occur."""
 
 import math
 import re
@@ -16,7 +16,7 @@ from tests.learners import test_traps_methods
 from tests.tree_fakes import grow, new_tree, tree_with
 
 CANNOT = {
-    8: "whoever writes a token writes its mask: no end token is looked for, none is padding's",
+    8: "the code that writes a token writes its mask; no end token is searched for",
     9: "a reward is a number of the trajectory, on no token; tools' results never reach the reward",
     11: "padding is on the right and exists only inside an update",
     12: "past the limit the environment says so in an observation, masked; no token is written",
@@ -28,7 +28,7 @@ CANNOT = {
     30: "there is one branching rule, and `beam` is an int",
     32: "it is ARPO's way, so it stays: every row trains its prefix, and every copy counts",
 }
-"""By number: why it cannot occur, or is on purpose."""
+"""By number: the reason why it cannot occur, or is on purpose."""
 
 
 def nothing(rows):
@@ -53,13 +53,13 @@ def test_trap_2_equal_rewards_are_exactly_nothing(reward):
 
 
 def test_trap_3_the_deviation_is_the_samples_and_its_floor_is_1e_6():
-    """Of 1 and 0 the sample's is sqrt(1/2), the population's 1/2; of equals DAPO asks no deviation.
+    """For 1 and 0: the sample's sqrt(1/2), the population's 1/2; DAPO needs none for equal scores.
 
     A floor of 1e-4 would show in the fourth digit.
     """
-    found = normalise(torch.tensor([1.0, 0.0], dtype=torch.float64))
-    assert found.tolist() == pytest.approx([0.5 / (0.5**0.5 + 1e-6), -0.5 / (0.5**0.5 + 1e-6)])
-    assert found[0] == pytest.approx(0.7071058, abs=1e-7)
+    advantages = normalise(torch.tensor([1.0, 0.0], dtype=torch.float64))
+    assert advantages.tolist() == pytest.approx([0.5 / (0.5**0.5 + 1e-6), -0.5 / (0.5**0.5 + 1e-6)])
+    assert advantages[0] == pytest.approx(0.7071058, abs=1e-7)
     assert not dapo.is_informative([0.7] * 8)
 
 
@@ -68,9 +68,9 @@ def test_trap_4_episodes_count_once_however_many_turns_they_have():
     tree = new_tree()
     grow(tree, *[(1, 1)] * 7, (1, 0), reward=1.0)
     grow(tree, (1, 0))
-    found = gigpo.tree_advantages(tree, gigpo.Config.of(step_weight=0.0))
+    advantages = gigpo.tree_advantages(tree, gigpo.Config.of(step_weight=0.0))
     expected = [row.advantages for row in normalise_groups([tree])]
-    assert all(torch.allclose(a, b) for a, b in zip(found, expected, strict=True))
+    assert all(torch.allclose(a, b) for a, b in zip(advantages, expected, strict=True))
 
 
 def test_trap_5_reinforce_pp_normalises_over_the_batch():
@@ -90,9 +90,9 @@ def test_trap_6_a_turn_before_a_tools_result_keeps_its_return():
 
 @pytest.mark.parametrize("weighting", [sequence_mean, token_mean, sequence_sum])
 def test_trap_7_what_tools_said_weighs_nothing(weighting):
-    (found,) = weighting([torch.tensor([True, False, False, True])])
-    assert found[1] == found[2] == 0
-    assert found[0] == found[3] > 0
+    (weights,) = weighting([torch.tensor([True, False, False, True])])
+    assert weights[1] == weights[2] == 0
+    assert weights[0] == weights[3] > 0
 
 
 def test_trap_7_whitening_counts_sampled_tokens_only():
@@ -105,7 +105,7 @@ def test_trap_7_whitening_counts_sampled_tokens_only():
 
 
 def test_trap_7_attention_is_not_the_trained_mask():
-    """What tools said is read by every later token, and padding by none."""
+    """Every later token attends to observed tokens, and none to padding."""
     tree = new_tree()
     rows = [Row(grow(tree, *turns), torch.ones(5)) for turns in (((2, 2), (1, 0)), ((5, 0),))]
     batch = collate([*rows, Row(grow(tree, (1, 0)), torch.ones(1))])
@@ -115,15 +115,15 @@ def test_trap_7_attention_is_not_the_trained_mask():
 
 @pytest.mark.parametrize("weighting", [sequence_mean, token_mean, sequence_sum])
 def test_trap_10_a_row_without_a_token_is_no_nan(weighting):
-    found = weighting([torch.tensor([False, False]), torch.tensor([True, True])])
-    assert torch.isfinite(torch.stack(found)).all()
-    assert not found[0].any()
+    weights = weighting([torch.tensor([False, False]), torch.tensor([True, True])])
+    assert torch.isfinite(torch.stack(weights)).all()
+    assert not weights[0].any()
 
 
 def test_trap_16_a_mismatch_weight_of_one_token_says_nothing_of_the_row():
     ratio = torch.tensor([[math.log(100.0)] + [0.0] * 9])
-    found = mismatch_weights(ratio, torch.ones_like(ratio, dtype=torch.bool), 2.0)
-    assert found[0].tolist() == pytest.approx([2.0] + [1.0] * 9)
+    weights = mismatch_weights(ratio, torch.ones_like(ratio, dtype=torch.bool), 2.0)
+    assert weights[0].tolist() == pytest.approx([2.0] + [1.0] * 9)
 
 
 def test_every_trap_has_a_test_or_a_reason():

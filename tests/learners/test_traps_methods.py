@@ -1,4 +1,4 @@
-"""What other implementations get wrong in objectives and methods; `test_traps.py` has the rest."""
+"""Mistakes of other implementations in objectives and methods; `test_traps.py` has the rest."""
 
 import math
 from types import SimpleNamespace
@@ -83,7 +83,7 @@ def test_trap_21_gspo_clips_a_thousand_times_closer():
 
 @pytest.mark.parametrize("module", [dapo, gppo, arpo, aepo, tree_grpo, gigpo])
 def test_trap_22_the_dual_clip_is_an_option_wherever_there_is_one(module):
-    """So that `--dual-clip inf` makes methods comparable; the others have none."""
+    """With it `--dual-clip inf` makes methods comparable; the others have no dual clip."""
     batch, free = batch_of([0.0], [-1.0]), module.Config.of(dual_clip=math.inf)
     for config, slope in ((module.Config(), 0.0), (free, 15.0)):
         logprobs = torch.tensor([[math.log(15.0)]], requires_grad=True)
@@ -99,7 +99,7 @@ def test_trap_23_a_divergence_that_counts_nothing_has_no_gradient(gap):
 
 
 def test_trap_23_a_divergence_that_counts_nothing_costs_no_pass():
-    """The methods' default: the reference, here nothing that could answer, is not asked."""
+    """The default of the methods: the reference, None here, is not asked."""
     (root,) = tree_with([1.0]).roots
     asked = []
 
@@ -124,9 +124,9 @@ def test_trap_25_weights_are_of_the_whole_mini_batch(weighting):
     tree = tree_with([1, 0, 0.5], turns=((3, 0),))
     rows = [Row(root, torch.ones(3)) for root in tree.roots]
     weights = weighting([torch.tensor(r.response_mask) for r in tree.roots])
-    whole = collate(rows, weights=weights).weights.sum()
+    total = collate(rows, weights=weights).weights.sum()
     parts = [collate([r], weights=[w]).weights.sum() for r, w in zip(rows, weights, strict=True)]
-    assert float(sum(parts)) == pytest.approx(float(whole))
+    assert float(sum(parts)) == pytest.approx(float(total))
 
 
 def test_trap_26_the_divisor_of_dr_grpo_is_constant_and_rows_are_averaged():
@@ -140,10 +140,10 @@ def test_trap_26_the_divisor_of_dr_grpo_is_constant_and_rows_are_averaged():
 @pytest.mark.parametrize("module", [arpo, aepo, branching])
 def test_trap_28_no_entropy_outlives_its_tree(module):
     """First entropies are read from the tree; the modules keep nothing."""
-    kept = [
+    state = [
         v for n, v in vars(module).items() if isinstance(v, dict | list) and not n.startswith("_")
     ]
-    assert kept == []
+    assert state == []
 
 
 def test_trap_28_a_first_turn_has_no_gain_whatever_was_before():
@@ -189,16 +189,16 @@ def test_trap_33_dapo_looks_at_rewards_before_the_penalty():
 
 def test_a_dual_clip_of_infinity_is_none():
     logprobs = torch.tensor([math.log(50.0)])
-    found = clipped_surrogate(logprobs, torch.zeros(1), torch.tensor([-1.0]), 0.2, 0.2)
-    assert found.item() == pytest.approx(50)
+    losses = clipped_surrogate(logprobs, torch.zeros(1), torch.tensor([-1.0]), 0.2, 0.2)
+    assert losses.item() == pytest.approx(50)
 
 
 def test_rloo_has_no_ratio():
     """Whatever the old log-probabilities were, the loss and its gradient are the same."""
-    found = []
+    results = []
     for old in (0.0, -50.0):
         logprobs = torch.tensor([[-1.0]], requires_grad=True)
         loss = rloo.policy_loss(logprobs, batch_of([old], [2.0]))
         loss.backward()
-        found.append((loss.item(), logprobs.grad.item()))
-    assert found == [(2.0, -2.0)] * 2
+        results.append((loss.item(), logprobs.grad.item()))
+    assert results == [(2.0, -2.0)] * 2

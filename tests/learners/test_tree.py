@@ -19,7 +19,7 @@ def state(turns):
 
 
 def written(*ids, stop="tag"):
-    """What a policy wrote: log-probability -id / 10 and entropy id / 100 of every token."""
+    """Sampled tokens, with log-probability -id / 10 and entropy id / 100 each."""
     return Completion(ids, tuple(-i / 10 for i in ids), tuple(i / 100 for i in ids), stop)
 
 
@@ -147,8 +147,8 @@ def test_views_speak_of_the_same_tokens(tree):
 
 def test_a_prefill_and_what_follows_it_are_one_completion():
     """The stop is that of what followed."""
-    whole = written(1, 2).first(1) + written(3, stop="eos")
-    assert whole == Completion((1, 3), (-0.1, -0.3), (0.01, 0.03), "eos")
+    completion = written(1, 2).first(1) + written(3, stop="eos")
+    assert completion == Completion((1, 3), (-0.1, -0.3), (0.01, 0.03), "eos")
 
 
 def test_a_new_trajectory_has_an_empty_response(tree):

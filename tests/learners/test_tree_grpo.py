@@ -12,7 +12,7 @@ from tests.method_fakes import fork_after
 from tests.tree_fakes import grow, new_tree, tree_with
 
 
-def places(points):
+def positions(points):
     return [point.position for point in points]
 
 
@@ -20,8 +20,8 @@ def test_a_tree_grows_from_the_prompt_and_after_every_step_but_the_last():
     """Steps of 3 + 2, 1 + 1 and 4 tokens."""
     tree = new_tree()
     root = grow(tree, (3, 2), (1, 1), (4, 0))
-    assert places(step_points([root])) == [0, 5, 7]
-    assert places(step_points([grow(tree, (9, 0))])) == [0]
+    assert positions(step_points([root])) == [0, 5, 7]
+    assert positions(step_points([grow(tree, (9, 0))])) == [0]
 
 
 def test_a_step_that_rollouts_share_counts_once():
@@ -30,7 +30,7 @@ def test_a_step_that_rollouts_share_counts_once():
     root = grow(tree, (3, 2), (1, 1), (4, 0))
     branch = fork_after(tree, root, 1, (1, 1), (2, 0))
     points = step_points([root, branch])
-    assert places(points) == [0, 5, 7, 7]
+    assert positions(points) == [0, 5, 7, 7]
     assert [point.trajectory for point in points] == [root, root, root, branch]
 
 
@@ -75,20 +75,20 @@ def test_steps_are_drawn_alike_and_again_and_again():
     root = grow(tree, (3, 2), (1, 1), (4, 0))
     tree_grpo.expand(tree, 0, config, random.Random(0))
     drawn = Counter(branch.parent.position for branch in tree.branches)
-    assert set(drawn) == set(places(step_points([root])))
+    assert set(drawn) == set(positions(step_points([root])))
     assert all(abs(count - 200) < 46 for count in drawn.values())
 
 
 def test_a_leaf_is_compared_with_its_prompt_and_with_its_tree():
-    """Of 1, 0 | 0, 0: mean 1/4, deviation 1/2; of 1, 0: a half over sqrt(1/2); of 0, 0 nothing."""
-    found = leaf_advantages([torch.tensor([1.0, 0.0]), torch.tensor([0.0, 0.0])])
+    """1, 0 | 0, 0: mean 1/4, deviation 1/2. 1, 0: a half over sqrt(1/2). 0, 0: nothing."""
+    advantages = leaf_advantages([torch.tensor([1.0, 0.0]), torch.tensor([0.0, 0.0])])
     half = 0.5**0.5
-    assert found.tolist() == pytest.approx([1.5 + half, -0.5 - half, -0.5, -0.5], rel=1e-5)
+    assert advantages.tolist() == pytest.approx([1.5 + half, -0.5 - half, -0.5, -0.5], rel=1e-5)
 
 
 def test_a_leaf_alone_in_its_tree_is_compared_with_its_prompt_only():
-    found = leaf_advantages([torch.tensor([1.0]), torch.tensor([0.0])])
-    assert found.tolist() == pytest.approx([0.5**0.5, -(0.5**0.5)], rel=1e-5)
+    advantages = leaf_advantages([torch.tensor([1.0]), torch.tensor([0.0])])
+    assert advantages.tolist() == pytest.approx([0.5**0.5, -(0.5**0.5)], rel=1e-5)
 
 
 def test_all_tokens_of_a_leaf_get_the_same_and_equal_leaves_get_nothing():
@@ -110,13 +110,13 @@ def test_pruned_leaves_are_neither_trained_on_nor_compared_with():
         for other in (0.25, 0.5, 0.75):
             fork_after(tree, root, 1, (2, 0), reward=other)
 
-    def drawn(seed):
+    def rows_of(seed):
         return credit_leaves([tree], 2, lambda tree: random.Random(seed))
 
-    rows = drawn(1)
-    kept = [[r.trajectory for r in rows if r.trajectory.path[0] == n] for n in range(2)]
-    assert [len(group) for group in kept] == [2, 2]
-    expected = leaf_advantages([torch.tensor([t.reward for t in group]) for group in kept])
+    rows = rows_of(1)
+    groups = [[r.trajectory for r in rows if r.trajectory.path[0] == n] for n in range(2)]
+    assert [len(group) for group in groups] == [2, 2]
+    expected = leaf_advantages([torch.tensor([t.reward for t in group]) for group in groups])
     assert [float(r.advantages[0]) for r in rows] == pytest.approx(expected.tolist(), rel=1e-5)
-    assert [r.trajectory for r in drawn(1)] == [r.trajectory for r in rows]
-    assert {r.trajectory for seed in range(9) for r in drawn(seed)} == set(tree.trajectories)
+    assert [r.trajectory for r in rows_of(1)] == [r.trajectory for r in rows]
+    assert {r.trajectory for seed in range(9) for r in rows_of(seed)} == set(tree.trajectories)

@@ -1,4 +1,4 @@
-"""Advantages: worked by hand, beside a slow oracle, where groups teach nothing."""
+"""Advantages: worked by hand, against a slow oracle, and for groups that teach nothing."""
 
 import math
 import statistics
@@ -24,7 +24,7 @@ def first_tokens(rows):
 
 
 def procedure(tree, **options):
-    """Rows, and what was counted and noted; the policy has not moved, so that Omega is 1."""
+    """Rows and the recorded metrics; the policy has not moved, so Omega is 1."""
     run = Notes()
     stats = {root: stats_of(root) for root in tree.roots}
     return appo.procedure_advantages(tree, stats, appo.Config.of(**options), run), run
@@ -60,7 +60,8 @@ def test_without_trees_there_are_no_rows():
 def test_rows_without_credit_count_in_the_mean_and_cost_no_pass(kl, passed):
     """Four rollouts of a token each, two of equal rewards: every token weighs 1/4."""
     updates = []
-    run = SimpleNamespace(config=RunConfig.of(kl=kl), update=lambda *given: updates.append(given))
+    trainer = SimpleNamespace(update=lambda *arguments: updates.append(arguments))
+    run = SimpleNamespace(config=RunConfig.of(kl=kl), trainer=trainer)
     trees = [tree_with([1, 0]), tree_with([5, 5])]
     Run.update_by(run, normalise_groups(trees), token_mean, None)
     ((rows, weights, _),) = updates

@@ -1,4 +1,4 @@
-"""Where APPO branches: which tokens come first, and that every budget is filled exactly."""
+"""APPO's branching: the order of candidates, and budgets that are filled exactly."""
 
 import random
 from collections import Counter
@@ -26,7 +26,7 @@ def ranking_of(root, stats, noise=QUIET, draw=0, used=(), **options):
     """The candidates of a trajectory, best first, and whether the score was defined."""
     config = appo.Config.of(**options)
     omega = branching.defined_omega(root, stats, config.discount, config.future_clip, noise)
-    found = branching.rank_candidates(
+    ranking = branching.rank_candidates(
         root,
         branching.score_tokens(root, stats, omega),
         config.branching,
@@ -34,7 +34,7 @@ def ranking_of(root, stats, noise=QUIET, draw=0, used=(), **options):
         random.Random(draw),
         Counter((root, position) for position in used),
     )
-    return [candidate.point for candidate in found], omega is not None
+    return [candidate.point for candidate in ranking], omega is not None
 
 
 def ranked(entropies, logprobs=None, noise=QUIET, turns=None, **options):
@@ -119,8 +119,8 @@ def test_each_root_gets_its_share_and_the_draw_decides_who_gets_the_rest():
     """M 9, N 4: five branches, one for each root and one more for one of them."""
     lucky = set()
     for draw in range(20):
-        tree, branching = chosen([5, 5, 5, 5], 9, draw)
-        counts = Counter(point.trajectory for point in branching.points)
+        tree, choice = chosen([5, 5, 5, 5], 9, draw)
+        counts = Counter(point.trajectory for point in choice.points)
         assert sorted(counts.values()) == [1, 1, 1, 2]
         lucky.add(tree.roots.index(counts.most_common(1)[0][0]))
     assert lucky == {0, 1, 2, 3}
@@ -136,14 +136,16 @@ def test_the_same_draw_gives_the_same_branches(rule):
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.integers(0, 14), st.booleans())
 def test_every_budget_is_filled_exactly_whatever_the_rollouts_are(lengths, budget, moved):
-    tree, branching = chosen(lengths, len(lengths) + budget, moved=moved)
-    assert len(branching.points) == budget
-    each = budget // len(lengths)
+    tree, choice = chosen(lengths, len(lengths) + budget, moved=moved)
+    assert len(choice.points) == budget
+    share = budget // len(lengths)
     for root, length in zip(tree.roots, lengths, strict=True):
-        own = [point.position for point in branching.points if point.trajectory is root]
-        assert len(own) in (each, each + 1)
-        assert len(set(own)) == min(len(own), length), "one branch per token while tokens last"
-    for point in branching.points:
+        left_at = [point.position for point in choice.points if point.trajectory is root]
+        assert len(left_at) in (share, share + 1)
+        assert len(set(left_at)) == min(len(left_at), length), (
+            "one branch per token while tokens last"
+        )
+    for point in choice.points:
         tree.fork(point)
     assert len({branch.path for branch in tree.branches}) == budget
 
@@ -157,10 +159,10 @@ SHAPES = st.lists(
 
 
 def finish(branch, draw):
-    """What a sampler would have done: the rest of the turn, and perhaps one more."""
+    """Finish a branch as a sampler would: sample the rest of its turn."""
     rest = tuple(range(900, 900 + draw.randint(1, 4)))
-    said = branch.prefill + Completion(rest, (0.0,) * len(rest), (0.0,) * len(rest))
-    branch.turns.append(Turn(START, said, ()))
+    action = branch.prefill + Completion(rest, (0.0,) * len(rest), (0.0,) * len(rest))
+    branch.turns.append(Turn(START, action, ()))
     branch.prefill, branch.done = Completion(), True
 
 
@@ -177,7 +179,7 @@ def finish(branch, draw):
 def test_every_rule_fills_every_budget_layer_by_layer(
     shapes, budget, rule, prefix, pool, layers, moved, seed
 ):
-    """And no branch skips a result: what it keeps ends inside a turn, or where a turn begins."""
+    """No branch skips a result: its prefix ends inside a turn, or at the beginning of one."""
     draw, tree = random.Random(seed), new_tree()
     for turns in shapes:
         grow(tree, *turns)
@@ -192,18 +194,20 @@ def test_every_rule_fills_every_budget_layer_by_layer(
     noise = QUIET if moved else UNMOVED
     for size in branching.layer_sizes(len(shapes), config.rollouts, layers):
         stats = {}
-        for one in tree.trajectories:
-            if one.parent is not None:
-                one.old_logprobs = torch.zeros(len(one))
-            logprobs = [draw.choice((0.0, 0.1, -0.1)) for _ in range(len(one))]
-            stats[one] = stats_of(one, logprobs, [draw.random() for _ in range(len(one))])
+        for trajectory in tree.trajectories:
+            if trajectory.parent is not None:
+                trajectory.old_logprobs = torch.zeros(len(trajectory))
+            logprobs = [draw.choice((0.0, 0.1, -0.1)) for _ in range(len(trajectory))]
+            stats[trajectory] = stats_of(
+                trajectory, logprobs, [draw.random() for _ in range(len(trajectory))]
+            )
         points = appo.choose_branch_points(tree, stats, config, draw, noise, size).points
         for point in points:
             assert point.trajectory.response_mask[point.position], "the next token is sampled"
             finish(tree.fork(point), draw)
         assert len(tree.trajectories) == size
     assert len(tree.trajectories) == config.rollouts
-    assert len({one.path for one in tree.trajectories}) == config.rollouts
+    assert len({trajectory.path for trajectory in tree.trajectories}) == config.rollouts
 
 
 def test_undefined_scores_are_counted():
@@ -318,9 +322,9 @@ def test_a_branch_is_branched_at_its_own_tokens_only():
     tree = new_tree()
     branch = branch_off(tree, grow(tree, (4, 0)), 2)
     finish(branch, random.Random(0))
-    own = len(branch) - 2
-    assert branching.own_tokens(branch).tolist() == list(range(2, 2 + own))
-    assert branching.own_mask(branch).tolist() == [False] * 2 + [True] * own
+    count = len(branch) - 2
+    assert branching.own_tokens(branch).tolist() == list(range(2, 2 + count))
+    assert branching.own_mask(branch).tolist() == [False] * 2 + [True] * count
 
 
 def test_asking_for_a_branchs_own_tokens_leaves_its_mask_as_it_is():
@@ -350,7 +354,7 @@ def test_layers_multiply_the_trajectories(roots, total, layers, sizes):
 
 
 def test_a_branch_remembers_its_parents_old_log_probabilities():
-    """The shared tokens are older than the policy that sampled the rest."""
+    """The shared tokens were sampled by an older policy than the rest."""
     tree = new_tree()
     root = grow(tree, (3, 0), logprobs=-1.0)
     branch = branch_off(tree, root, 2)

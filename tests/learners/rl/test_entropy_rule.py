@@ -159,7 +159,7 @@ class Played(Notes):
     [
         ((50.0, 0.0), 6, 6),
         ((0.0, 0.0), 4, 4),
-        ((0.0, 50.0), 1, 2),  # something has to run on beside the probe
+        ((0.0, 50.0), 1, 2),  # one rollout must run besides the probe
     ],
 )
 def test_the_probe_is_the_first_of_the_rollouts_it_decides_on(entropies, probed, roots):
@@ -202,6 +202,6 @@ def test_uncertain_tokens_weigh_more_by_all_rows_together():
 @pytest.mark.parametrize("entropies", [[0.7] * 5, [0.7]])
 def test_equal_entropies_change_no_advantage(entropies):
     values = torch.tensor(entropies)
-    (found,) = aepo.entropy_factors([values], [torch.ones_like(values).bool()], 0.2)
-    assert found.tolist() == [1] * len(entropies)
+    (factors,) = aepo.entropy_factors([values], [torch.ones_like(values).bool()], 0.2)
+    assert factors.tolist() == [1] * len(entropies)
     assert aepo.entropy_factors([], [], 0.2) == []

@@ -1,4 +1,4 @@
-"""The divergence in the reward: by hand, beside finite differences, in whole iterations."""
+"""The KL penalty in the reward: by hand, against finite differences, in whole iterations."""
 
 from collections import Counter
 from dataclasses import replace
@@ -31,7 +31,7 @@ from tests.tree_fakes import grow, new_tree
 METHODS = (reinforce_pp, rloo)
 BETA = 0.5
 REFERENCE = torch.tensor([[-0.6, 0.4], [0.1, 0.3], [0.7, -0.5]], dtype=torch.float64)
-"""Logits of the policy that stays as it is, as LOGITS has them."""
+"""Logits of the reference policy, laid out as LOGITS."""
 
 
 def two_turns(reward=1.0):
@@ -65,8 +65,8 @@ def test_a_penalty_of_nothing_needs_no_reference():
 def test_the_return_of_reinforce_pp_has_the_penalties_that_follow(discount, expected):
     """1; 0.1 + gamma; -0.05 + gamma that. With gamma 1/2: 1, 0.6, 0.25."""
     config = reinforce_pp.Config.of(kl_reward=0.1, discount=discount)
-    (found,) = reinforce_pp.token_returns(two_turns(), config)
-    assert found.tolist() == pytest.approx(expected)
+    (returns,) = reinforce_pp.token_returns(two_turns(), config)
+    assert returns.tolist() == pytest.approx(expected)
 
 
 def test_the_baseline_is_the_mean_of_rewards_without_the_penalty():
@@ -81,7 +81,7 @@ def test_the_baseline_is_the_mean_of_rewards_without_the_penalty():
 
 
 def test_rloo_compares_rewards_less_the_penalty_of_the_rollout():
-    """1 + 0.05 and 0: each is so much from the other."""
+    """Rewards 1.05 and 0: each differs from the other by 1.05."""
     tree = two_turns()
     plain = grow(tree, (1, 0), reward=0.0)
     plain.old_logprobs = plain.reference_logprobs = torch.tensor([-1.0])
@@ -91,7 +91,7 @@ def test_rloo_compares_rewards_less_the_penalty_of_the_rollout():
 
 
 def true_objective(logits):
-    """E[R] - beta KL(policy || reference) over all that can be said."""
+    """E[R] - beta KL(policy || reference) over all trajectories."""
     total = 0.0
     for path, reward in REWARDS.items():
         logprob = logprobs_of(logits, path).sum()
@@ -101,13 +101,13 @@ def true_objective(logits):
 
 
 def true_gradient(step=1e-6):
-    found = torch.zeros_like(LOGITS)
+    gradient = torch.zeros_like(LOGITS)
     for index in product(range(3), range(2)):
         moved = torch.zeros_like(LOGITS)
         moved[index] = step
         difference = true_objective(LOGITS + moved) - true_objective(LOGITS - moved)
-        found[index] = difference / (2 * step)
-    return found
+        gradient[index] = difference / (2 * step)
+    return gradient
 
 
 def tree_of(paths):
@@ -134,7 +134,7 @@ def gradient(rows, paths, weigh=sequence_sum):
 
 
 def expected(credit, rollouts):
-    """Over all groups of so many rollouts, each as likely as it is."""
+    """Expected gradient over all groups of this many rollouts."""
     total = torch.zeros_like(LOGITS)
     for paths in product(REWARDS, repeat=rollouts):
         chance = sum(logprobs_of(LOGITS, path).sum() for path in paths).exp()
@@ -143,10 +143,10 @@ def expected(credit, rollouts):
 
 
 def test_rloo_climbs_the_expected_reward_minus_the_divergence():
-    """Exactly; and that is another direction than the expected reward's alone."""
+    """Exactly, and in another direction than the expected reward alone."""
     reward = partial(penalised_reward, coefficient=BETA)
-    found = expected(lambda tree: credit_groups([tree], leave_one_out, reward), 2)
-    torch.testing.assert_close(found, true_gradient(), rtol=1e-5, atol=1e-8)
+    ours = expected(lambda tree: credit_groups([tree], leave_one_out, reward), 2)
+    torch.testing.assert_close(ours, true_gradient(), rtol=1e-5, atol=1e-8)
     plain = expected(lambda tree: credit_groups([tree], leave_one_out), 2)
     assert alike(plain, true_gradient()) < 0.9
 
@@ -160,15 +160,15 @@ def test_the_returns_of_reinforce_pp_climb_it_too(baseline, rollouts):
         pairs = zip(tree.roots, reinforce_pp.token_returns(tree, config), strict=True)
         return [Row(trajectory, returns) for trajectory, returns in pairs]
 
-    found = expected(credit, rollouts)
+    ours = expected(credit, rollouts)
     if baseline == "group":
         free = reinforce_pp.Config.of(baseline="group")
-        found = found + expected(partial(credit, config=free), rollouts)
-    torch.testing.assert_close(found, true_gradient(), rtol=1e-5, atol=1e-8)
+        ours = ours + expected(partial(credit, config=free), rollouts)
+    torch.testing.assert_close(ours, true_gradient(), rtol=1e-5, atol=1e-8)
 
 
 def expected_of_eight(config):
-    """As `expected`; the order of rollouts is nothing to whitening."""
+    """Expected gradient over groups of eight; whitening does not depend on their order."""
     total = torch.zeros_like(LOGITS)
     for paths in combinations_with_replacement(REWARDS, 8):
         orders = factorial(8) / prod(factorial(count) for count in Counter(paths).values())
@@ -180,13 +180,13 @@ def expected_of_eight(config):
 
 def test_whitened_returns_climb_it_nearly():
     """Each group is divided by its own deviation: nearer the more rollouts there are."""
-    found, true = expected_of_eight(reinforce_pp.Config.of(kl_reward=BETA)), true_gradient()
-    assert alike(found, true) > 0.98
+    ours, true = expected_of_eight(reinforce_pp.Config.of(kl_reward=BETA)), true_gradient()
+    assert alike(ours, true) > 0.98
     assert alike(expected_of_eight(reinforce_pp.Config()), true) < 0.9
 
 
 class Counting(FrozenPolicy):
-    """Counts what it is asked."""
+    """Counts the trajectories it is asked about."""
 
     asked = 0
 
@@ -196,7 +196,7 @@ class Counting(FrozenPolicy):
 
 
 def iterated(monkeypatch, taught, module, beta, iterations=2):
-    """A run with the penalty, the reference it asked, and its lines."""
+    """Run iterations with the penalty; return the session, its reference and the metrics."""
     monkeypatch.setitem(RUNS, "here", (module, {"rollouts": 6, "kl_reward": beta}))
     session, iteration = session_of(taught, "here")
     frozen = Counting(Policy(load_model(str(taught)), learning_rate=0.0))
@@ -208,8 +208,10 @@ def iterated(monkeypatch, taught, module, beta, iterations=2):
 
 
 @pytest.mark.parametrize("module", METHODS)
-def test_a_run_asks_its_reference_once_a_rollout_and_says_what_it_took(monkeypatch, taught, module):
-    """Nothing in the first iteration, where the policy is its reference; then something."""
+def test_a_run_asks_its_reference_once_per_rollout_and_reports_the_penalty(
+    monkeypatch, taught, module
+):
+    """0 in the first iteration, in which the policy is its reference; not 0 in the second."""
     torch.set_num_threads(1)
     session, frozen, (first, second) = iterated(monkeypatch, taught, module, 1.0)
     assert frozen.asked == 2 * 3 * 6
@@ -227,8 +229,10 @@ def test_a_run_asks_its_reference_once_a_rollout_and_says_what_it_took(monkeypat
 
 
 @pytest.mark.parametrize("module", METHODS)
-def test_a_replay_takes_off_what_the_run_took_off(monkeypatch, taught, tmp_path, module):
-    """From what is stored; of a run without a reference there is nothing to take it from."""
+def test_a_replay_subtracts_the_penalty_that_the_run_subtracted(
+    monkeypatch, taught, tmp_path, module
+):
+    """From stored log-probabilities; a run without a reference has none."""
     torch.set_num_threads(1)
     session, _, _ = iterated(monkeypatch, taught, module, 1.0)
     write_rollouts(tmp_path, 1, session.run.trees, session.policy.loaded.tokenizer)
@@ -237,8 +241,8 @@ def test_a_replay_takes_off_what_the_run_took_off(monkeypatch, taught, tmp_path,
     again = replay(rows, module.__name__, session.config)
     new = [row["advantages"] for row in update_rows(rows, again.trees)]
     assert any(new)
-    for old, found in zip(rows, new, strict=True):
-        assert found == pytest.approx(old["advantages"], abs=1e-5)
+    for old, advantages in zip(rows, new, strict=True):
+        assert advantages == pytest.approx(old["advantages"], abs=1e-5)
     assert [row["advantages"] for row in update_rows(rows, free.trees)] != new
     without = [dict(row) | {"reference_logprobs": None} for row in rows]
     with pytest.raises(RolloutFileError, match="the run had neither --kl nor --kl-reward"):
@@ -251,11 +255,11 @@ def test_a_run_with_the_penalty_opens_a_reference_and_one_without_does_not():
     assert not rloo.Config().has_reference
     assert not RunConfig().has_reference
     assert make_reference(rloo.Config(), None) is None
-    for penalty_of in ({"kl_reward": 0.1}, {"kl": 0.1}):
-        found = make_reference(rloo.Config.of(model="tiny", **penalty_of), None)
-        (one,) = found.logprobs(two_turns().roots)
-        assert one.shape == (4,)
-        assert not any(p.requires_grad for p in found._policy.model.parameters())
+    for options in ({"kl_reward": 0.1}, {"kl": 0.1}):
+        reference = make_reference(rloo.Config.of(model="tiny", **options), None)
+        (logprobs,) = reference.logprobs(two_turns().roots)
+        assert logprobs.shape == (4,)
+        assert not any(p.requires_grad for p in reference._policy.model.parameters())
 
 
 @pytest.mark.parametrize("module", METHODS)

@@ -1,4 +1,4 @@
-"""Pieces of losses: worked by hand on two tokens, beside a slow oracle, at their edges."""
+"""Pieces of losses: worked by hand on two tokens, against a slow oracle, at their edges."""
 
 import math
 
@@ -60,25 +60,25 @@ def test_a_suffix_sum_equals_its_definition(discount):
 def test_future_values_multiply_ratios_at_a_discount():
     """Ratios 2 and 3, gamma 1/2: Omega is 2 * 3^(1/2), then 3."""
     log_ratio = tensor(math.log(2), math.log(3))
-    found = future_values(log_ratio, mask(1, 1), 0.5, clip=0)
-    assert found.tolist() == pytest.approx([2 * math.sqrt(3), 3])
+    omega = future_values(log_ratio, mask(1, 1), 0.5, clip=0)
+    assert omega.tolist() == pytest.approx([2 * math.sqrt(3), 3])
 
 
 def test_a_masked_token_adds_nothing_but_counts_in_the_exponent():
     """Ratio 9 two places on, gamma 1/2: 9^(1/4), not 9^(1/2)."""
     log_ratio = tensor(0, math.log(5), math.log(9))
-    found = future_values(log_ratio, mask(1, 0, 1), 0.5, clip=0)
-    assert found.tolist() == pytest.approx([9**0.25, 9**0.5, 9])
+    omega = future_values(log_ratio, mask(1, 0, 1), 0.5, clip=0)
+    assert omega.tolist() == pytest.approx([9**0.25, 9**0.5, 9])
 
 
 def test_future_values_stay_within_the_clip():
-    found = future_values(tensor(-1, 0.01, 1), mask(1, 1, 1), 1e-9, clip=0.2)
-    assert found.tolist() == pytest.approx([0.8, math.exp(0.01), 1.2])
+    omega = future_values(tensor(-1, 0.01, 1), mask(1, 1, 1), 1e-9, clip=0.2)
+    assert omega.tolist() == pytest.approx([0.8, math.exp(0.01), 1.2])
 
 
 def test_a_sum_of_many_log_ratios_stays_finite():
-    found = future_values(tensor(*[50.0] * 100), mask(*[1] * 100), 1.0, clip=0)
-    assert found.max() == pytest.approx(math.exp(20))
+    omega = future_values(tensor(*[50.0] * 100), mask(*[1] * 100), 1.0, clip=0)
+    assert omega.max() == pytest.approx(math.exp(20))
 
 
 @pytest.mark.parametrize(
@@ -94,9 +94,9 @@ def test_a_sum_of_many_log_ratios_stays_finite():
 )
 def test_the_surrogate_stops_where_the_ratio_has_moved_enough(ratio, advantage, loss, slope):
     logprobs = tensor(math.log(ratio) - 1).requires_grad_()
-    found = clipped_surrogate(logprobs, tensor(-1), tensor(advantage), 0.2, 0.2)
-    found.sum().backward()
-    assert found.item() == pytest.approx(loss)
+    losses = clipped_surrogate(logprobs, tensor(-1), tensor(advantage), 0.2, 0.2)
+    losses.sum().backward()
+    assert losses.item() == pytest.approx(loss)
     assert logprobs.grad.item() == pytest.approx(slope, abs=1e-12)
 
 
@@ -107,7 +107,7 @@ def test_the_clip_may_be_wider_above_than_below():
 
 
 def slopes(loss, *values):
-    """Of the sum of the losses in their log-probabilities, by autograd."""
+    """Gradient of the summed losses in their log-probabilities, by autograd."""
     logprobs = tensor(*values).requires_grad_()
     loss(logprobs).sum().backward()
     return logprobs.grad.tolist()
@@ -121,19 +121,19 @@ def test_a_tokens_log_ratio_is_a_difference_cut_far_out():
 
 def test_a_rows_log_ratio_is_the_mean_over_its_trained_tokens():
     """Differences 1, 9 and 3, the middle one a tool's: (1 + 3) / 2 for every token."""
-    old, own = tensor(0, 0, 0)[None], mask(1, 0, 1)[None]
-    found = sequence_log_ratio(tensor(1, 9, 3)[None], old, own, 10.0)
-    assert found.tolist() == [[2, 2, 2]]
-    ratio = slopes(lambda x: sequence_log_ratio(x[None], old, own, 10.0).exp(), 1, 9, 3)
+    old, trained = tensor(0, 0, 0)[None], mask(1, 0, 1)[None]
+    log_ratio = sequence_log_ratio(tensor(1, 9, 3)[None], old, trained, 10.0)
+    assert log_ratio.tolist() == [[2, 2, 2]]
+    ratio = slopes(lambda x: sequence_log_ratio(x[None], old, trained, 10.0).exp(), 1, 9, 3)
     assert ratio == pytest.approx([math.exp(2)] * 3)  # each through its own log-probability
-    cut = slopes(lambda x: sequence_log_ratio(x[None], old, own, 1.5).exp(), 1, 9, 3)
+    cut = slopes(lambda x: sequence_log_ratio(x[None], old, trained, 1.5).exp(), 1, 9, 3)
     assert cut == [0, 0, 0]
 
 
 def test_the_gradient_of_a_rows_ratio_is_that_of_the_geometric_mean():
     """With one advantage and each token weighing 1/2: d exp((x + y) / 2) = exp(...) / 2 each."""
-    old, own = tensor(0, 0)[None], mask(1, 1)[None]
-    ours = slopes(lambda x: sequence_log_ratio(x[None], old, own, 10.0).exp() / 2, 0.2, 0.6)
+    old, trained = tensor(0, 0)[None], mask(1, 1)[None]
+    ours = slopes(lambda x: sequence_log_ratio(x[None], old, trained, 10.0).exp() / 2, 0.2, 0.6)
     assert ours == pytest.approx(slopes(lambda x: (x.sum() / 2).exp(), 0.2, 0.6))
 
 
@@ -141,8 +141,8 @@ def test_the_clip_alone_bounds_what_a_token_can_gain():
     """Ratios 2, 2 and 1/2: -1.2, 2 (a bad token is not bounded above), 0.8."""
     logs, advantages = tensor(2, 2, 0.5).log(), tensor(1, -1, -1)
     assert clipped_losses(logs, advantages, 0.2, 0.2).tolist() == pytest.approx([-1.2, 2, 0.8])
-    found = slopes(lambda x: clipped_losses(x, advantages, 0.2, 0.2), *logs.tolist())
-    assert found == pytest.approx([0, 2, 0])
+    gradients = slopes(lambda x: clipped_losses(x, advantages, 0.2, 0.2), *logs.tolist())
+    assert gradients == pytest.approx([0, 2, 0])
 
 
 def test_the_dual_clip_alone_bounds_what_a_bad_token_can_cost():
@@ -154,10 +154,10 @@ def test_the_dual_clip_alone_bounds_what_a_bad_token_can_cost():
 
 
 def test_both_clips_say_where_they_decide():
-    found = dual_clipped_losses(tensor(2, 9, 1.1).log(), tensor(1, -1, 1), 0.2, 0.2, 3.0)
-    assert found.losses.tolist() == pytest.approx([-1.2, 3, -1.1])
-    assert found.upper.tolist() == [True, False, False]
-    assert found.lower.tolist() == [False, True, False]
+    surrogate = dual_clipped_losses(tensor(2, 9, 1.1).log(), tensor(1, -1, 1), 0.2, 0.2, 3.0)
+    assert surrogate.losses.tolist() == pytest.approx([-1.2, 3, -1.1])
+    assert surrogate.upper.tolist() == [True, False, False]
+    assert surrogate.lower.tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -217,24 +217,24 @@ def test_unbiased_estimators_have_the_divergence_as_their_mean(estimator):
 
 
 def test_a_sequence_sum_divides_by_a_constant_and_by_rows():
-    found = sequence_sum([mask(1, 0, 1), mask(1)], 4.0)
-    assert [w.tolist() for w in found] == [[0.125, 0, 0.125], [0.125]]
+    weights = sequence_sum([mask(1, 0, 1), mask(1)], 4.0)
+    assert [w.tolist() for w in weights] == [[0.125, 0, 0.125], [0.125]]
 
 
 def test_a_sequence_mean_weighs_rows_alike_whatever_their_length():
-    found = sequence_mean([mask(1, 0, 1), mask(1)])
-    assert [w.tolist() for w in found] == [[0.25, 0, 0.25], [0.5]]
+    weights = sequence_mean([mask(1, 0, 1), mask(1)])
+    assert [w.tolist() for w in weights] == [[0.25, 0, 0.25], [0.5]]
 
 
 def test_a_sequence_mean_may_divide_by_more_rows_than_are_trained():
     """Two roots of M = 4: 1 / (4 * 2) for each token of a row of two."""
-    found = sequence_mean([mask(1, 1), mask(1)], rows=4)
-    assert [w.tolist() for w in found] == [[0.125, 0.125], [0.25]]
+    weights = sequence_mean([mask(1, 1), mask(1)], rows=4)
+    assert [w.tolist() for w in weights] == [[0.125, 0.125], [0.25]]
 
 
 def test_a_token_mean_weighs_tokens_alike():
-    found = token_mean([mask(1, 0, 1), mask(1, 1)])
-    assert [w.tolist() for w in found] == [[0.25, 0, 0.25], [0.25, 0.25]]
+    weights = token_mean([mask(1, 0, 1), mask(1, 1)])
+    assert [w.tolist() for w in weights] == [[0.25, 0, 0.25], [0.25, 0.25]]
 
 
 @pytest.mark.parametrize("weighting", [sequence_mean, token_mean, sequence_sum])
@@ -248,8 +248,8 @@ def eq8(rows, logprobs, clip, rollouts):
     total = 0.0
     for row, line in zip(rows, logprobs, strict=True):
         flags = row.trajectory.response_mask
-        for t, own in enumerate(flags):
-            if own:
+        for t, is_trained in enumerate(flags):
+            if is_trained:
                 ratio = math.exp(float(line[t]) - float(row.trajectory.old_logprobs[t]))
                 clipped = min(max(ratio, 1 - clip), 1 + clip)
                 advantage = float(row.advantages[t])
@@ -270,7 +270,7 @@ def test_eq_8_is_the_same_however_rows_are_split(groups):
     total = 0.0
     for group in groups:
         batch = collate([rows[i] for i in group], weights=[weights[i] for i in group])
-        logprobs = torch.full(batch.token_ids.shape, 7.0)  # whatever is outside of the response
+        logprobs = torch.full(batch.token_ids.shape, 7.0)  # arbitrary outside the response
         for line, i in enumerate(group):
             logprobs[line, 2 : 2 + len(moved[i])] = moved[i]
         total += float(appo.policy_loss(logprobs, batch, config))

@@ -1,4 +1,4 @@
-"""What is minimised around a method's loss: the penalty, its gradient, what is taken down."""
+"""The wrapped loss: the KL penalty, its gradient, and the metrics that are recorded."""
 
 import math
 from functools import partial
@@ -50,18 +50,18 @@ CLIPPED = partial(clipped_policy_loss, config=CLIPS)
 def test_the_penalty_of_a_token_twice_as_likely_as_under_the_reference(estimator, value, slope):
     """p / q = 2: k1 log 2, k2 its square halved, k3 1/2 - log(1/2) - 1 with slope 1 - q / p."""
     logprobs = torch.tensor([[math.log(0.5)]], requires_grad=True)
-    found = divergence(logprobs, torch.tensor([[math.log(0.25)]]), estimator)
-    found.sum().backward()
-    assert found.item() == pytest.approx(value, rel=1e-5)
+    penalty = divergence(logprobs, torch.tensor([[math.log(0.25)]]), estimator)
+    penalty.sum().backward()
+    assert penalty.item() == pytest.approx(value, rel=1e-5)
     assert logprobs.grad.item() == pytest.approx(slope, rel=1e-5)
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 def test_without_a_difference_there_is_no_penalty(estimator):
     logprobs = torch.tensor([[-1.0, -2.0]], requires_grad=True)
-    found = divergence(logprobs, logprobs.detach(), estimator)
-    found.sum().backward()
-    assert not found.any()
+    penalty = divergence(logprobs, logprobs.detach(), estimator)
+    penalty.sum().backward()
+    assert not penalty.any()
     assert not logprobs.grad.any()
 
 
@@ -142,7 +142,7 @@ def test_every_method_can_stay_near_the_model_it_started_from(monkeypatch, taugh
 
 
 def test_the_penalty_alone_brings_a_policy_back():
-    """Advantages 0: nothing but the penalty trains. Weights 0.01 away, as updates move them."""
+    """Advantages are 0: only the penalty trains. Weights differ by 0.01, as after some updates."""
     torch.set_num_threads(1)
     moved, draw = load_model("tiny"), torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -154,12 +154,12 @@ def test_the_penalty_alone_brings_a_policy_back():
         one.reference_logprobs = logprobs
     rows = [Row(one, torch.zeros(len(one))) for one in made]
     weights = token_mean([torch.tensor(one.response_mask) for one in made])
-    policy, found = Policy(moved, learning_rate=3e-4), []
+    policy, divergences = Policy(moved, learning_rate=3e-4), []
     for _ in range(12):
         notes = Notes()
         policy.update(rows, weights, wrap_loss(CLIPPED, notes.note, 1.0))
-        found.append(sum(notes.notes[KL]) / len(notes.notes[KL]))
-    assert found[-1] < 0.5 * found[0], found
+        divergences.append(sum(notes.notes[KL]) / len(notes.notes[KL]))
+    assert divergences[-1] < 0.5 * divergences[0], divergences
 
 
 def test_the_penalty_is_off_where_the_paper_has_none():
@@ -185,8 +185,8 @@ def test_a_run_with_a_penalty_needs_its_reference(monkeypatch, taught):
     ],
 )
 def test_a_rate_rises_then_falls_and_is_never_zero(schedule, warmup, expected):
-    found = [multiplier(schedule, warmup, step, 4) for step in range(4)]
-    assert found == pytest.approx(expected, abs=1e-6)
+    rates = [multiplier(schedule, warmup, step, 4) for step in range(4)]
+    assert rates == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_rate_of_an_iteration_is_set_and_reported(monkeypatch, taught):
@@ -219,18 +219,18 @@ RATIOS = [[math.log(r) for r in (0.5, 2.0, 6.0, 0.5, 6.0, 1.0)]]
 SIGNS = [-1.0, 1.0, -1.0, 1.0, 1.0, 1.0]
 
 
-def taken_down(module):
-    """What a loss notes of ratios 0.5, 2 and 6 with A = -1, 1, -1; 0.5, 6 and 1 with A = 1."""
+def recorded_metrics(module):
+    """Metrics of a loss at ratios 0.5, 2 and 6 with A = -1, 1, -1; 0.5, 6 and 1 with A = 1."""
     notes = Notes()
     batch = batch_of([0.0] * 6, SIGNS)
     module.policy_loss(torch.tensor(RATIOS), batch, module.Config(), note=notes.note)
     return notes.notes
 
 
-def test_gppo_tells_what_its_clips_bound_and_cispo_what_its_cap_does():
+def test_gppo_reports_what_its_clips_bound_and_cispo_what_its_cap_does():
     """GPPO: 0.8 below where A < 0, 1.28 above where A > 0. CISPO: above 5, whatever A is."""
-    assert taken_down(gppo) == {
+    assert recorded_metrics(gppo) == {
         "loss/bounded_low_fraction": [1, 0, 0, 0, 0, 0],
         "loss/bounded_high_fraction": [0, 1, 0, 0, 1, 0],
     }
-    assert taken_down(cispo) == {"loss/capped_fraction": [0, 0, 1, 0, 1, 0]}
+    assert recorded_metrics(cispo) == {"loss/capped_fraction": [0, 0, 1, 0, 1, 0]}
