@@ -28,8 +28,9 @@ class Config(RunConfig):
     rollouts: int = 16
     """G: rollouts per prompt. [paper: 16]"""
     generations: int = 10
-    """Batches of `prompts` prompts sampled at most until `prompts` of them differ in score; then
-    fewer are trained on, or none. [recipe: 10 batches of 3 times `prompts`, then an error]"""
+    """Maximum number of batches of `prompts` prompts to sample until `prompts` of them differ in
+    score; after them the step trains on fewer, or none. [recipe: 10 batches of 3 times `prompts`,
+    then an error ends the run]"""
     clip_low: float = 0.2
     """The ratio is kept above 1 - clip_low. [paper]"""
     clip_high: float = 0.28

@@ -86,9 +86,9 @@ def expand(tree: RolloutTree, number: int, config: Config, draw: random.Random) 
     """
     roots = tree.roots
     budget = config.rollouts - len(roots)
-    each, remainder = divmod(budget, config.expansions * len(roots))
+    share, remainder = divmod(budget, config.expansions * len(roots))
     for index, root in enumerate(roots):
-        count = each + (number * len(roots) + index < remainder)
+        count = share + (number * len(roots) + index < remainder)
         for point in draw.choices(step_points(leaves(tree, root)), k=count):
             tree.fork(point)
 
@@ -104,7 +104,7 @@ def step_points(trajectories: Sequence[Trajectory]) -> list[BranchPoint]:
     These are the prompt and the end of every step but the last of each rollout. A step that
     rollouts share counts once.
     """
-    points = {0: BranchPoint(trajectories[0], 0)}
+    points = {0: BranchPoint(trajectories[0], 0)}  # by the turn's identity; 0 is the prompt
     for trajectory in trajectories:
         position = 0
         for turn in trajectory.turns[:-1]:
