@@ -125,9 +125,9 @@ def body_lines(function):
 def floor(module, floors):
     """The floor of a module of learners or tools; None of the package's own door."""
     room = module.split(".")[1] if "." in module else None
-    found = [height for height, rooms in enumerate(floors) if room in rooms]
-    assert room is None or found, f"{module} stands on no floor: add it to this test"
-    return found[0] if found else None
+    heights = [height for height, rooms in enumerate(floors) if room in rooms]
+    assert room is None or heights, f"{module} stands on no floor: add it to this test"
+    return heights[0] if heights else None
 
 
 def rises(module, tree):
@@ -144,24 +144,17 @@ def rises(module, tree):
     return [name for name in others if floor(name, floors) >= max(own, 1)]
 
 
-def around_doors(module, tree):
-    """Modules that a file imports although it lies outside their package."""
-    return [
-        name
-        for name in our_imports(tree)
-        if name not in map(dotted_package, PACKAGES) and not is_inside(module, package_of(name))
-    ]
-
-
-def dotted_package(folder):
-    return ".".join(folder.relative_to(ROOT).parts)
+def is_behind_a_door(name, module):
+    """True for a file of ours that lies outside the package of the module that imports it."""
+    is_file = name in MODULE and MODULE[name].name != "__init__.py"
+    return is_file and not is_inside(module, package_of(name))
 
 
 def unnamed_modules(module, tree):
     """Modules imported by name from a package whose `__all__` does not list them."""
-    for name in around_doors(module, tree):
+    for name in our_imports(tree):
         package, _, inner = name.rpartition(".")
-        if inner not in exports(parsed(MODULE[package])):
+        if is_behind_a_door(name, module) and inner not in exports(parsed(MODULE[package])):
             yield name
 
 
@@ -175,13 +168,7 @@ def exports(tree):
 
 def bypassed_doors(module, tree):
     """Names imported past a door: from a module instead of its package."""
-    return [
-        name
-        for name, inner in imported(tree)
-        if name in MODULE
-        and MODULE[name].name != "__init__.py"
-        and not is_inside(module, package_of(name))
-    ]
+    return [name for name, _ in imported(tree) if is_behind_a_door(name, module)]
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -265,8 +252,8 @@ def test_imports_stand_at_the_top(path):
 def quoted_annotations(tree):
     """Lines of annotations that are strings, or hold one outside Literal."""
     for node in ast.walk(tree):
-        found = [getattr(node, "annotation", None), getattr(node, "returns", None)]
-        for annotation in filter(None, found):
+        annotations = [getattr(node, "annotation", None), getattr(node, "returns", None)]
+        for annotation in filter(None, annotations):
             literal = [n for n in ast.walk(annotation) if isinstance(n, ast.Subscript)]
             literal = [n for n in literal if ast.unparse(n.value).endswith("Literal")]
             allowed = set(chain.from_iterable(map(ast.walk, literal)))

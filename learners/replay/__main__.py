@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from benchmarks import BENCHMARKS, Benchmark, Task
 from envs import RewardName, compute_reward
@@ -25,7 +24,7 @@ from learners.console import report_errors
 from learners.errors import RolloutFileError, UsageError
 from learners.replay.stored_run import ChosenBranch, StoredRollouts, StoredTokenizer, StoredTrainer
 from learners.replay.trees import build_trees
-from learners.rollouts import list_iterations, read_rows, write_rows
+from learners.rollouts import list_iterations, read_rows, to_floats, write_rows
 from learners.runs import Recorder, Run, make_env
 from learners.tree import RolloutTree, Trajectory
 
@@ -200,15 +199,11 @@ def _update_row(row: Mapping[str, Any], trajectory: Trajectory) -> dict[str, Any
     return dict(row) | {
         "reward": trajectory.reward,
         "reward_terms": list(trajectory.reward_terms.items()),
-        "future_values": _to_floats(diagnostics.future_values),
-        "branch_scores": _to_floats(diagnostics.scores),
-        "advantages": _to_floats(diagnostics.advantages),
+        "future_values": to_floats(diagnostics.future_values),
+        "branch_scores": to_floats(diagnostics.scores),
+        "advantages": to_floats(diagnostics.advantages),
         "weights": None,
     }
-
-
-def _to_floats(values: Tensor | None) -> list[float] | None:
-    return None if values is None else values.tolist()
 
 
 def compare_rows(rows: Sequence[Mapping[str, Any]], replayed: Replayed) -> Observations:

@@ -10,7 +10,13 @@ from __future__ import annotations
 
 from learners.rollouts.encoding import encode
 from learners.rollouts.rollout import RESERVED_TOKENS, Hook, Rollouts
-from learners.rollouts.storage import list_iterations, read_rows, write_rollouts, write_rows
+from learners.rollouts.storage import (
+    list_iterations,
+    read_rows,
+    to_floats,
+    write_rollouts,
+    write_rows,
+)
 from learners.rollouts.tool_threads import ATTEMPTS, UNAVAILABLE, step_with_retries
 
 __all__ = [
@@ -23,6 +29,7 @@ __all__ = [
     "list_iterations",
     "read_rows",
     "step_with_retries",
+    "to_floats",
     "write_rollouts",
     "write_rows",
 ]

@@ -218,14 +218,14 @@ def _build_row(
         "mask": trajectory.response_mask,
         "sampler_logprobs": trajectory.sampler_logprobs,
         "sampler_entropies": trajectory.sampler_entropies,
-        "old_logprobs": _to_floats(trajectory.old_logprobs),
-        "logprobs": _to_floats(diagnostics.logprobs),
-        "entropies": _to_floats(diagnostics.entropies),
-        "reference_logprobs": _to_floats(trajectory.reference_logprobs),
-        "future_values": _to_floats(diagnostics.future_values),
-        "branch_scores": _to_floats(diagnostics.scores),
-        "advantages": _to_floats(diagnostics.advantages),
-        "weights": _to_floats(diagnostics.weights),
+        "old_logprobs": to_floats(trajectory.old_logprobs),
+        "logprobs": to_floats(diagnostics.logprobs),
+        "entropies": to_floats(diagnostics.entropies),
+        "reference_logprobs": to_floats(trajectory.reference_logprobs),
+        "future_values": to_floats(diagnostics.future_values),
+        "branch_scores": to_floats(diagnostics.scores),
+        "advantages": to_floats(diagnostics.advantages),
+        "weights": to_floats(diagnostics.weights),
     }
 
 
@@ -285,7 +285,8 @@ def _build_turn(turn: Turn, begin: int, texts: Sequence[str], restricted: bool) 
     }
 
 
-def _to_floats(values: Tensor | None) -> list[float] | None:
+def to_floats(values: Tensor | None) -> list[float] | None:
+    """Turn a tensor into a column's value; None stays None."""
     return None if values is None else values.tolist()
 
 

@@ -47,8 +47,6 @@ class Session:
     trainer: PolicyTrainer
     rollouts: Rollouts
     folder: Path
-    tasks: Sequence[Task]
-    """Training tasks, in the benchmark's order."""
     test_env: ToolEnv | None = None
     """The environment of the evaluations before and after training; None: no such evaluation."""
     iteration: int = 0
@@ -73,12 +71,17 @@ class Session:
             config, policy, rollouts.sampler, rollouts.ledger, recorder, reference
         )
         run = Run(config, rollouts, trainer, recorder)
-        return cls(run, trainer, rollouts, folder, rollouts.tasks, test_env)
+        return cls(run, trainer, rollouts, folder, test_env)
 
     @property
     def config(self) -> RunConfig:
         """The run's options."""
         return self.run.config
+
+    @property
+    def tasks(self) -> Sequence[Task]:
+        """Training tasks, in the benchmark's order."""
+        return self.rollouts.tasks
 
     @property
     def policy(self) -> Policy:
@@ -139,7 +142,7 @@ def open_session(
         _ = test_env.tasks  # loaded on first access
     prove_sandbox(env)
     policy = _load_policy(config, folder, newest)
-    loaded = policy.loaded
+    loaded, turns = policy.loaded, resolve_turns(config)
     sampler = open_sampler(config, loaded, env.stop_tags)
     rollouts = Rollouts(
         env,
@@ -148,8 +151,8 @@ def open_session(
         config.sampling.max_response_tokens,
         config.sampling.temperature,
         config.training.seed,
-        tool_threads=config.sampling.sampler_rows if resolve_turns(config) == "overlap" else 8,
-        turns=resolve_turns(config),
+        tool_threads=config.sampling.sampler_rows if turns == "overlap" else 8,
+        turns=turns,
         ledger=ledger,
     )
     session = Session.of(
